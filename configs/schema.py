@@ -1,0 +1,243 @@
+"""The recipe of a run: frozen dataclasses, read from YAML, every key checked.
+
+In: a YAML file (a path, or a bare name looked up in this package) and `section.field=value` overrides.
+Out: a `Recipe`. A recipe states every value that changes a result, so nothing here has a default: an unknown,
+missing or mistyped key is refused with the file, the key, what was expected and the nearest valid key.
+"""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    name: str
+    dir: str | None  # where the run lives; runs/<name> when null
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    source: str  # "smollm2-135m" (embedded) or a Hugging Face directory
+    dtype: Literal["float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    sources: tuple[str, ...]  # see pipelines.prompts
+    limit: int  # training prompts kept, balanced over the tasks
+    heldout: int  # further prompts kept aside for held-out acceptance
+
+
+@dataclasses.dataclass(frozen=True)
+class Responses:
+    regenerate: bool  # false: train on the responses found in the prompt files; costs acceptance
+    max_prompt_tokens: int
+    max_new_tokens: int
+    temperature: float  # 0 is greedy
+    batch: int  # rows generated together
+    shard_size: int  # responses per shard; a finished shard is never redone
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    mode: Literal["cached", "online"]
+    dtype: Literal["float16", "bfloat16", "float32"]  # of the cache
+
+
+@dataclasses.dataclass(frozen=True)
+class Drafter:
+    num_layers: int
+    target_layer_ids: tuple[int, ...] | None  # taps; the DFlash default when null
+    width: int  # W: one anchor and W-1 drafted tokens
+    causal: bool  # in-block attention
+    sliding_window: int | None  # context positions seen by every layer; all when null
+    mask_token_id: int | None  # an unused special token of the target when null
+    draft_vocab_size: int | None  # most frequent response tokens; the whole vocabulary when null
+    init: Literal["target", "random"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    rows: int  # packed rows per step
+    row_length: int  # context tokens per row
+    anchors: int  # blocks per row
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    weighting: Literal["dpace", "decay"]
+    gamma: float  # decay length in slots (decay); unused by dpace
+    head_chunk: int  # block positions whose logits exist at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    learning_rate: float
+    weight_decay: float
+    warmup_fraction: float
+    clip: float
+    b1: float
+    b2: float
+    accumulation: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    steps: int
+    remat: bool
+    dtype: Literal["float32", "bfloat16"]  # of the drafter's computation; parameters stay float32
+    eval_every: int
+    checkpoint_every: int
+    keep: int
+    log_every: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    data: int
+    fsdp: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    run: Run
+    target: Target
+    prompts: Prompts
+    responses: Responses
+    features: Features
+    drafter: Drafter
+    batches: Batches
+    loss: Loss
+    optimizer: Optimizer
+    train: Train
+    mesh: Mesh
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.run.dir) if self.run.dir else Path("runs") / self.run.name
+
+    def to_dict(self) -> dict[str, Any]:
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used; the message names file, key, expected, got."""
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in file `name` with `section.field=value` overrides applied.
+
+    Raises:
+      RecipeError: file missing, not YAML, or a key unknown, missing or of the wrong type.
+    """
+    path = find_recipe(name)
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{path}: expected sections ({', '.join(_names(Recipe))}), got {_describe(raw)}")
+    for override in overrides:
+        _apply(raw, override)
+    return _build(Recipe, raw, str(path), "")
+
+
+def find_recipe(name: str) -> Path:
+    """The path of a recipe given as a path or as a bare name of one shipped in configs/."""
+    shipped = Path(str(resources.files("configs")))
+    candidates = [Path(name), shipped / name, shipped / f"{name}.yaml"]
+    for path in candidates:
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(path.name for path in shipped.glob("*.yaml")))
+    raise RecipeError(f"no recipe {name!r}: expected a file, or one of the shipped recipes ({known})")
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    section, dot, field = key.partition(".")
+    if not (equals and dot and field):
+        raise RecipeError(f"override {override!r}: expected section.field=value, for example train.steps=100")
+    if section not in _names(Recipe):
+        raise RecipeError(f"override {override!r}: no section {section!r}{_nearest(section, _names(Recipe))}")
+    if not isinstance(raw.setdefault(section, {}), dict):
+        raise RecipeError(f"override {override!r}: section {section!r} of the file is not a mapping")
+    try:
+        raw[section][field] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"override {override!r}: the value is not valid YAML") from error
+
+
+def _build(cls: type, raw: Any, where: str, prefix: str) -> Any:
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{where}: {prefix or 'recipe'}: expected a mapping of keys, got {_describe(raw)}")
+    names = _names(cls)
+    for key in raw:
+        if key not in names:
+            raise RecipeError(f"{where}: unknown key {prefix}{key}{_nearest(str(key), names)}")
+    missing = [name for name in names if name not in raw]
+    if missing:
+        listed = ", ".join(prefix + name for name in missing)
+        raise RecipeError(f"{where}: missing key {listed}: every recipe states every value")
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for name in names:
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            values[name] = _build(typing.cast(type, hint), raw[name], where, f"{prefix}{name}.")
+        else:
+            values[name] = _check(hint, raw[name], f"{where}: {prefix}{name}")
+    return cls(**values)
+
+
+def _check(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type `hint`; the only conversions are list -> tuple and int -> float."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        (inner,) = [arg for arg in args if arg is not type(None)]
+        return _check(inner, value, where)
+    if origin is Literal:
+        if value not in args:
+            choices = ", ".join(map(str, args))
+            raise RecipeError(f"{where}: expected one of {choices}, got {value!r}{_nearest(str(value), args)}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise RecipeError(f"{where}: expected a list of {args[0].__name__}, got {_describe(value)}")
+        return tuple(_check(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise RecipeError(f"{where}: expected {hint.__name__}, got {_describe(value)}{_hint(hint, value)}")
+    return value
+
+
+def _hint(hint: type, value: Any) -> str:
+    if hint is float and isinstance(value, str):
+        return " (YAML reads 6e-4 as text; write 6.0e-4)"
+    return ""
+
+
+def _names(cls: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(cls)]
+
+
+def _nearest(key: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(key, list(names), n=1)
+    return f"; did you mean {close[0]}?" if close else f"; valid keys: {', '.join(names)}"
+
+
+def _describe(value: Any) -> str:
+    return f"{type(value).__name__} {value!r}"

@@ -1,0 +1,92 @@
+"""The layers both networks are made of: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+
+Weights are [in, out], q/k/v and gate/up fused where they read the same input. Norms, softmax and logits are computed
+in float32 whatever the compute type.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+
+class Frozen(nnx.Variable):
+    """A weight of the target: never trained, never checkpointed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Llama-3.1 frequency scaling (the `rope_type: llama3` fields of a Hugging Face config)."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+
+def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> tuple[float, ...]:
+    """Inverse frequencies (H/2 of them, float32 values), with the Llama-3.1 rule applied when `scaling` is given.
+
+    Wavelengths shorter than original/high_freq_factor are kept, longer than original/low_freq_factor divided by
+    `factor`, the band between interpolated linearly in original/wavelength.
+    """
+    frequencies = 1.0 / theta ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    if scaling is not None:
+        turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
+        band = scaling.high_freq_factor - scaling.low_freq_factor
+        keep = np.clip((turns - scaling.low_freq_factor) / band, 0.0, 1.0)
+        frequencies = keep * frequencies + (1 - keep) * frequencies / scaling.factor
+    return tuple(frequencies.astype(np.float32).tolist())
+
+
+def rotation(positions: Int[Array, "B T"], frequencies: tuple[float, ...]) -> Float[Array, "2 B T H2"]:
+    """cos and sin of every position's angles, float32."""
+    angles = positions[..., None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)
+    return jnp.stack([jnp.cos(angles), jnp.sin(angles)])
+
+
+def rotate(x: Float[Array, "B T M H"], rotation: Float[Array, "2 B T H2"]) -> Float[Array, "B T M H"]:
+    """`x` turned by its positions, split-half convention (first half pairs with second half)."""
+    cos, sin = rotation[:, :, :, None, :]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+def rms_norm(x: Float[Array, "*b D"], scale: Float[Array, " D"], eps: float) -> Float[Array, "*b D"]:
+    """RMSNorm over the last dimension, in float32, back in the type of `x`."""
+    wide = x.astype(jnp.float32)
+    wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
+    return (wide * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+def attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B K S H"],
+    v: Float[Array, "B K S H"],
+    mask: Bool[Array, "B T S"],
+) -> Float[Array, "B T N H"]:
+    """Grouped-query attention; query head n reads key/value head n // G. True in `mask` means visible."""
+    batch, num_tokens, num_heads, head_dim = q.shape
+    num_kv_heads = k.shape[1]
+    q = q.reshape(batch, num_tokens, num_kv_heads, num_heads // num_kv_heads, head_dim)
+    scores = jnp.einsum("btkgh,bksh->bkgts", q * head_dim**-0.5, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask[:, None, None], scores, -1e30)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    mixed = jnp.einsum("bkgts,bksh->btkgh", weights, v)
+    return mixed.reshape(batch, num_tokens, num_heads, head_dim)
+
+
+def swiglu(x: Float[Array, "*b D"], gate_up: Float[Array, "D 2F"], down: Float[Array, "F D"]) -> Float[Array, "*b D"]:
+    """The gated MLP: silu(gate) * up, projected down; `gate_up` holds gate's columns first."""
+    gate, up = jnp.split(x @ gate_up, 2, axis=-1)
+    return (jax.nn.silu(gate) * up) @ down
+
+
+def logits(hidden: Float[Array, "*b D"], head: Float[Array, "V D"]) -> Float[Array, "*b V"]:
+    """Float32 logits of `hidden` under an LM head of V rows."""
+    return jnp.einsum("...d,vd->...v", hidden, head, preferred_element_type=jnp.float32)

@@ -1,0 +1,153 @@
+"""The target: a frozen decoder-only LLM (Llama, Qwen2 or Qwen3 family) with taps.
+
+In: token ids with their positions. Out: hidden states, and the features the drafter reads. The feature of layer l is
+the residual stream after layer l (0-based; `hidden_states[l + 1]` in Hugging Face terms), before any final norm;
+several taps are concatenated on the last dimension in the order given.
+"""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from models import kv_cache
+from models.kv_cache import KVCache
+from models.layers import Frozen, RopeScaling, attention, logits, rms_norm, rope_frequencies, rotate, rotation, swiglu
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetConfig:
+    """The architecture of a target, in our names; `sources` translates foreign ones."""
+
+    name: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_size: int
+    rms_eps: float
+    rope_theta: float
+    rope_scaling: RopeScaling | None
+    tied_head: bool
+    qkv_bias: bool  # Qwen2
+    qk_norm: bool  # Qwen3
+    max_positions: int
+    eos_ids: tuple[int, ...]
+
+    @property
+    def qkv_size(self) -> int:
+        return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+
+
+class TargetLayer(nnx.Module):
+    """One pre-norm decoder layer; weights come in as arrays (see `sources` for their names)."""
+
+    def __init__(self, weights: dict[str, Any]):
+        self.attention_norm = Frozen(weights["attention_norm"])
+        self.qkv = Frozen(weights["qkv"])
+        self.qkv_bias = Frozen(weights["qkv_bias"]) if "qkv_bias" in weights else None
+        self.q_norm = Frozen(weights["q_norm"]) if "q_norm" in weights else None
+        self.k_norm = Frozen(weights["k_norm"]) if "k_norm" in weights else None
+        self.out = Frozen(weights["out"])
+        self.mlp_norm = Frozen(weights["mlp_norm"])
+        self.gate_up = Frozen(weights["gate_up"])
+        self.down = Frozen(weights["down"])
+
+
+class Target(nnx.Module):
+    """The frozen LLM: embedding, layers, final norm, LM head ([V, D]; the embedding itself when tied)."""
+
+    def __init__(self, config: TargetConfig, weights: dict[str, Any]):
+        self.config = config
+        self.embedding = Frozen(weights["embedding"])
+        self.layers = nnx.List([TargetLayer(layer) for layer in weights["layers"]])
+        self.norm = Frozen(weights["norm"])
+        self.untied_head = None if config.tied_head else Frozen(weights["head"])
+        self.frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+
+    @property
+    def head(self) -> Float[Array, "V D"]:
+        return self.embedding[...] if self.untied_head is None else self.untied_head[...]
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return self.embedding[...].dtype
+
+    def embed(self, tokens: Int[Array, "*b"]) -> Float[Array, "*b D"]:
+        return self.embedding[...][tokens]
+
+    def logits(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b V"]:
+        """Float32 logits of the final hidden states."""
+        return logits(rms_norm(hidden, self.norm[...], self.config.rms_eps), self.head)
+
+    def empty_cache(self, batch: int, capacity: int) -> KVCache:
+        config = self.config
+        shape = (batch, config.num_kv_heads, capacity, config.head_dim)
+        return kv_cache.empty_cache(config.num_layers, shape, self.dtype)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        mask: Bool[Array, "B T S"],
+        *,
+        cache: KVCache | None = None,
+        taps: tuple[int, ...] = (),
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T LD"], KVCache | None]:
+        """Hidden states after the last layer (before the final norm), features of `taps`, and the updated cache.
+
+        Without a cache the keys are those of `tokens` themselves (S = T). With one, row b's keys and values are
+        written at positions[b, 0]..positions[b, 0] + T - 1 and attention runs over the whole buffer.
+        """
+        x, tapped, turn = self.embed(tokens), {}, rotation(positions, self.frequencies)
+        keys, values = [], []
+        for index, layer in enumerate(self.layers):
+            q, k, v = self._project(layer, x, turn)
+            if cache is not None:
+                k = kv_cache.write(cache.keys[index], k, positions[:, 0])
+                v = kv_cache.write(cache.values[index], v, positions[:, 0])
+                keys.append(k)
+                values.append(v)
+            mixed = attention(q, k, v, mask)
+            x = x + mixed.reshape(*x.shape[:2], -1) @ layer.out[...]
+            normed = rms_norm(x, layer.mlp_norm[...], self.config.rms_eps)
+            x = x + swiglu(normed, layer.gate_up[...], layer.down[...])
+            tapped[index] = x
+        chosen = [tapped[tap] for tap in taps]
+        features = jnp.concatenate(chosen, axis=-1) if chosen else jnp.zeros((*x.shape[:2], 0), x.dtype)
+        return x, features, None if cache is None else KVCache(keys, values)
+
+    def _project(self, layer: TargetLayer, x: Array, turn: Array) -> tuple[Array, Array, Array]:
+        """Rotated queries [B T N H], rotated keys and values [B K T H]."""
+        config = self.config
+        normed = rms_norm(x, layer.attention_norm[...], config.rms_eps)
+        qkv = normed @ layer.qkv[...]
+        if layer.qkv_bias is not None:
+            qkv = qkv + layer.qkv_bias[...]
+        qkv = qkv.reshape(*x.shape[:2], -1, config.head_dim)
+        q, k, v = jnp.split(qkv, [config.num_heads, config.num_heads + config.num_kv_heads], axis=2)
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q = rms_norm(q, layer.q_norm[...], config.rms_eps)
+            k = rms_norm(k, layer.k_norm[...], config.rms_eps)
+        return rotate(q, turn), rotate(k, turn).swapaxes(1, 2), v.swapaxes(1, 2)
+
+
+def fingerprint(target: Target) -> str:
+    """A short name for exactly these weights: the config and the last norm, hashed."""
+    digest = hashlib.sha256(json.dumps(dataclasses.asdict(target.config), sort_keys=True).encode())
+    digest.update(np.asarray(target.norm[...], np.float32).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def default_taps(num_target_layers: int, num_layers: int) -> tuple[int, ...]:
+    """The DFlash tap rule: 36 target layers, 5 drafter layers -> (1, 9, 17, 25, 33)."""
+    if num_layers == 1:
+        return (num_target_layers // 2,)
+    return tuple(round(1 + i * (num_target_layers - 4) / (num_layers - 1)) for i in range(num_layers))

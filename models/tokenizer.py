@@ -1,0 +1,91 @@
+"""Text to token ids and back, and the chat template, without torch.
+
+In: the target's source, as for `sources`. A Hugging Face directory brings its own tokenizer files; the embedded GGUF
+brings its vocabulary, merges and template as metadata, from which the exact tokenizer is rebuilt.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from models.sources import EMBEDDED, embedded_file, open_gguf
+
+
+class Tokenizer:
+    """Encodes chats as the target was trained to read them."""
+
+    def __init__(self, fast: Any, mask_token_id: int):
+        self._fast = fast
+        self.default_mask_token_id = mask_token_id
+
+    def encode(self, text: str) -> list[int]:
+        return self._fast.encode(text, add_special_tokens=False)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Ids of the conversation with the generation prompt appended."""
+        text = self._fast.apply_chat_template(list(map(dict, messages)), tokenize=False, add_generation_prompt=True)
+        return self.encode(text)
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
+        return self._fast.decode(list(ids), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
+
+
+def load_tokenizer(source: str) -> Tokenizer:
+    """The tokenizer of the target named by `source`.
+
+    Raises:
+      ValueError: no tokenizer files there, or no chat template among them.
+    """
+    if source == EMBEDDED:
+        return _from_gguf(embedded_file())
+    return _from_directory(Path(source))
+
+
+def _from_directory(path: Path) -> Tokenizer:
+    from transformers import AutoTokenizer
+
+    try:
+        fast = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"target {path}: no usable tokenizer ({reason}); expected tokenizer.json beside it") from error
+    if fast.chat_template is None:
+        raise ValueError(f"target {path}: its tokenizer has no chat template; add chat_template.jinja beside it")
+    return Tokenizer(fast, _spare_token(fast))
+
+
+def _from_gguf(path: Path) -> Tokenizer:
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer as Backend
+    from transformers import PreTrainedTokenizerFast
+
+    fields = open_gguf(path).fields
+    tokens = fields["tokenizer.ggml.tokens"].contents()
+    kinds = fields["tokenizer.ggml.token_type"].contents()
+    merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"].contents()]
+    backend = Backend(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    backend.decoder = decoders.ByteLevel()
+    special = [token for token, kind in zip(tokens, kinds, strict=True) if kind == 3]
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        chat_template=fields["tokenizer.chat_template"].contents(),
+        bos_token=tokens[fields["tokenizer.ggml.bos_token_id"].contents()],
+        eos_token=tokens[fields["tokenizer.ggml.eos_token_id"].contents()],
+        clean_up_tokenization_spaces=False,
+    )
+    return Tokenizer(fast, _spare_token(fast, special))
+
+
+def _spare_token(fast: Any, special: Sequence[str] | None = None) -> int:
+    """A special token no chat contains, to stand for "not yet drafted": an own mask token, else the last special one."""
+    if fast.mask_token_id is not None:
+        return fast.mask_token_id
+    spare = list(special) if special else sorted(fast.get_added_vocab(), key=fast.convert_tokens_to_ids)
+    used = {fast.bos_token, fast.eos_token, fast.pad_token}
+    for token in reversed(spare):
+        if token not in used:
+            return fast.convert_tokens_to_ids(token)
+    raise ValueError("the tokenizer has no spare special token; set drafter.mask_token_id to an id no text uses")
