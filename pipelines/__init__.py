@@ -1,0 +1,1 @@
+"""The data pipelines: prompts, responses, features, batches."""
