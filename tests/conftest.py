@@ -1,4 +1,4 @@
-"""Test session set-up: CPU only, shapes and types checked at run time, compiled programs kept between runs."""
+"""Test set-up: CPU only, shapes and types checked at run time, compiled programs kept between runs."""
 
 import os
 from pathlib import Path
