@@ -1,0 +1,110 @@
+"""Packages import along the arrow only, and a command's --help loads nothing heavy.
+
+The arrow: configs <- models <- pipelines <- train, and configs, models <- serve.
+"""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MAY_IMPORT = {
+    "configs": {"configs"},
+    "models": {"configs", "models"},
+    "pipelines": {"configs", "models", "pipelines"},
+    "train": {"configs", "models", "pipelines", "train"},
+    "serve": {"configs", "models", "serve"},
+}
+HEAVY = ("jax", "flax", "tunix", "torch", "transformers", "tensorflow_datasets", "grain", "numba", "pandas")
+HELP_SECONDS = 1.0
+
+
+def imported_names(source: str) -> list[tuple[int, str]]:
+    """Every (line, module) that the source imports, wherever in it; a relative import is the module "."."""
+    found: list[tuple[int, str]] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append((node.lineno, "." if node.level else str(node.module)))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in (
+            "import_module",
+            "importlib.import_module",
+        ):
+            found += [(node.lineno, str(arg.value)) for arg in node.args[:1] if isinstance(arg, ast.Constant)]
+    return found
+
+
+def wrong_arrows(root: Path) -> list[str]:
+    """One line for each import under `root` that points against the arrow; relative ones count as wrong."""
+    wrong = []
+    for package, allowed in MAY_IMPORT.items():
+        for file in sorted((root / package).rglob("*.py")):
+            for line, module in imported_names(file.read_text()):
+                top = module.split(".")[0]
+                if top == "" or (top in {*MAY_IMPORT, "tests"} and top not in allowed):
+                    wrong.append(f"{file.relative_to(root)}:{line} imports {module}")
+    return wrong
+
+
+def test_all_five_packages_are_there():
+    assert [package for package in MAY_IMPORT if not (ROOT / package / "__init__.py").is_file()] == []
+
+
+def test_no_import_points_against_the_arrow():
+    assert wrong_arrows(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("serve/decoder.py", "from train.loss import weights"),
+        ("train/trainer.py", "import serve.verify"),
+        ("models/target.py", "def load():\n    import pipelines.prompts"),
+        ("configs/schema.py", "from models import shapes"),
+        ("pipelines/batches.py", "import importlib\nimportlib.import_module('train.loss')"),
+        ("train/loss.py", "from . import acceptance"),
+    ],
+)
+def test_a_planted_wrong_import_is_found(tmp_path: Path, file: str, line: str):
+    planted = tmp_path / file
+    planted.parent.mkdir()
+    planted.write_text("import json\nfrom configs import schema\n" + line + "\n")
+    assert [found.split(":")[0] for found in wrong_arrows(tmp_path)] == [file]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "pipelines --help",
+        "pipelines prepare --help",
+        "train --help",
+        "train export --help",
+        "serve --help",
+        "serve eval --help",
+    ],
+)
+def test_help_answers_at_once(arguments: str):
+    """Processor time is what is bounded: it does not depend on what else the machine is doing."""
+    module, *rest = arguments.split()
+    program = (
+        "import runpy, sys, time\n"
+        f"sys.argv = {[module, *rest]!r}\n"
+        "try:\n"
+        f"    runpy.run_module({module!r}, run_name='__main__', alter_sys=True)\n"
+        "except SystemExit as end:\n"
+        "    print('code', end.code or 0)\n"
+        f"print('heavy', [name for name in {HEAVY!r} if name in sys.modules])\n"
+        "print('seconds', time.process_time())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    text, outcome = done.stdout.rsplit("code ", 1)
+    code, heavy, seconds = outcome.splitlines()
+    assert "usage" in text.lower()
+    assert (code, heavy) == ("0", "heavy []")
+    assert float(seconds.split()[1]) < HELP_SECONDS
