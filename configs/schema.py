@@ -22,6 +22,7 @@ import yaml
 class Run:
     name: str
     dir: str | None  # where the run lives; runs/<name> when null
+    data_dir: str  # responses and features, shared by all runs that ask for the same ones
     seed: int
 
 
@@ -70,7 +71,7 @@ class Drafter:
 class Batches:
     rows: int  # packed rows per step
     row_length: int  # context tokens per row
-    anchors: int  # blocks per row
+    blocks: dict[int, int]  # block width -> anchors per row; the widest is drafter.width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,6 +218,10 @@ def _check(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list):
             raise RecipeError(f"{where}: expected a list of {args[0].__name__}, got {_describe(value)}")
         return tuple(_check(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict) or not value:
+            raise RecipeError(f"{where}: expected a mapping of {args[0].__name__} to {args[1].__name__}, got {_describe(value)}")
+        return {_check(args[0], key, where): _check(args[1], item, f"{where}[{key}]") for key, item in value.items()}
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:

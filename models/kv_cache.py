@@ -15,29 +15,39 @@ from jaxtyping import Array, Float, Int
 
 @struct.dataclass
 class KVCache:
-    """Per-layer buffers; index s of the third dimension is absolute position s."""
+    """Per-layer buffers; index s is absolute position s. Keys lie transposed, as the score matmul reads them."""
 
-    keys: list[Float[Array, "B K S H"]]
+    keys: list[Float[Array, "B K H S"]]
     values: list[Float[Array, "B K S H"]]
 
     @property
     def capacity(self) -> int:
-        return self.keys[0].shape[2]
+        return self.values[0].shape[2]
 
 
 def empty_cache(num_layers: int, shape: Sequence[int], dtype: jnp.dtype) -> KVCache:
     """A zeroed cache; `shape` is (B, K, S, H)."""
+    batch, num_kv_heads, capacity, head_dim = shape
     return KVCache(
-        keys=[jnp.zeros(shape, dtype) for _ in range(num_layers)],
+        keys=[jnp.zeros((batch, num_kv_heads, head_dim, capacity), dtype) for _ in range(num_layers)],
         values=[jnp.zeros(shape, dtype) for _ in range(num_layers)],
     )
 
 
-def write(
-    buffer: Float[Array, "B K S H"], rows: Float[Array, "B K T H"], start: Int[Array, " B"]
-) -> Float[Array, "B K S H"]:
-    """`buffer` with `rows` at positions start..start+T-1 of each batch row (in place when donated)."""
-    rows = rows.astype(buffer.dtype)
+def write(cache: KVCache, rows: KVCache, start: Int[Array, " B"]) -> KVCache:
+    """`cache` with the T positions of `rows` at start..start+T-1 of each batch row (in place when donated)."""
+    return KVCache(
+        keys=[_write(buffer, new, start, axis=2) for buffer, new in zip(cache.keys, rows.keys, strict=True)],
+        values=[_write(buffer, new, start, axis=1) for buffer, new in zip(cache.values, rows.values, strict=True)],
+    )
+
+
+def _write(buffer: Array, rows: Array, start: Array, *, axis: int) -> Array:
+    """One buffer; `axis` is the position dimension without the batch."""
+
+    def update(buffer: Array, rows: Array, start: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(buffer, rows.astype(buffer.dtype), start, axis)
+
     if buffer.shape[0] == 1:  # a plain slice update: the batched form lowers to a scatter, slower at batch 1
-        return jax.lax.dynamic_update_slice(buffer, rows, (0, 0, start[0], 0))
-    return jax.vmap(lambda b, r, s: jax.lax.dynamic_update_slice(b, r, (0, s, 0)))(buffer, rows, start)
+        return update(buffer[0], rows[0], start[0])[None]
+    return jax.vmap(update)(buffer, rows, start)

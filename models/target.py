@@ -111,8 +111,9 @@ class Target(nnx.Module):
         for index, layer in enumerate(self.layers):
             q, k, v = self._project(layer, x, turn)
             if cache is not None:
-                k = kv_cache.write(cache.keys[index], k, positions[:, 0])
-                v = kv_cache.write(cache.values[index], v, positions[:, 0])
+                past = KVCache([cache.keys[index]], [cache.values[index]])
+                past = kv_cache.write(past, KVCache([k], [v]), positions[:, 0])
+                k, v = past.keys[0], past.values[0]
                 keys.append(k)
                 values.append(v)
             mixed = attention(q, k, v, mask)
@@ -125,7 +126,7 @@ class Target(nnx.Module):
         return x, features, None if cache is None else KVCache(keys, values)
 
     def _project(self, layer: TargetLayer, x: Array, turn: Array) -> tuple[Array, Array, Array]:
-        """Rotated queries [B T N H], rotated keys and values [B K T H]."""
+        """Rotated queries [B T N H], rotated keys [B K H T], values [B K T H]."""
         config = self.config
         normed = rms_norm(x, layer.attention_norm[...], config.rms_eps)
         qkv = normed @ layer.qkv[...]
@@ -136,7 +137,7 @@ class Target(nnx.Module):
         if layer.q_norm is not None and layer.k_norm is not None:
             q = rms_norm(q, layer.q_norm[...], config.rms_eps)
             k = rms_norm(k, layer.k_norm[...], config.rms_eps)
-        return rotate(q, turn), rotate(k, turn).swapaxes(1, 2), v.swapaxes(1, 2)
+        return rotate(q, turn), rotate(k, turn).transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
 
 
 def fingerprint(target: Target) -> str:

@@ -1,0 +1,247 @@
+"""The DFlash drafter (arXiv 2602.06036): reads the target's features, fills a whole block of W tokens in one pass.
+
+Context: `hidden_norm(fc(features))` of the positions before the anchor, read by every layer through its key and value
+projections alone. Block: the anchor token and W-1 mask tokens, embedded by the target's own embedding; only they make
+queries. Slot i's final hidden state, under the target's LM head, predicts the token i positions after the anchor.
+The drafter owns neither embedding nor head.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from models.kv_cache import KVCache
+from models.layers import (
+    RopeScaling,
+    group_heads,
+    rms_norm,
+    rope_frequencies,
+    rotate,
+    rotation,
+    swiglu,
+    ungroup_heads,
+)
+from models.masks import block_mask
+from models.target import Target, TargetConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DrafterConfig:
+    """The architecture of a drafter and what it is bound to in its target."""
+
+    width: int
+    num_layers: int
+    target_layer_ids: tuple[int, ...]
+    num_target_layers: int
+    target_hidden_size: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_size: int
+    rms_eps: float
+    rope_theta: float
+    rope_scaling: RopeScaling | None
+    max_positions: int
+    vocab_size: int
+    tied_head: bool
+    mask_token_id: int
+    causal: bool
+    sliding_window: int | None
+    draft_vocab_size: int | None
+
+    @property
+    def q_size(self) -> int:
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        return self.num_kv_heads * self.head_dim
+
+
+class DrafterLayer(nnx.Module):
+    """One pre-norm layer. q reads the block alone; kv reads context and block."""
+
+    def __init__(self, weights: dict[str, Any]):
+        self.attention_norm = nnx.Param(weights["attention_norm"])
+        self.q = nnx.Param(weights["q"])
+        self.kv = nnx.Param(weights["kv"])
+        self.q_norm = nnx.Param(weights["q_norm"])
+        self.k_norm = nnx.Param(weights["k_norm"])
+        self.out = nnx.Param(weights["out"])
+        self.mlp_norm = nnx.Param(weights["mlp_norm"])
+        self.gate_up = nnx.Param(weights["gate_up"])
+        self.down = nnx.Param(weights["down"])
+
+
+class Drafter(nnx.Module):
+    """Parameters float32, computation in `dtype`."""
+
+    def __init__(self, config: DrafterConfig, weights: dict[str, Any], dtype: str = "float32"):
+        self.config = config
+        self.dtype = dtype
+        self.fc = nnx.Param(weights["fc"])
+        self.hidden_norm = nnx.Param(weights["hidden_norm"])
+        self.layers = nnx.List([DrafterLayer(layer) for layer in weights["layers"]])
+        self.norm = nnx.Param(weights["norm"])
+        self.frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+
+    def context(self, features: Float[Array, "B S LE"], positions: Int[Array, "B S"]) -> KVCache:
+        """Keys [B K H S] and values [B K S H] of context positions, for every layer."""
+        fused = features.astype(self.dtype) @ self._cast(self.fc)
+        fused = rms_norm(fused, self._cast(self.hidden_norm), self.config.rms_eps)
+        turn = rotation(positions, self.frequencies)
+        pairs = [self._key_value(layer, fused, turn) for layer in self.layers]
+        keys = [key.transpose(0, 2, 3, 1) for key, _ in pairs]
+        return KVCache(keys, [value.transpose(0, 2, 1, 3) for _, value in pairs])
+
+    def __call__(
+        self,
+        block: Float[Array, "B A W D"],
+        anchor_positions: Int[Array, "B A"],
+        context: KVCache,
+        context_mask: Bool[Array, "B A S"],
+        *,
+        remat: bool = False,
+    ) -> Float[Array, "B A W D"]:
+        """Final hidden states (after `norm`) of A blocks per row, each at its anchor, over a shared context."""
+        batch, num_anchors, width, _ = block.shape
+        positions = anchor_positions[:, :, None] + jnp.arange(width)
+        turn = rotation(positions.reshape(batch, -1), self.frequencies)
+        layer_step = nnx.remat(self._layer, static_argnums=()) if remat else self._layer
+        x = block.astype(self.dtype)
+        for index, layer in enumerate(self.layers):
+            x = layer_step(layer, x, turn, context.keys[index], context.values[index], context_mask)
+        return rms_norm(x, self._cast(self.norm), self.config.rms_eps)
+
+    def _layer(
+        self, layer: DrafterLayer, x: Array, turn: Array, context_keys: Array, context_values: Array, mask: Array
+    ) -> Array:
+        shape, eps = x.shape, self.config.rms_eps
+        flat = x.reshape(shape[0], -1, shape[-1])
+        normed = rms_norm(flat, self._cast(layer.attention_norm), eps)
+        q = (normed @ self._cast(layer.q)).reshape(*flat.shape[:2], self.config.num_heads, -1)
+        q = rotate(rms_norm(q, self._cast(layer.q_norm), eps), turn)
+        k, v = self._key_value(layer, normed, turn)
+        blocked = [part.reshape(*shape[:3], *part.shape[2:]) for part in (q, k, v)]
+        inside = block_mask(shape[2], causal=self.config.causal)
+        mixed = block_attention(*blocked, context_keys, context_values, mask, inside)
+        flat = flat + mixed.reshape(*flat.shape[:2], -1) @ self._cast(layer.out)
+        normed = rms_norm(flat, self._cast(layer.mlp_norm), eps)
+        return (flat + swiglu(normed, self._cast(layer.gate_up), self._cast(layer.down))).reshape(shape)
+
+    def _key_value(self, layer: DrafterLayer, x: Array, turn: Array) -> tuple[Array, Array]:
+        """Rotated keys and values [B T K H] of normed inputs [B T D]."""
+        kv = (x @ self._cast(layer.kv)).reshape(*x.shape[:2], -1, self.config.head_dim)
+        k, v = jnp.split(kv, 2, axis=2)
+        return rotate(rms_norm(k, self._cast(layer.k_norm), self.config.rms_eps), turn), v
+
+    def _cast(self, param: nnx.Param) -> Array:
+        return param[...].astype(self.dtype)
+
+
+def block_attention(
+    q: Float[Array, "B A W N H"],
+    k: Float[Array, "B A W K H"],
+    v: Float[Array, "B A W K H"],
+    context_keys: Float[Array, "B K H S"],
+    context_values: Float[Array, "B K S H"],
+    context_mask: Bool[Array, "B A S"],
+    inside: Bool[Array, "W W"],
+) -> Float[Array, "B A W N H"]:
+    """Attention of every block over [context; its own block]: one softmax over both, in float32.
+
+    The two parts stay apart (no [Q, S + W] concatenation); they share the maximum and the sum.
+    """
+    batch, num_anchors, width, num_heads, head_dim = q.shape
+    num_kv_heads, wide = k.shape[3], jnp.float32
+    grouped = group_heads(q.reshape(batch, -1, num_heads, head_dim), num_kv_heads)
+    outer = jnp.einsum("bkqh,bkhs->bkqs", grouped, context_keys, preferred_element_type=wide)
+    outer = outer.reshape(batch, num_kv_heads, -1, num_anchors, width, context_mask.shape[-1])
+    outer = jnp.where(context_mask[:, None, None, :, None, :], outer, -1e30)
+    local = grouped.reshape(*outer.shape[:5], head_dim)
+    inner = jnp.einsum("bkgawh,baukh->bkgawu", local, k, preferred_element_type=wide)
+    inner = jnp.where(inside, inner, -1e30)
+
+    top = jnp.maximum(outer.max(axis=-1, keepdims=True), inner.max(axis=-1, keepdims=True))
+    outer, inner = (jnp.exp(part - jax.lax.stop_gradient(top)) for part in (outer, inner))
+    total = outer.sum(axis=-1, keepdims=True) + inner.sum(axis=-1, keepdims=True)
+    flat = outer.astype(v.dtype).reshape(*grouped.shape[:3], -1)
+    mixed = jnp.einsum("bkqs,bksh->bkqh", flat, context_values).reshape(local.shape)
+    mixed = mixed + jnp.einsum("bkgawu,baukh->bkgawh", inner.astype(v.dtype), v)
+    mixed = (mixed / total).astype(v.dtype).reshape(grouped.shape)
+    return ungroup_heads(mixed, num_heads).reshape(q.shape)
+
+
+def block_tokens(anchors: Int[Array, "*b"], width: int, mask_token_id: int) -> Int[Array, "*b W"]:
+    """A block's input: the anchor token, then W-1 mask tokens."""
+    masked = jnp.full((*anchors.shape, width - 1), mask_token_id, anchors.dtype)
+    return jnp.concatenate([anchors[..., None], masked], axis=-1)
+
+
+def random_weights(config: DrafterConfig, rng: jax.Array) -> dict[str, Any]:
+    """Fresh weights: normal(0.02) matrices, output projections scaled down by depth, unit norms."""
+    d, keys = config.hidden_size, iter(jax.random.split(rng, 8 * config.num_layers + 1))
+
+    def matrix(rows: int, columns: int, scale: float = 1.0) -> Array:
+        return 0.02 * scale * jax.random.normal(next(keys), (rows, columns), jnp.float32)
+
+    depth = (2 * config.num_layers) ** -0.5
+    layers = [
+        {
+            "attention_norm": jnp.ones(d),
+            "q": matrix(d, config.q_size),
+            "kv": matrix(d, 2 * config.kv_size),
+            "q_norm": jnp.ones(config.head_dim),
+            "k_norm": jnp.ones(config.head_dim),
+            "out": matrix(config.q_size, d, depth),
+            "mlp_norm": jnp.ones(d),
+            "gate_up": matrix(d, 2 * config.mlp_size),
+            "down": matrix(config.mlp_size, d, depth),
+        }
+        for _ in range(config.num_layers)
+    ]
+    fc = matrix(len(config.target_layer_ids) * config.target_hidden_size, d)
+    return {"fc": fc, "hidden_norm": jnp.ones(d), "layers": layers, "norm": jnp.ones(d)}
+
+
+def target_weights(config: DrafterConfig, target: Target) -> dict[str, Any]:
+    """Weights taken from the target's own last layers; fc passes the last tap through.
+
+    The target's attention norm is folded into q/k/v, so that context (which skips that norm) makes the same keys a
+    block token would. Targets without per-head q/k norms give them the root mean square their projections have.
+    """
+    taken = list(target.layers)[-config.num_layers :]
+    layers = [_from_target_layer(layer, config, target.config) for layer in taken]
+    last = jnp.eye(config.target_hidden_size, config.hidden_size)
+    fc = jnp.concatenate([jnp.zeros_like(last)] * (len(config.target_layer_ids) - 1) + [last])
+    norm = jnp.asarray(target.norm[...], jnp.float32)
+    return {"fc": fc, "hidden_norm": jnp.ones(config.hidden_size), "layers": layers, "norm": norm}
+
+
+def _from_target_layer(layer: Any, config: DrafterConfig, target: TargetConfig) -> dict[str, Any]:
+    def wide(variable: Any) -> Array:
+        return jnp.asarray(variable[...], jnp.float32)
+
+    qkv = wide(layer.attention_norm)[:, None] * wide(layer.qkv)
+    q, k, v = jnp.split(qkv, [config.q_size, config.q_size + config.kv_size], axis=1)
+
+    def head_norm(norm: Any, matrix: Array) -> Array:
+        size = jnp.sqrt(jnp.mean(jnp.sum(jnp.square(matrix), axis=0)))
+        return jnp.full(config.head_dim, size) if norm is None else wide(norm)
+
+    return {
+        "attention_norm": jnp.ones(config.hidden_size),
+        "q": q,
+        "kv": jnp.concatenate([k, v], axis=1),
+        "q_norm": head_norm(layer.q_norm, q),
+        "k_norm": head_norm(layer.k_norm, k),
+        "out": wide(layer.out),
+        "mlp_norm": wide(layer.mlp_norm),
+        "gate_up": wide(layer.gate_up),
+        "down": wide(layer.down),
+    }

@@ -1,0 +1,134 @@
+"""The plain autoregressive loop: one token per target forward, all on device.
+
+It writes the responses drafters are trained on (many rows) and is the baseline speculation is measured against (one
+row). A segment is a `lax.while_loop` of single steps; the host looks in only between segments.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from models.kv_cache import KVCache
+from models.masks import cached_mask
+from models.target import Target
+
+
+@struct.dataclass
+class PlainState:
+    """Rows being written. Invariant: the cache holds positions < length - 1; the last token is not yet fed."""
+
+    tokens: Int[Array, "B S"]
+    length: Int[Array, " B"]  # tokens committed, prompt included
+    stop: Int[Array, " B"]  # length at which the row ends
+    done: Bool[Array, " B"]
+    seed: Int[Array, " B"]  # names the row's random draws, so that they do not depend on its batch mates
+    cache: KVCache
+
+
+def empty_rows(target: Target, batch: int, capacity: int) -> PlainState:
+    """A state of `batch` finished rows, to be filled by `insert`."""
+    return PlainState(
+        tokens=jnp.zeros((batch, capacity), jnp.int32),
+        length=jnp.ones(batch, jnp.int32),
+        stop=jnp.ones(batch, jnp.int32),
+        done=jnp.ones(batch, bool),
+        seed=jnp.zeros(batch, jnp.int32),
+        cache=target.empty_cache(batch, capacity),
+    )
+
+
+@partial(jax.jit, donate_argnames="state")
+def insert(
+    target: Target,
+    state: PlainState,
+    rows: Int[Array, " R"],
+    prompts: Int[Array, "R P"],
+    lengths: Int[Array, " R"],
+    stops: Int[Array, " R"],
+    seeds: Int[Array, " R"],
+) -> PlainState:
+    """`state` with prompts (padded on the right to P) prefilled into the given rows; rows >= B are dropped."""
+    positions = jnp.broadcast_to(jnp.arange(prompts.shape[1]), prompts.shape)
+    local = target.empty_cache(prompts.shape[0], prompts.shape[1])
+    mask = cached_mask(positions, prompts.shape[1])
+    _, _, filled = target(prompts, positions, mask, cache=local)
+    size = prompts.shape[1]
+    assert filled is not None
+    return state.replace(
+        tokens=state.tokens.at[rows, :size].set(prompts, mode="drop"),
+        length=state.length.at[rows].set(lengths, mode="drop"),
+        stop=state.stop.at[rows].set(stops, mode="drop"),
+        done=state.done.at[rows].set(False, mode="drop"),
+        seed=state.seed.at[rows].set(seeds, mode="drop"),
+        cache=KVCache(
+            keys=[b.at[rows, :, :, :size].set(n, mode="drop") for b, n in zip(state.cache.keys, filled.keys, strict=True)],
+            values=[b.at[rows, :, :size].set(n, mode="drop") for b, n in zip(state.cache.values, filled.values, strict=True)],
+        ),
+    )
+
+
+@partial(jax.jit, static_argnames=("num_steps", "temperature"), donate_argnames="state")
+def plain_segment(target: Target, state: PlainState, num_steps: int, temperature: float = 0.0) -> PlainState:
+    """`state` after up to `num_steps` tokens per unfinished row; ends early when every row is done."""
+
+    def unfinished(carry: tuple[Array, PlainState]) -> Array:
+        step, state = carry
+        return (step < num_steps) & ~jnp.all(state.done)
+
+    def advance(carry: tuple[Array, PlainState]) -> tuple[Array, PlainState]:
+        step, state = carry
+        return step + 1, plain_step(target, state, temperature)
+
+    return jax.lax.while_loop(unfinished, advance, (jnp.int32(0), state))[1]
+
+
+def plain_step(target: Target, state: PlainState, temperature: float) -> PlainState:
+    """One token for every unfinished row."""
+    positions = state.length[:, None] - 1
+    fed = jnp.take_along_axis(state.tokens, positions, axis=1)
+    mask = cached_mask(positions, state.cache.capacity)
+    hidden, _, cache = target(fed, positions, mask, cache=state.cache)
+    token = sample(target.logits(hidden[:, 0]), state.seed, state.length, temperature)
+    length = jnp.where(state.done, state.length, state.length + 1)
+    kept = jnp.take_along_axis(state.tokens, state.length[:, None], axis=1)[:, 0]
+    placed = jnp.where(state.done, kept, token)
+    rows = jnp.arange(token.shape[0])
+    assert cache is not None
+    return state.replace(
+        tokens=state.tokens.at[rows, state.length].set(placed),
+        length=length,
+        done=state.done | (length >= state.stop) | is_eos(token, target.config.eos_ids),
+        cache=cache,
+    )
+
+
+def sample(
+    logits: Float[Array, "B V"], seed: Int[Array, " B"], position: Int[Array, " B"], temperature: float
+) -> Int[Array, " B"]:
+    """Greedy at temperature 0, else a draw from softmax(logits / temperature), fixed by (seed, position)."""
+    if temperature == 0.0:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+    def draw(row: Array, seed: Array, position: Array) -> Array:
+        key = jax.random.fold_in(jax.random.key(seed), position)
+        return jax.random.categorical(key, row / temperature)
+
+    return jax.vmap(draw)(logits, seed, position).astype(jnp.int32)
+
+
+def is_eos(tokens: Int[Array, "*b"], eos_ids: tuple[int, ...]) -> Bool[Array, "*b"]:
+    """Which tokens end an answer."""
+    return jnp.isin(tokens, jnp.asarray(eos_ids, jnp.int32))
+
+
+def repetition(tokens: Sequence[int], size: int = 4) -> float:
+    """Share of an answer's n-grams that occurred before in it: 0 for fresh text, near 1 in a loop."""
+    grams = [tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+REPETITIVE = 0.5  # an answer with more repeated 4-grams than this counts as repeating itself

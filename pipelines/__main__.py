@@ -1,0 +1,34 @@
+"""python -m pipelines prepare --config RECIPE: responses and features, written once."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from configs.console import command, say
+from configs.schema import load_recipe
+
+
+@command
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m pipelines", description="Prepare the data of a recipe.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    text = "write the target's responses (and features, when cached); what is there already is reused"
+    prepare_parser = commands.add_parser("prepare", help=text, description=text)
+    prepare_parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/")
+    prepare_parser.add_argument("overrides", nargs="*", metavar="section.field=value")
+    options = parser.parse_args(arguments)
+    recipe = load_recipe(options.config, options.overrides)
+
+    from models.sources import load_target
+    from models.tokenizer import load_tokenizer
+    from pipelines.prepare import prepare
+
+    say(f"target: loading {recipe.target.source}")
+    target = load_target(recipe.target.source, recipe.target.dtype)
+    prepare(recipe, target, load_tokenizer(recipe.target.source))
+    say(f"next: python -m train --config {options.config} {' '.join(options.overrides)}".rstrip())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

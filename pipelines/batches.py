@@ -1,0 +1,80 @@
+"""Batches: packed rows with random anchors, a deterministic and checkpointable grain pipeline.
+
+In: responses and, when cached, their features. Out: dictionaries of numpy arrays, one training step each:
+
+    tokens, positions, segments [B, S] int32      packed context; segment 0 is padding
+    features [B, S, L*E]                          only when cached
+    anchors_w<W> [B, A] int32, one per width W    row indices of the anchors; -1 where a row has too few
+
+Anchors are drawn anew every epoch. Everything is a function of the seed and the step.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from pipelines.features import FeatureSource
+from pipelines.packing import Row, fill, pack
+from pipelines.responses import Response
+
+PREFETCH = 4  # batches; the default of 500 would hold gigabytes of features
+
+
+class RowSource:
+    """Packed rows by number, features included when there are any."""
+
+    def __init__(self, responses: Sequence[Response], features: FeatureSource | None, row_length: int):
+        if features is not None and len(features) != len(responses):
+            raise ValueError(
+                f"features: {len(features)} records for {len(responses)} responses; delete the directory and prepare again"
+            )
+        self._responses, self._features, self._length = responses, features, row_length
+        self.rows = pack([response.length for response in responses], row_length)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        row = self.rows[index]
+        out = fill(row, self._responses, self._length)
+        if self._features is not None:
+            out["features"] = self._stack_features(row)
+        return out
+
+    def _stack_features(self, row: Row) -> np.ndarray:
+        assert self._features is not None
+        parts = [self._features[number] for number in row.numbers]
+        missing = self._length - sum(map(len, parts))
+        return np.concatenate([*parts, np.zeros((missing, parts[0].shape[1]), parts[0].dtype)])
+
+
+def train_batches(source: RowSource, blocks: Mapping[int, int], *, rows: int, seed: int) -> Any:
+    """An endless grain iterator of batches; `blocks` maps block width to anchors per row."""
+
+    def draw(row: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return draw_anchors(row, blocks, rng)
+
+    if len(source) < rows:
+        raise ValueError(
+            f"batches.rows={rows}: the responses fill only {len(source)} rows; lower it, or raise prompts.limit"
+        )
+    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None).random_map(draw)
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCH)
+    return iter(dataset.batch(rows, drop_remainder=True).to_iter_dataset(options))
+
+
+def draw_anchors(
+    row: dict[str, np.ndarray], blocks: Mapping[int, int], rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """`row` with anchors drawn without replacement among its startable positions."""
+    row = dict(row)
+    places = rng.permutation(np.flatnonzero(row.pop("startable"))).astype(np.int32)
+    for width, count in blocks.items():
+        anchors = np.full(count, -1, np.int32)
+        taken = places[:count]
+        places = np.concatenate([places[count:], taken])  # comes round again only when a row is short of places
+        anchors[: len(taken)] = taken
+        row[f"anchors_w{width}"] = anchors
+    return row

@@ -1,0 +1,233 @@
+"""Responses: the text the target itself writes to every training prompt.
+
+In: prompts, the target, its tokenizer. Out, owned here: a directory
+
+    manifest.json                       what was asked: target, prompts digest, decoding
+    {train,heldout}/00000.array_record  shard: JSON records {task, id, prompt_ids, response_ids, finished}
+    {train,heldout}/00000.json          its completion mark {responses, tokens}, written last
+
+A shard without its mark does not count: an interrupted run writes it again and redoes no other. The directory's name
+is a digest of the manifest, so equal requests share it and different ones never meet.
+"""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from configs.console import Bar, progress, say
+from configs.schema import Recipe
+from models import generate
+from models.prompts import Prompt
+from models.target import Target, fingerprint
+from models.tokenizer import Tokenizer
+from pipelines import shards
+
+SEGMENT = 16  # decoding steps between looks at the rows
+REFILL = 8  # rows prefilled together
+
+
+@dataclasses.dataclass(frozen=True)
+class Response:
+    """One answer of the target: token ids of the chat prompt and of what it wrote (end token included)."""
+
+    task: str
+    id: str
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    finished: bool
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt_ids) + len(self.response_ids)
+
+    def to_record(self) -> bytes:
+        return json.dumps(dataclasses.asdict(self)).encode()
+
+    @staticmethod
+    def from_record(record: bytes) -> "Response":
+        raw = json.loads(record)
+        raw["prompt_ids"], raw["response_ids"] = tuple(raw["prompt_ids"]), tuple(raw["response_ids"])
+        return Response(**raw)
+
+
+def read_responses(directory: Path, split: str) -> list[Response]:
+    """All responses of a finished split, in prompt order."""
+    return [Response.from_record(record) for record in shards.read_records(directory / split)]
+
+
+def prepare_responses(
+    recipe: Recipe, target: Target, tokenizer: Tokenizer, splits: dict[str, list[Prompt]]
+) -> Path:
+    """The directory holding a response to every prompt of `splits` ({split: prompts}), written where missing."""
+    manifest = _manifest(recipe, target, splits)
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
+    directory = Path(recipe.run.data_dir) / "responses" / digest
+    shards.write_json(directory / "manifest.json", manifest)
+    for split, prompts in splits.items():
+        kept = _encode(recipe, target, tokenizer, prompts, split)
+        parts = shards.missing(directory / split, kept, recipe.responses.shard_size)
+        if parts:
+            _write_shards(recipe, target, tokenizer, directory / split, parts)
+        say(f"responses: {split}: {_summary(read_responses(directory, split))} in {directory / split}")
+    return directory
+
+
+def _manifest(recipe: Recipe, target: Target, splits: dict[str, list[Prompt]]) -> dict[str, Any]:
+    section = dataclasses.asdict(recipe.responses)
+    del section["batch"]  # changes the speed, not the text
+    if recipe.responses.temperature == 0.0:
+        seed = None
+    else:
+        seed = recipe.run.seed
+    texts = {split: [dataclasses.asdict(prompt) for prompt in prompts] for split, prompts in splits.items()}
+    digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
+    counts = {split: len(prompts) for split, prompts in splits.items()}
+    name = {"name": target.config.name, "fingerprint": fingerprint(target), "dtype": recipe.target.dtype}
+    return {"target": name, "prompts": {"counts": counts, "digest": digest}, "responses": section, "seed": seed}
+
+
+def _encode(
+    recipe: Recipe, target: Target, tokenizer: Tokenizer, prompts: Sequence[Prompt], split: str
+) -> list[tuple[Prompt, list[int]]]:
+    """Prompts with their token ids; those over responses.max_prompt_tokens are left out and counted aloud."""
+    section, context = recipe.responses, target.config.max_positions
+    if section.max_prompt_tokens + section.max_new_tokens > context:
+        raise ValueError(
+            f"responses.max_prompt_tokens + responses.max_new_tokens: {section.max_prompt_tokens} + "
+            f"{section.max_new_tokens} exceeds the context of {target.config.name} ({context}); lower one of them"
+        )
+    encoded = [(prompt, tokenizer.encode_chat(prompt.chat())) for prompt in prompts]
+    kept = [(prompt, ids) for prompt, ids in encoded if len(ids) <= section.max_prompt_tokens]
+    if len(kept) < len(encoded):
+        longest = max(len(ids) for _, ids in encoded)
+        say(
+            f"responses: {split}: left out {len(encoded) - len(kept)} of {len(encoded)} prompts longer than "
+            f"responses.max_prompt_tokens={section.max_prompt_tokens} (longest: {longest})"
+        )
+    if encoded and not kept:
+        raise ValueError(
+            f"responses.max_prompt_tokens={section.max_prompt_tokens}: every prompt of {split} is longer "
+            f"(shortest: {min(len(ids) for _, ids in encoded)} tokens); raise it"
+        )
+    return kept
+
+
+def _write_shards(
+    recipe: Recipe, target: Target, tokenizer: Tokenizer, folder: Path, parts: list[tuple[int, list[Any]]]
+) -> None:
+    """Writes every missing shard as soon as its last response is there."""
+    pending = {index: [None] * len(items) for index, items in parts}
+    jobs = [(index, slot, *item) for index, items in parts for slot, item in enumerate(items)]
+    if not recipe.responses.regenerate:
+        answers = _given_responses(recipe, target, tokenizer, jobs)
+    else:
+        answers = _generated_responses(recipe, target, jobs)
+    for index, slot, response in answers:
+        pending[index][slot] = response
+        if all(part is not None for part in pending[index]):
+            done = pending.pop(index)
+            shards.write_shard(folder, index, [response.to_record() for response in done], _statistics(done))
+
+
+def _given_responses(
+    recipe: Recipe, target: Target, tokenizer: Tokenizer, jobs: list[Any]
+) -> Iterator[tuple[int, int, Response]]:
+    """Responses found in the prompt files, cut to max_new_tokens."""
+    say("responses: taken from the prompt files, not written by the target; expect less than half of the speedup")
+    for index, slot, prompt, ids in jobs:
+        if prompt.response is None:
+            raise ValueError(
+                f"responses.regenerate=false: prompt {prompt.task}/{prompt.id} has no response in its file; "
+                "add one or let the target write it (responses.regenerate=true)"
+            )
+        written = [*tokenizer.encode(prompt.response), *target.config.eos_ids[:1]]
+        cut = tuple(written[: recipe.responses.max_new_tokens])
+        yield index, slot, Response(prompt.task, prompt.id, tuple(ids), cut, len(cut) == len(written))
+
+
+def _generated_responses(recipe: Recipe, target: Target, jobs: list[Any]) -> Iterator[tuple[int, int, Response]]:
+    """The target's own responses, in order of completion, with a progress bar in tokens."""
+    label = f"responses: {target.config.name} writes"
+    started, tokens = time.monotonic(), 0
+    with progress(label, len(jobs), "responses") as bar:
+        for number, written in generate_many(recipe, target, [ids for _, _, _, ids in jobs], bar):
+            index, slot, prompt, ids = jobs[number]
+            tokens += len(written)
+            bar.advance(1, f"{tokens / (time.monotonic() - started):.0f} tokens/s")
+            finished = written[-1] in target.config.eos_ids
+            yield index, slot, Response(prompt.task, prompt.id, tuple(ids), tuple(written), finished)
+
+
+def generate_many(
+    recipe: Recipe, target: Target, prompts: Sequence[Sequence[int]], bar: Bar
+) -> Iterator[tuple[int, list[int]]]:
+    """(prompt number, response ids) in order of completion.
+
+    `responses.batch` rows run together; whenever REFILL of them are free (or nothing else is left to do) the next
+    prompts, of similar length, take their place. A prefill is padded to a power of two.
+    """
+    section = recipe.responses
+    rows = min(section.batch, len(prompts))
+    state = generate.empty_rows(target, rows, section.max_prompt_tokens + section.max_new_tokens)
+    waiting = _length_bucketed(prompts, 2 * section.batch)
+    running: dict[int, int] = {}  # row -> prompt number
+    while waiting or running:
+        free = [row for row in range(rows) if row not in running]
+        while waiting and (len(free) >= min(REFILL, rows) or not running):
+            taken = [(free.pop(0), waiting.pop(0)) for _ in range(min(REFILL, len(free), len(waiting)))]
+            running.update(taken)
+            state = _insert(recipe, target, state, taken, prompts)
+        state = generate.plain_segment(target, state, SEGMENT, section.temperature)
+        done, length = np.asarray(state.done), np.asarray(state.length)
+        for row, number in [(row, number) for row, number in running.items() if done[row]]:
+            del running[row]
+            yield number, np.asarray(state.tokens[row])[len(prompts[number]) : length[row]].tolist()
+        bar.advance(0)
+
+
+def _length_bucketed(prompts: Sequence[Sequence[int]], window: int) -> list[int]:
+    """Prompt numbers in order, sorted by length within windows: shards still finish one after the other."""
+    order: list[int] = []
+    for start in range(0, len(prompts), window):
+        order += sorted(range(start, min(start + window, len(prompts))), key=lambda n: len(prompts[n]))
+    return order
+
+
+def _insert(
+    recipe: Recipe,
+    target: Target,
+    state: generate.PlainState,
+    taken: Sequence[tuple[int, int]],
+    prompts: Sequence[Sequence[int]],
+) -> generate.PlainState:
+    """`state` with prompt numbers placed into rows ([(row, number)]), padded to REFILL rows and a bucket length."""
+    section = recipe.responses
+    longest = max(len(prompts[number]) for _, number in taken)
+    bucket = min(max(32, 1 << (longest - 1).bit_length()), section.max_prompt_tokens)
+    rows = np.full(REFILL, section.batch, np.int32)  # a row that does not exist: dropped
+    ids = np.zeros((REFILL, bucket), np.int32)
+    lengths, seeds = np.ones(REFILL, np.int32), np.zeros(REFILL, np.int32)
+    for i, (row, number) in enumerate(taken):
+        rows[i], lengths[i], seeds[i] = row, len(prompts[number]), recipe.run.seed * 1_000_003 + number
+        ids[i, : lengths[i]] = prompts[number]
+    return generate.insert(target, state, rows, ids, lengths, lengths + section.max_new_tokens, seeds)
+
+
+def _statistics(responses: Sequence[Response]) -> dict[str, Any]:
+    return {"responses": len(responses), "tokens": sum(len(response.response_ids) for response in responses)}
+
+
+def _summary(responses: Sequence[Response]) -> str:
+    count, tokens = len(responses), sum(len(response.response_ids) for response in responses)
+    repeating = sum(generate.repetition(r.response_ids) > generate.REPETITIVE for r in responses)
+    finished = sum(response.finished for response in responses)
+    return (
+        f"{count} responses, {tokens} tokens, {finished / max(count, 1):.0%} finished, "
+        f"repetition rate {repeating / max(count, 1):.1%}"
+    )

@@ -1,0 +1,86 @@
+"""Sharded record files with completion marks: the one way the pipelines put data on disk.
+
+A split is a folder of `NNNNN.array_record` files, each with a mark `NNNNN.json` written after it; both appear under
+their final name only when whole. A folder's shards are those that have a mark.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+
+
+def missing(folder: Path, items: Sequence[Item], size: int) -> list[tuple[int, list[Item]]]:
+    """(shard index, its items) for every shard of `size` items that is not yet complete in `folder`."""
+    parts = [(i, list(items[start : start + size])) for i, start in enumerate(range(0, len(items), size))]
+    return [(index, part) for index, part in parts if not _mark(folder, index).is_file()]
+
+
+def write_shard(folder: Path, index: int, records: Sequence[bytes], statistics: dict[str, Any]) -> None:
+    """One shard, atomically: the records, then the mark with `statistics`.
+
+    Raises:
+      OSError: the disk is full or the folder cannot be written; no mark is left behind.
+    """
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = _mark(folder, index).with_suffix(".array_record")
+    partial = path.with_suffix(".partial")
+    with open(partial, "wb"):  # an unwritable folder fails here, as an OSError with the file's name
+        pass
+    writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
+    try:
+        for record in records:
+            writer.write(record)
+    finally:
+        writer.close()
+    if partial.stat().st_size < sum(map(len, records)):
+        raise OSError(28, "No space left on device", str(partial))
+    os.replace(partial, path)
+    write_json(_mark(folder, index), statistics)
+
+
+def paths(folder: Path) -> list[Path]:
+    """The record files of all complete shards, in order.
+
+    Raises:
+      ValueError: there is none.
+    """
+    found = [mark.with_suffix(".array_record") for mark in sorted(folder.glob("*.json"))]
+    if not found:
+        raise ValueError(f"{folder}: no complete shard; expected NNNNN.array_record with NNNNN.json; run prepare")
+    return found
+
+
+def read_records(folder: Path) -> Iterator[bytes]:
+    """All records of all complete shards, in order."""
+    source = open_records(folder)
+    for index in range(len(source)):
+        yield source[index]
+
+
+def open_records(folder: Path) -> Any:
+    """Random access to the records: len() and [index]."""
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    files = paths(folder)
+    try:
+        return ArrayRecordDataSource([str(path) for path in files])
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{folder}: a record file is damaged ({error}); delete its .json mark, prepare again") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """`content` as JSON, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(partial, path)
+
+
+def _mark(folder: Path, index: int) -> Path:
+    return folder / f"{index:05d}.json"
