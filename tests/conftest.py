@@ -14,7 +14,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 # The hook must be in place before the first test module imports any of these.
 from jaxtyping import install_import_hook  # noqa: E402
 
-install_import_hook(["configs", "models", "pipelines", "train", "serve"], "beartype.beartype")
+# An int may stand where a float is asked for, as PEP 484 and the type checker have it.
+CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+install_import_hook(["configs", "models", "pipelines", "train", "serve"], CHECKER)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,255 @@
+"""The report of an evaluation: a dictionary comes in, report.json, report.html and a terminal table go out.
+
+This module owns the format, of the dictionary and of report.json alike; other keys are kept, not shown:
+
+    schema            1
+    command           the command line that produced it
+    device            what it ran on, in words
+    revision          the git revision of this code
+    versions          {package: version}
+    target, drafter   what was decoded, and with which artifact
+    dtype             of the computation, such as "float32"
+    width             W the blocks were decoded with: the anchor and W-1 drafted tokens
+    max_new_tokens    limit of every answer
+    drafter_info      {name: value} about the drafter: trained width, num_layers, parameters, ...
+    cost              plain_ms: one step of the plain loop
+                      widths: a list of {width, draft_ms, verify_ms, expected_tau, expected_speedup},
+                      ascending; the expected values may be null
+    tasks             {name: task}, in the order to show
+    average           tau and speedup averaged over the tasks; exact and prompts summed
+
+A task holds
+
+    prompts, tokens          counts of prompts, and of tokens generated for them
+    tau, tau_interval        tokens committed per verify step, the bonus token included; [low, high]
+    acceptance               W-1 values: of the blocks accepted up to slot i-1, the share accepted at slot i;
+                             null where no block came that far
+    survival                 W-1 values: the share of all blocks accepted up to and including slot i
+    accepted_lengths         a histogram: entry n counts the verify steps that committed n tokens, so its mean
+                             is tau and entry 0 is 0
+    plain_ms_per_token       {median, low, high} over the prompts
+    speculative_ms_per_token the same
+    speedup, speedup_interval  plain time over speculative time; [low, high]
+    exact                    how many outputs equal those of plain greedy decoding
+    mismatches               the others: a list of {id, position, logit_gap} at the first difference
+    repetition_rate          share of the outputs that fall into a loop
+    tau_without_repetition   tau over the rest; null if there is no rest
+    samples                  a list of {prompt, output, runs}; runs are the tokens each verify step committed.
+                             With `pieces`, the text of each run, the page tints the runs in the output
+
+Both files are written whole or not at all.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from rich.console import Console
+from rich.table import Table
+
+from serve import charts
+
+SCHEMA = 1
+NEAR_TIE = 1e-3
+
+
+@dataclass(frozen=True)
+class Maybe:
+    """In a form: this, or null."""
+
+    form: Any
+
+
+# A form: a type, a dictionary of required keys ({str: form}: any keys), a list [item], a fixed-length tuple.
+SPREAD = {"median": float, "low": float, "high": float}
+WIDTH = {
+    "width": int,
+    "draft_ms": float,
+    "verify_ms": float,
+    "expected_tau": Maybe(float),
+    "expected_speedup": Maybe(float),
+}
+TASK = {
+    "prompts": int,
+    "tokens": int,
+    "tau": float,
+    "tau_interval": (float, float),
+    "acceptance": [Maybe(float)],
+    "survival": [float],
+    "accepted_lengths": [int],
+    "plain_ms_per_token": SPREAD,
+    "speculative_ms_per_token": SPREAD,
+    "speedup": float,
+    "speedup_interval": (float, float),
+    "exact": int,
+    "mismatches": [{"id": str, "position": int, "logit_gap": float}],
+    "repetition_rate": float,
+    "tau_without_repetition": Maybe(float),
+    "samples": [{"prompt": str, "output": str, "runs": [int]}],
+}
+REPORT = {
+    "schema": int,
+    "command": str,
+    "device": str,
+    "revision": str,
+    "versions": {str: str},
+    "target": str,
+    "drafter": str,
+    "dtype": str,
+    "width": int,
+    "max_new_tokens": int,
+    "drafter_info": {str: object},
+    "cost": {"plain_ms": float, "widths": [WIDTH]},
+    "tasks": {str: TASK},
+    "average": {"tau": float, "speedup": float, "exact": int, "prompts": int},
+}
+
+
+def check(value: Any, form: Any, where: str) -> None:
+    """Raise ValueError naming the first place where `value` departs from `form`."""
+    if isinstance(form, Maybe):
+        if value is not None:
+            check(value, form.form, where)
+    elif isinstance(form, dict):
+        _expect(isinstance(value, Mapping), where, "a mapping", value)
+        keys = value if str in form else form
+        for key in keys:
+            _expect(key in value, f"{where}.{key}", "a value", "nothing")
+            check(value[key], form[str if str in form else key], f"{where}.{key}")
+    elif isinstance(form, list | tuple):
+        _expect(isinstance(value, list | tuple), where, "a list", value)
+        if isinstance(form, tuple):
+            _expect(len(value) == len(form), where, f"{len(form)} values", value)
+        for index, item in enumerate(value):
+            check(item, form[0], f"{where}[{index}]")
+    elif form is float:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        _expect(number and math.isfinite(value), where, "a finite number", value)
+    elif form is not object:
+        _expect(isinstance(value, form) and not isinstance(value, bool), where, f"{form.__name__}", value)
+
+
+def _expect(holds: bool, where: str, expected: str, got: Any) -> None:
+    if not holds:
+        raise ValueError(f"{where}: expected {expected}, got {got!r:.80}; serve/report.py lists every key")
+
+
+def write_report(report: dict[str, Any], directory: Path) -> None:
+    """Write report.json and report.html into `directory`, making it if need be.
+
+    Raises ValueError if the dictionary departs from the format, OSError if the directory cannot be written.
+    """
+    check(report, REPORT, "report")
+    _expect(report["schema"] == SCHEMA, "report.schema", str(SCHEMA), report["schema"])
+    _expect(bool(report["tasks"]), "report.tasks", "at least one task", report["tasks"])
+    texts = {
+        "report.json": json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        "report.html": page(report),
+    }
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            _replace(directory / name, text)
+    except OSError as error:
+        raise OSError(
+            f"{directory}: expected a directory to write the report into, got: {error.strerror};"
+            " choose another with --out"
+        ) from error
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file under another name first, so that a reader meets the old one or the whole new one."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def page(report: dict[str, Any]) -> str:
+    """The report as one self-contained HTML page: style and charts inline, no script, nothing fetched."""
+    tasks = report["tasks"]
+    cost = report["cost"]
+    survival = {name: task["survival"] for name, task in tasks.items()}
+    speedups = {name: (task["speedup"], *task["speedup_interval"]) for name, task in tasks.items()}
+    drawings = {
+        "survival": charts.survival_curves(survival),
+        "speedup": charts.speedup_bars(speedups),
+        "cost": charts.cost_bars(cost["widths"], plain_ms=cost["plain_ms"], chosen=report["width"]),
+        "expected": charts.expected_speedups(cost["widths"], chosen=report["width"]),
+    }
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(files("serve").joinpath("report.html.jinja").read_text("utf-8"))
+    return template.render(
+        report=report,
+        drawings=drawings,
+        histograms=_histograms(tasks),
+        num_slots=charts.num_visible_slots(survival),
+        series={name: charts.series(index) for index, name in enumerate(tasks)},
+        mismatches=[(name, found) for name, task in tasks.items() for found in task["mismatches"]],
+        near_tie=NEAR_TIE,
+        samples=_chosen_samples(tasks),
+    )
+
+
+def _histograms(tasks: Mapping[str, Any]) -> dict[str, str]:
+    """A small histogram for each task, all with the same axis: as far as 1 % of some task's steps reach."""
+    last = 2
+    for task in tasks.values():
+        counts = task["accepted_lengths"]
+        last = max([last, *(n for n, count in enumerate(counts) if count >= 0.01 * sum(counts) > 0)])
+    return {
+        name: charts.committed_histogram(task["accepted_lengths"], last=last, index=index)
+        for index, (name, task) in enumerate(tasks.items())
+    }
+
+
+def _chosen_samples(tasks: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The first sample of the task with the largest tau and of the one with the smallest."""
+    ranked = sorted((name for name, task in tasks.items() if task["samples"]), key=lambda n: -tasks[n]["tau"])
+    return [(name, tasks[name]["samples"][0]) for name in dict.fromkeys(ranked[:1] + ranked[-1:])]
+
+
+def print_table(report: dict[str, Any], console: Console, directory: Path | None = None) -> None:
+    """Print one row a task and their average, then where the files lie if `directory` is given."""
+    table = Table(
+        title=f"{report['target']}, width {report['width']}, {report['dtype']}", title_justify="left"
+    )
+    table.add_column("task")
+    for name in ("prompts", "tau", "plain ms/token", "speculative ms/token", "speedup", "exact"):
+        table.add_column(name, justify="right")
+    for name, task in report["tasks"].items():
+        table.add_row(
+            name,
+            str(task["prompts"]),
+            f"{task['tau']:.2f}",
+            f"{task['plain_ms_per_token']['median']:.2f}",
+            f"{task['speculative_ms_per_token']['median']:.2f}",
+            f"{task['speedup']:.2f}x",
+            f"{task['exact']}/{task['prompts']}",
+        )
+    average = report["average"]
+    exact = f"{average['exact']}/{average['prompts']}"
+    table.add_section()
+    table.add_row(
+        "average",
+        str(average["prompts"]),
+        f"{average['tau']:.2f}",
+        "",
+        "",
+        f"{average['speedup']:.2f}x",
+        exact,
+        style="bold",
+    )
+    console.print(table)
+    if directory is not None:
+        console.print(f"report: {directory / 'report.html'} and {directory / 'report.json'}", soft_wrap=True)
