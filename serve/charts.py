@@ -207,12 +207,13 @@ def expected_speedups(widths: Sequence[Mapping[str, Any]], *, chosen: int) -> st
     return plot.source()
 
 
-def committed_histogram(counts: Sequence[int], *, last: int, index: int) -> str:
-    """The share of verify steps that committed 1, 2, ... `last` tokens, drawn small for one task."""
+def committed_histogram(counts: Sequence[int], *, last: int, high: float, index: int) -> str:
+    """The share of verify steps that committed 1 to `last` tokens, drawn small; `high`: the largest share."""
     total = max(1, sum(counts))
-    plot = Plot((0.4, last + 0.6), (0, 1), width=250, height=150, left=34, right=8, top=8, bottom=34)
-    plot.rows([0, 0.5, 1], ".0%")
-    every = math.ceil(last / 10)
+    ticks = round_ticks(high, about=3)
+    plot = Plot((0.4, last + 0.6), (0, ticks[-1]), width=190, height=140, left=42, right=4, top=8, bottom=38)
+    plot.rows(ticks, ".0%")
+    every = math.ceil(last / 7)
     plot.columns({n: str(n) for n in range(1, last + 1, every)}, "tokens a step")
     for tokens, count in enumerate(counts[: last + 1]):
         if tokens == 0 or count == 0:

@@ -50,6 +50,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -202,13 +203,15 @@ def page(report: dict[str, Any]) -> str:
 
 
 def _histograms(tasks: Mapping[str, Any]) -> dict[str, str]:
-    """A small histogram for each task, all with the same axis: as far as 1 % of some task's steps reach."""
-    last = 2
+    """A small histogram for each task, all on the same axes, as far as 1 % of some task's steps reach."""
+    last, high = 2, 0.1
     for task in tasks.values():
         counts = task["accepted_lengths"]
-        last = max([last, *(n for n, count in enumerate(counts) if count >= 0.01 * sum(counts) > 0)])
+        shares = [count / max(1, sum(counts)) for count in counts]
+        last = max([last, *(n for n, share in enumerate(shares) if share >= 0.01)])
+        high = max([high, *shares])
     return {
-        name: charts.committed_histogram(task["accepted_lengths"], last=last, index=index)
+        name: charts.committed_histogram(task["accepted_lengths"], last=last, high=high, index=index)
         for index, (name, task) in enumerate(tasks.items())
     }
 
@@ -221,10 +224,9 @@ def _chosen_samples(tasks: Mapping[str, Any]) -> list[tuple[str, Mapping[str, An
 
 def print_table(report: dict[str, Any], console: Console, directory: Path | None = None) -> None:
     """Print one row a task and their average, then where the files lie if `directory` is given."""
-    table = Table(
-        title=f"{report['target']}, width {report['width']}, {report['dtype']}", title_justify="left"
-    )
-    table.add_column("task")
+    title = f"{report['target']}, width {report['width']}, {report['dtype']}"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("task", no_wrap=True)
     for name in ("prompts", "tau", "plain ms/token", "speculative ms/token", "speedup", "exact"):
         table.add_column(name, justify="right")
     for name, task in report["tasks"].items():
