@@ -227,8 +227,8 @@ def print_table(report: dict[str, Any], console: Console, directory: Path | None
     title = f"{report['target']}, width {report['width']}, {report['dtype']}"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     table.add_column("task", no_wrap=True)
-    for name in ("prompts", "tau", "plain ms/token", "speculative ms/token", "speedup", "exact"):
-        table.add_column(name, justify="right")
+    for name in ("prompts", "tau", "plain\nms/token", "speculative\nms/token", "speedup", "exact"):
+        table.add_column(name, justify="right", no_wrap=True)
     for name, task in report["tasks"].items():
         table.add_row(
             name,
