@@ -15,6 +15,7 @@ prompt by the rule of `convert_row`.
 """
 
 import hashlib
+import importlib
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -158,7 +159,8 @@ def _read_tfds(spec: str) -> list[Prompt]:
         raise ValueError(f"tfds:{spec}: expected tfds:NAME[:SPLIT][@DIR], got {spec!r}")
     name, split = match[1], match[2] or "train"
     try:
-        source = tfds.builder(name, data_dir=data_dir or None).as_data_source(split)
+        builder: Any = tfds.builder(name, data_dir=data_dir or None)
+        source = builder.as_data_source(split)
     except (ValueError, AssertionError, OSError, NotImplementedError) as error:
         raise ValueError(
             f"tfds:{spec}: expected dataset {name}, split {split}, in array_record format in "
@@ -173,7 +175,7 @@ def _read_hugging_face(spec: str) -> list[Prompt]:
     if match is None:
         raise ValueError(f"hf:{spec}: expected hf:NAME[#CONFIG][:SPLIT], got {spec!r}")
     try:
-        import datasets
+        datasets = importlib.import_module("datasets")
     except ModuleNotFoundError as error:
         raise ValueError(
             f"hf:{spec}: expected the package datasets to be installed, got {error}; pip install datasets"
