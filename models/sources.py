@@ -175,9 +175,7 @@ def _tensor_files(path: Path) -> dict[str, Path]:
             with safe_open(shard, framework="numpy") as handle:
                 files.update(dict.fromkeys(handle.keys(), shard))
         except (SafetensorError, OSError) as error:
-            raise ValueError(
-                f"{shard}: not a whole safetensors file ({error}); copy the checkpoint again"
-            ) from error
+            raise ValueError(f"{shard}: not a whole safetensors file ({error}); copy the checkpoint again") from error
     return files
 
 

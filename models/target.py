@@ -17,7 +17,17 @@ from jaxtyping import Array, Bool, Float, Int
 
 from models import kv_cache
 from models.kv_cache import KVCache
-from models.layers import Frozen, RopeScaling, attention, logits, rms_norm, rope_frequencies, rotate, rotation, swiglu
+from models.layers import (
+    Frozen,
+    RopeScaling,
+    attention,
+    logits,
+    rms_norm,
+    rope_frequencies,
+    rotate,
+    rotation,
+    swiglu,
+)
 
 
 @dataclasses.dataclass(frozen=True)

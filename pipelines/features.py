@@ -55,7 +55,10 @@ def prepare_features(recipe: Recipe, target: Target, taps: tuple[int, ...], resp
 
 def _extract(recipe: Recipe, target: Target, taps: tuple[int, ...], part: Sequence[Response]) -> list[bytes]:
     """The records of one shard, computed on packed rows."""
-    length, dtype = recipe.batches.row_length, np.dtype(getattr(ml_dtypes, recipe.features.dtype, recipe.features.dtype))
+    length, dtype = (
+        recipe.batches.row_length,
+        np.dtype(getattr(ml_dtypes, recipe.features.dtype, recipe.features.dtype)),
+    )
     rows = pack([response.length for response in part], length)
     rows += [Row(())] * (-len(rows) % ROWS)
     records: list[bytes] = [b""] * len(part)

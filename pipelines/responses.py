@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from configs.console import Bar, progress, say
+from configs.console import progress, say
 from configs.schema import Recipe
 from models import generate
 from models.prompts import Prompt
@@ -61,9 +61,7 @@ def read_responses(directory: Path, split: str) -> list[Response]:
     return [Response.from_record(record) for record in shards.read_records(directory / split)]
 
 
-def prepare_responses(
-    recipe: Recipe, target: Target, tokenizer: Tokenizer, splits: dict[str, list[Prompt]]
-) -> Path:
+def prepare_responses(recipe: Recipe, target: Target, tokenizer: Tokenizer, splits: dict[str, list[Prompt]]) -> Path:
     """The directory holding a response to every prompt of `splits` ({split: prompts}), written where missing."""
     manifest = _manifest(recipe, target, splits)
     digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
@@ -89,7 +87,12 @@ def _manifest(recipe: Recipe, target: Target, splits: dict[str, list[Prompt]]) -
     digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
     counts = {split: len(prompts) for split, prompts in splits.items()}
     name = {"name": target.config.name, "fingerprint": fingerprint(target), "dtype": recipe.target.dtype}
-    return {"target": name, "prompts": {"counts": counts, "digest": digest}, "responses": section, "seed": seed}
+    return {
+        "target": name,
+        "prompts": {"counts": counts, "digest": digest},
+        "responses": section,
+        "seed": seed,
+    }
 
 
 def _encode(
@@ -156,7 +159,7 @@ def _generated_responses(recipe: Recipe, target: Target, jobs: list[Any]) -> Ite
     label = f"responses: {target.config.name} writes"
     started, tokens = time.monotonic(), 0
     with progress(label, len(jobs), "responses") as bar:
-        for number, written in generate_many(recipe, target, [ids for _, _, _, ids in jobs], bar):
+        for number, written in generate_many(recipe, target, [ids for _, _, _, ids in jobs]):
             index, slot, prompt, ids = jobs[number]
             tokens += len(written)
             bar.advance(1, f"{tokens / (time.monotonic() - started):.0f} tokens/s")
@@ -164,9 +167,7 @@ def _generated_responses(recipe: Recipe, target: Target, jobs: list[Any]) -> Ite
             yield index, slot, Response(prompt.task, prompt.id, tuple(ids), tuple(written), finished)
 
 
-def generate_many(
-    recipe: Recipe, target: Target, prompts: Sequence[Sequence[int]], bar: Bar
-) -> Iterator[tuple[int, list[int]]]:
+def generate_many(recipe: Recipe, target: Target, prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[int]]]:
     """(prompt number, response ids) in order of completion.
 
     `responses.batch` rows run together; whenever REFILL of them are free (or nothing else is left to do) the next
@@ -188,7 +189,6 @@ def generate_many(
         for row, number in [(row, number) for row, number in running.items() if done[row]]:
             del running[row]
             yield number, np.asarray(state.tokens[row])[len(prompts[number]) : length[row]].tolist()
-        bar.advance(0)
 
 
 def _length_bucketed(prompts: Sequence[Sequence[int]], window: int) -> list[int]:

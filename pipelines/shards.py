@@ -71,7 +71,9 @@ def open_records(folder: Path) -> Any:
     try:
         return ArrayRecordDataSource([str(path) for path in files])
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{folder}: a record file is damaged ({error}); delete its .json mark, prepare again") from error
+        raise ValueError(
+            f"{folder}: a record file is damaged ({error}); delete its .json mark, prepare again"
+        ) from error
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -94,10 +94,7 @@ def series(index: int) -> str:
 def num_visible_slots(survival: Mapping[str, Sequence[float]]) -> int:
     """How many leading slots are reached by at least 1 % of some task's blocks (two at least)."""
     reached = [
-        slot
-        for values in survival.values()
-        for slot, value in enumerate(values, start=1)
-        if value >= VISIBLE_SURVIVAL
+        slot for values in survival.values() for slot, value in enumerate(values, start=1) if value >= VISIBLE_SURVIVAL
     ]
     return max([2, *reached])
 

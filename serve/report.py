@@ -186,9 +186,7 @@ def page(report: dict[str, Any]) -> str:
         "cost": charts.cost_bars(cost["widths"], plain_ms=cost["plain_ms"], chosen=report["width"]),
         "expected": charts.expected_speedups(cost["widths"], chosen=report["width"]),
     }
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("serve").joinpath("report.html.jinja").read_text("utf-8"))
     return template.render(
         report=report,

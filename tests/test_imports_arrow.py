@@ -100,9 +100,7 @@ def test_help_answers_at_once(arguments: str):
         f"print('heavy', [name for name in {HEAVY!r} if name in sys.modules])\n"
         "print('seconds', time.process_time())\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     text, outcome = done.stdout.rsplit("code ", 1)
     code, heavy, seconds = outcome.splitlines()
     assert "usage" in text.lower()

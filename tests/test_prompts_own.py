@@ -129,9 +129,7 @@ def test_numbered_slots_get_different_words_and_shared_slots_the_same() -> None:
     for _ in range(20):
         assert fill("{p} {p2} {p.he}", {"p": people}, rng) in ("Ann Bob she", "Bob Ann he")
     assert slot_names("{b.x} {a} {b} {{c}}") == ["b", "a"]
-    (make,) = passage_makers(
-        ["Ask {p}: {question} {text}"], [("{p} sings.", "Who sings?")], {"p": people[:1]}
-    )
+    (make,) = passage_makers(["Ask {p}: {question} {text}"], [("{p} sings.", "Who sings?")], {"p": people[:1]})
     assert make(rng) == ("Ask Ann: Who sings? Ann sings.", None)
     assert listed("a b,\n  c d, ") == ("a b", "c d")
 

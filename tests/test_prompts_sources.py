@@ -88,9 +88,7 @@ def test_rows_become_prompts_by_the_stated_rule() -> None:
     assert convert({"instruction": "Sing", "input": " "}).messages[0].content == "Sing"
     both = convert({"text": "x", "question": "y?", "answer": 4, "target": "four", "id": np.int64(9)})
     assert (both.messages[0].content, both.reference, both.id) == ("y?", "four", "9")
-    with pytest.raises(
-        ValueError, match=r"here: expected text in one of the fields .*got \['body', 'text'\]"
-    ):
+    with pytest.raises(ValueError, match=r"here: expected text in one of the fields .*got \['body', 'text'\]"):
         convert({"body": "x", "text": "  "})
     with pytest.raises(ValueError, match="here: expected UTF-8 text"):
         convert({"text": b"\xff"})
@@ -126,9 +124,7 @@ def test_tfds_is_read_through_its_data_source_without_tensorflow(tmp_path: Path)
     assert len(read_source(f"tfds:asks_and_chats:1.0.0:train[:3]@{tmp_path}")) == 3
     assert len(read_source(f"tfds:asks_and_chats:test@{tmp_path}")) == 2
     for wrong in ("asks_and_chats:validation", "asks"):
-        with pytest.raises(
-            ValueError, match=r"prepare it once: tfds build asks.* --file_format=array_record"
-        ) as error:
+        with pytest.raises(ValueError, match=r"prepare it once: tfds build asks.* --file_format=array_record") as error:
             read_source(f"tfds:{wrong}@{tmp_path}")
         assert "\n" not in str(error.value)
     assert "tensorflow" not in sys.modules

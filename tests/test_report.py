@@ -33,9 +33,7 @@ def made_up_task(*, decay: float, speedup: float, exact: int = 24) -> dict[str, 
         survival.append(alive)
     acceptance[-1] = None
     ends = [1.0, *survival]
-    histogram = (
-        [0] + [round(900 * (ends[n] - ends[n + 1])) for n in range(WIDTH - 1)] + [round(900 * ends[-1])]
-    )
+    histogram = [0] + [round(900 * (ends[n] - ends[n + 1])) for n in range(WIDTH - 1)] + [round(900 * ends[-1])]
     tau = sum(n * count for n, count in enumerate(histogram)) / sum(histogram)
     return {
         "prompts": 24,

@@ -61,9 +61,7 @@ WORDS = {
         first snow, a bridge at night, an old tree, autumn leaves, a market in summer, a quiet library,
         the moon over a field, a broken clock, a paper boat, a campfire"""
     ),
-    "form": listed(
-        "a short poem, a haiku, a four-line rhyme, a limerick, a short song verse, a poem without rhymes"
-    ),
+    "form": listed("a short poem, a haiku, a four-line rhyme, a limerick, a short song verse, a poem without rhymes"),
     "tone": listed("friendly, formal, cheerful, calm, grateful, firm but polite, humorous, warm"),
     "excuse": listed(
         """I cannot come to dinner, I will be two days late with the report, I have to cancel the music
@@ -110,20 +108,15 @@ WORDS = {
         to tell a good story, how to choose a gift"""
     ),
     "pet": listed(
-        "a kitten, a puppy, a rabbit, a goldfish, a parrot, a hamster, a tortoise, an old dog, two guinea "
-        "pigs"
+        "a kitten, a puppy, a rabbit, a goldfish, a parrot, a hamster, a tortoise, an old dog, two guinea pigs"
     ),
     "animal": listed("cat, dog, parrot, hamster, tortoise, goldfish, rabbit, horse, hedgehog, duck"),
     "club": listed(
         """a chess club, a running group, a choir, a neighbourhood garden, a film club, a coding club, a
         hiking group, a drama group, a knitting circle, a debating club"""
     ),
-    "device": listed(
-        "phone, laptop, printer, television, router, tablet, headphones, camera, dishwasher, car"
-    ),
-    "mood": listed(
-        "tired, proud, homesick, excited, disappointed, stressed, curious, bored, hopeful, a bit sad"
-    ),
+    "device": listed("phone, laptop, printer, television, router, tablet, headphones, camera, dishwasher, car"),
+    "mood": listed("tired, proud, homesick, excited, disappointed, stressed, curious, bored, hopeful, a bit sad"),
     "event": listed(
         """passed my driving test, ran my first ten kilometres, got a new job, failed an exam, moved to a
         new flat, adopted a dog, finished a long project, broke my favourite cup, won a small prize,

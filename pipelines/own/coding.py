@@ -47,13 +47,10 @@ TEMPLATES = (
     "Write a {language} function that {f.does}. Code first, then one sentence of explanation.",
     "How would you write a function in {language} that {f.does}?",
     "Write three assert statements for a Python function {f.name}({f.args}) that {f.does}.",
-    "Write a pytest test for `{f.name}({f.args})`, a function that {f.does}. One normal case and one edge "
-    "case.",
+    "Write a pytest test for `{f.name}({f.args})`, a function that {f.does}. One normal case and one edge case.",
     "Write {f.name} in Python without importing anything. The function {f.does}.",
-    "Give two versions of a Python function that {f.does}: one with a plain loop and one as short as you "
-    "can.",
-    "Write a Python function with type hints that {f.does}. Its signature starts with `def "
-    "{f.name}({f.args})`.",
+    "Give two versions of a Python function that {f.does}: one with a plain loop and one as short as you can.",
+    "Write a Python function with type hints that {f.does}. Its signature starts with `def {f.name}({f.args})`.",
     "Which edge cases should a function that {f.does} handle? Then write it in Python.",
     "Describe in plain words, as a numbered list, how a function that {f.does} works. No code.",
     "What does this Python code print?\n\n```python\n{snippet.code}\n```",
@@ -62,15 +59,13 @@ TEMPLATES = (
     "Rewrite the following Python code in {language}:\n\n```python\n{snippet.code}\n```",
     "Turn this code into a function with a good name:\n\n```python\n{snippet.code}\n```",
     "```python\n{snippet.code}\n```\n\nIn one sentence, what is this code for?",
-    "Give the variables in this code better names and return the full "
-    "code:\n\n```python\n{snippet.code}\n```",
+    "Give the variables in this code better names and return the full code:\n\n```python\n{snippet.code}\n```",
     "Is there a simpler way to write this?\n\n```python\n{snippet.code}\n```",
     "This code has a bug. It should {bug.goal}. Find the mistake and show the corrected code.\n\n"
     "```python\n{bug.code}\n```",
     "Why does this not work? I want it to {bug.goal}.\n\n```python\n{bug.code}\n```",
     "```python\n{bug.code}\n```\n\nThe code above should {bug.goal}. What is wrong with it?",
-    "Fix this program so that it will {bug.goal}. Answer with the fixed code "
-    "only.\n\n```python\n{bug.code}\n```",
+    "Fix this program so that it will {bug.goal}. Answer with the fixed code only.\n\n```python\n{bug.code}\n```",
     "There is a table {query.table}. Write an SQL query for {query.request}.",
     "Given the SQL table {query.table}, how do I get {query.request}? Explain the query in one sentence.",
     "Write the CREATE TABLE statement for {query.table} with sensible column types.",

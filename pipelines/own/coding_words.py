@@ -34,15 +34,9 @@ class Query:
 
 FUNCTIONS = (
     Function("count_vowels", "text", "counts the vowels in a string", 'count_vowels("banana")', "3"),
-    Function(
-        "reverse_words", "sentence", "reverses the order of the words", 'reverse_words("a b c")', '"c b a"'
-    ),
-    Function(
-        "is_palindrome", "word", "checks if a word reads the same backwards", 'is_palindrome("level")', "True"
-    ),
-    Function(
-        "second_largest", "numbers", "returns the second largest number", "second_largest([4, 9, 7])", "7"
-    ),
+    Function("reverse_words", "sentence", "reverses the order of the words", 'reverse_words("a b c")', '"c b a"'),
+    Function("is_palindrome", "word", "checks if a word reads the same backwards", 'is_palindrome("level")', "True"),
+    Function("second_largest", "numbers", "returns the second largest number", "second_largest([4, 9, 7])", "7"),
     Function("flatten", "nested", "flattens a list of lists", "flatten([[1, 2], [3]])", "[1, 2, 3]"),
     Function("chunk", "items, size", "splits a list into chunks", "chunk([1, 2, 3], 2)", "[[1, 2], [3]]"),
     Function("is_prime", "n", "tells whether a number is prime", "is_prime(13)", "True"),
@@ -52,9 +46,7 @@ FUNCTIONS = (
     Function("word_lengths", "words", "maps each word to its length", 'word_lengths(["hi"])', '{"hi": 2}'),
     Function("celsius", "fahrenheit", "converts degrees Fahrenheit to Celsius", "celsius(212)", "100.0"),
     Function("unique", "items", "removes duplicates but keeps the order", "unique([3, 1, 3])", "[3, 1]"),
-    Function(
-        "rotate", "items, k", "rotates a list to the right by k places", "rotate([1, 2, 3], 1)", "[3, 1, 2]"
-    ),
+    Function("rotate", "items, k", "rotates a list to the right by k places", "rotate([1, 2, 3], 1)", "[3, 1, 2]"),
     Function("initials", "name", "returns the initials of a full name", 'initials("ada king")', '"AK"'),
     Function("digit_sum", "n", "adds up the digits of a number", "digit_sum(472)", "13"),
     Function("is_leap_year", "year", "decides if a year is a leap year", "is_leap_year(2024)", "True"),
@@ -62,29 +54,17 @@ FUNCTIONS = (
     Function("caesar", "text, shift", "shifts every letter along the alphabet", 'caesar("abc", 1)', '"bcd"'),
     Function("median", "numbers", "returns the median of a list of numbers", "median([5, 1, 3])", "3"),
     Function("transpose", "matrix", "swaps rows and columns", "transpose([[1, 2]])", "[[1], [2]]"),
-    Function(
-        "invert", "mapping", "swaps the keys and values of a dictionary", 'invert({"a": 1})', '{1: "a"}'
-    ),
+    Function("invert", "mapping", "swaps the keys and values of a dictionary", 'invert({"a": 1})', '{1: "a"}'),
     Function("title_case", "text", "capitalises every word", 'title_case("blue sky")', '"Blue Sky"'),
-    Function(
-        "running_total", "numbers", "returns the running totals", "running_total([1, 2, 3])", "[1, 3, 6]"
-    ),
+    Function("running_total", "numbers", "returns the running totals", "running_total([1, 2, 3])", "[1, 3, 6]"),
     Function("to_binary", "n", "turns a whole number into a binary string", "to_binary(10)", '"1010"'),
-    Function(
-        "are_anagrams", "a, b", "checks if two words are anagrams", 'are_anagrams("tea", "eat")', "True"
-    ),
-    Function(
-        "longest_word", "text", "finds the longest word of a text", 'longest_word("a big dog")', '"big"'
-    ),
+    Function("are_anagrams", "a, b", "checks if two words are anagrams", 'are_anagrams("tea", "eat")', "True"),
+    Function("longest_word", "text", "finds the longest word of a text", 'longest_word("a big dog")', '"big"'),
     Function("evens", "numbers", "keeps only the even numbers", "evens([1, 2, 4])", "[2, 4]"),
-    Function(
-        "pairs_with_sum", "numbers, total", "finds pairs that add up", "pairs_with_sum([1, 3], 4)", "[(1, 3)]"
-    ),
+    Function("pairs_with_sum", "numbers, total", "finds pairs that add up", "pairs_with_sum([1, 3], 4)", "[(1, 3)]"),
     Function("compress", "text", "run-length encodes a string", 'compress("aab")', '"a2b1"'),
     Function("merge_sorted", "a, b", "merges two sorted lists", "merge_sorted([1, 4], [2])", "[1, 2, 4]"),
-    Function(
-        "binary_search", "items, goal", "finds an index by binary search", "binary_search([2, 5, 8], 8)", "2"
-    ),
+    Function("binary_search", "items, goal", "finds an index by binary search", "binary_search([2, 5, 8], 8)", "2"),
     Function("bubble_sort", "items", "sorts a list with bubble sort", "bubble_sort([3, 1, 2])", "[1, 2, 3]"),
     Function("most_common", "items", "returns the most frequent item", "most_common([1, 2, 2])", "2"),
     Function("clamp", "x, low, high", "limits a number to a range", "clamp(12, 0, 10)", "10"),
@@ -92,27 +72,19 @@ FUNCTIONS = (
     Function("seconds", "clock", "turns a time like 1:30 into seconds", 'seconds("1:30")', "90"),
     Function("slugify", "title", "turns a title into a URL slug", 'slugify("My Post")', '"my-post"'),
     Function("average", "numbers", "returns the mean, or 0 for an empty list", "average([2, 4])", "3.0"),
-    Function(
-        "group_by_first", "words", "groups words by first letter", 'group_by_first(["ox"])', '{"o": ["ox"]}'
-    ),
-    Function(
-        "multiples", "n, count", "lists the first multiples of a number", "multiples(4, 3)", "[4, 8, 12]"
-    ),
+    Function("group_by_first", "words", "groups words by first letter", 'group_by_first(["ox"])', '{"o": ["ox"]}'),
+    Function("multiples", "n, count", "lists the first multiples of a number", "multiples(4, 3)", "[4, 8, 12]"),
     Function("is_sorted", "items", "checks if a list is in ascending order", "is_sorted([1, 2, 2])", "True"),
     Function("missing", "numbers", "finds the missing number from 1 to n", "missing([1, 2, 4])", "3"),
     Function("roman", "n", "writes a number in Roman numerals", "roman(9)", '"IX"'),
     Function("is_balanced", "text", "checks that all brackets are closed", 'is_balanced("(a[b])")', "True"),
-    Function(
-        "word_count", "text", "counts how often each word occurs", 'word_count("a b a")', '{"a": 2, "b": 1}'
-    ),
+    Function("word_count", "text", "counts how often each word occurs", 'word_count("a b a")', '{"a": 2, "b": 1}'),
     Function("power", "base, exponent", "raises a number to a power by recursion", "power(2, 5)", "32"),
     Function("extension", "filename", "returns the file extension", 'extension("notes.txt")', '"txt"'),
     Function("dot", "a, b", "computes the dot product of two vectors", "dot([1, 2], [3, 4])", "11"),
     Function("truncate", "text, limit", "shortens a text and adds dots", 'truncate("abcdef", 3)', '"abc..."'),
     Function("grade", "points", "maps points from 0 to 100 to a letter grade", "grade(91)", '"A"'),
-    Function(
-        "zip_dict", "keys, values", "builds a dictionary from two lists", 'zip_dict(["a"], [1])', '{"a": 1}'
-    ),
+    Function("zip_dict", "keys, values", "builds a dictionary from two lists", 'zip_dict(["a"], [1])', '{"a": 1}'),
     Function("collatz", "n", "counts the Collatz steps down to 1", "collatz(6)", "8"),
     Function("count_lines", "path", "counts the lines of a text file", 'count_lines("a.txt")', "12"),
 )
@@ -120,9 +92,7 @@ FUNCTIONS = (
 SNIPPETS = (
     Snippet("total = 0\nfor n in range(1, 6):\n    if n % 2 == 1:\n        total += n\nprint(total)"),
     Snippet('words = ["red", "green", "blue"]\nprint([w.upper() for w in words if len(w) > 3])'),
-    Snippet(
-        'counts = {}\nfor letter in "hello":\n    counts[letter] = counts.get(letter, 0) + 1\nprint(counts)'
-    ),
+    Snippet('counts = {}\nfor letter in "hello":\n    counts[letter] = counts.get(letter, 0) + 1\nprint(counts)'),
     Snippet("def f(n):\n    return 1 if n <= 1 else n * f(n - 1)\n\nprint(f(4))"),
     Snippet("a, b = 0, 1\nwhile a < 30:\n    print(a)\n    a, b = b, a + b"),
     Snippet('pairs = [("kim", 31), ("lee", 27)]\npairs.sort(key=lambda p: p[1])\nprint(pairs[0][0])'),
@@ -138,13 +108,8 @@ SNIPPETS = (
     Snippet('for i, name in enumerate(["x", "y"], start=1):\n    print(i, name)'),
     Snippet('with open("log.txt") as file:\n    lines = [line.strip() for line in file]\nprint(len(lines))'),
     Snippet("x = [1, 2, 3]\ny = x\ny.append(4)\nprint(x)"),
-    Snippet(
-        "class Counter:\n    def __init__(self):\n        self.n = 0\n\n"
-        "    def tick(self):\n        self.n += 1"
-    ),
-    Snippet(
-        "items = [5, 2, 9]\nbest = items[0]\nfor item in items:\n    if item > best:\n        best = item"
-    ),
+    Snippet("class Counter:\n    def __init__(self):\n        self.n = 0\n\n    def tick(self):\n        self.n += 1"),
+    Snippet("items = [5, 2, 9]\nbest = items[0]\nfor item in items:\n    if item > best:\n        best = item"),
     Snippet("evens = list(filter(lambda n: n % 2 == 0, range(10)))\nprint(evens)"),
     Snippet("matrix = [[1, 2], [3, 4]]\nprint([row[0] for row in matrix])"),
 )
@@ -158,12 +123,8 @@ BUGS = (
         "def add(item, bag=[]):\n    bag.append(item)\n    return bag",
         "start with an empty bag on every call",
     ),
-    Snippet(
-        "def greet(name):\n    print('Hi ' + name)\n\nmessage = greet('Bo')", "store the greeting in message"
-    ),
-    Snippet(
-        "total = 0\nfor n in range(1, 10):\n    total += n\nprint(total)", "add the numbers from 1 to 10"
-    ),
+    Snippet("def greet(name):\n    print('Hi ' + name)\n\nmessage = greet('Bo')", "store the greeting in message"),
+    Snippet("total = 0\nfor n in range(1, 10):\n    total += n\nprint(total)", "add the numbers from 1 to 10"),
     Snippet("if x = 5:\n    print('five')", "print five when x equals 5"),
     Snippet("def area(r):\n    return 3.14 * r * 2", "compute the area of a circle"),
     Snippet("age = input('Age? ')\nif age > 17:\n    print('adult')", "tell adults from children"),

@@ -20,10 +20,7 @@ TEMPLATES: Mapping[str, tuple[str, ...]] = {
     "word-problems": tuple(item.text for item in stories.STORIES) + stories.STORY_REQUESTS,
     "code": sentences.CODE_TEMPLATES,
     "chat": sentences.CHAT_TEMPLATES,
-    "rewriting": texts.NARRATIVE_TEMPLATES
-    + texts.MESSAGE_TEMPLATES
-    + texts.NOTE_TEMPLATES
-    + texts.ERROR_TEMPLATES,
+    "rewriting": texts.NARRATIVE_TEMPLATES + texts.MESSAGE_TEMPLATES + texts.NOTE_TEMPLATES + texts.ERROR_TEMPLATES,
     "knowledge": sentences.KNOWLEDGE_TEMPLATES,
 }
 
@@ -42,10 +39,7 @@ def evaluation_prompts() -> dict[str, list[Prompt]]:
         ],
         "knowledge": sentence_makers(sentences.KNOWLEDGE_TEMPLATES, sentences.KNOWLEDGE_WORDS),
     }
-    return {
-        kind: draw_prompts(kind, makers[kind], count=PROMPTS_PER_KIND, prefix="eval", seed=SEED)
-        for kind in makers
-    }
+    return {kind: draw_prompts(kind, makers[kind], count=PROMPTS_PER_KIND, prefix="eval", seed=SEED) for kind in makers}
 
 
 def write_tasks(folder: Path) -> list[Path]:

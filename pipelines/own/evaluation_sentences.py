@@ -21,8 +21,7 @@ CODE_TEMPLATES = (
     "Teach me {idea} with the shortest example that still makes sense.",
     'Someone reviewed my code and wrote: "{remark}" What does the reviewer mean, and what should I change?',
     "Create a small web page: {page}. One HTML file, please.",
-    "Design the functions (names, inputs, outputs) of a command-line tool: {tool}. Code for one of them is "
-    "enough.",
+    "Design the functions (names, inputs, outputs) of a command-line tool: {tool}. Code for one of them is enough.",
     "Write a commit message for this change: {change}.",
 )
 CODE_WORDS = {
@@ -48,13 +47,11 @@ CODE_WORDS = {
         "def steps(n):\n    count = 0\n    while n != 0:\n        n = n - 1 if n % 2 else n // 2\n        "
         "count += 1\n"
         "    return count",
-        "def scale(row, factor=2):\n    return [factor * x for x in row]\n\nprint(scale([1, 5]), "
-        "scale([2], 10))",
+        "def scale(row, factor=2):\n    return [factor * x for x in row]\n\nprint(scale([1, 5]), scale([2], 10))",
         "def tally(votes):\n    board = {}\n    for vote in votes:\n        board[vote] = board.get(vote, "
         "0) + 1\n"
         "    return sorted(board.items(), key=lambda item: -item[1])",
-        "def depth(tree):\n    if tree is None:\n        return 0\n    return 1 + max(depth(tree[0]), "
-        "depth(tree[1]))",
+        "def depth(tree):\n    if tree is None:\n        return 0\n    return 1 + max(depth(tree[0]), depth(tree[1]))",
     ),
     "faulty": (
         "def first_word(text):\n    return text.split()[1]",
@@ -168,8 +165,7 @@ CHAT_WORDS = {
         "an elevator opens onto a beach",
     ),
     "role": listed(
-        "an innkeeper in the mountains, the moon, a retired pirate, a very polite robot, a tree in a city "
-        "park"
+        "an innkeeper in the mountains, the moon, a retired pirate, a very polite robot, a tree in a city park"
     ),
     "decision": listed(
         "moving in with my partner, buying a used car, studying abroad for a year, quitting my evening job"
@@ -205,9 +201,7 @@ KNOWLEDGE_TEMPLATES = (
     "Which part of {system} is the most important, and what happens when it fails?",
 )
 KNOWLEDGE_WORDS = {
-    "term": listed(
-        "entropy, photosensitivity, bankruptcy, symbiosis, a tectonic fault, the placebo effect, an alloy"
-    ),
+    "term": listed("entropy, photosensitivity, bankruptcy, symbiosis, a tectonic fault, the placebo effect, an alloy"),
     "hypothesis": (
         "the Earth had two moons",
         "all insects disappeared",
@@ -229,13 +223,10 @@ KNOWLEDGE_WORDS = {
     "place": listed("Madagascar, Greenland, Sri Lanka, Bolivia, the Netherlands, Tunisia"),
     "creature": listed("platypus, snowy owl, seahorse, red fox, fruit fly, beaver"),
     "rivals": listed(
-        "the chicken or the egg, writing or mathematics, farming or cities, the flute or the drum, birds "
-        "or flowers"
+        "the chicken or the egg, writing or mathematics, farming or cities, the flute or the drum, birds or flowers"
     ),
     "book": listed("Robinson Crusoe, Don Quixote, Frankenstein, The Little Prince, Moby Dick"),
     "feast": listed("Halloween, Diwali, Easter, Carnival, Thanksgiving"),
     "field": listed("medicine, travel, farming, cooking, sending news"),
-    "system": listed(
-        "the human digestive system, a power station, a coral reef, a parliament, the nervous system"
-    ),
+    "system": listed("the human digestive system, a power station, a coral reef, a parliament, the nervous system"),
 }

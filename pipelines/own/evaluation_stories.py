@@ -78,8 +78,7 @@ STORIES = (
         c=range(3, 9),
     ),
     story(
-        "A honey producer fills {a} litres of honey into jars. Jars hold {b} millilitres. How many jars "
-        "are filled?",
+        "A honey producer fills {a} litres of honey into jars. Jars hold {b} millilitres. How many jars are filled?",
         lambda a, b: a * 1000 / b,
         a=range(12, 61),
         b=(200, 250, 400, 500, 750),
@@ -144,8 +143,7 @@ STORIES = (
         c=range(4, 12),
     ),
     story(
-        "The sum of two numbers is {a}. One of them is {b} times as large as the other. What is the "
-        "smaller number?",
+        "The sum of two numbers is {a}. One of them is {b} times as large as the other. What is the smaller number?",
         lambda a, b: a / (b + 1),
         a=range(36, 200),
         b=range(2, 8),
@@ -159,8 +157,7 @@ STORIES = (
         b=range(2, 8),
     ),
     story(
-        "{person} plants {a} rows of {b} lettuces. Slugs eat every fifth plant. How many lettuces can be "
-        "harvested?",
+        "{person} plants {a} rows of {b} lettuces. Slugs eat every fifth plant. How many lettuces can be harvested?",
         lambda a, b: a * b * 4 / 5,
         a=range(4, 13),
         b=range(10, 31, 5),

@@ -78,12 +78,9 @@ WORDS = {
         crocodile, jellyfish, koala, flamingo"""
     ),
     "plant": listed(
-        "oak, cactus, bamboo, sunflower, rice plant, olive tree, fern, tulip, vanilla orchid, mango tree, "
-        "moss, lotus"
+        "oak, cactus, bamboo, sunflower, rice plant, olive tree, fern, tulip, vanilla orchid, mango tree, moss, lotus"
     ),
-    "organ": listed(
-        "heart, liver, brain, skin, kidneys, lungs, stomach, spleen, pancreas, inner ear, retina, spine"
-    ),
+    "organ": listed("heart, liver, brain, skin, kidneys, lungs, stomach, spleen, pancreas, inner ear, retina, spine"),
     "element": listed(
         """oxygen, gold, carbon, helium, iron, copper, hydrogen, nitrogen, silver, aluminium, calcium,
         sodium, mercury, silicon, neon, uranium"""

@@ -176,8 +176,7 @@ MAIL = (
 RECORDS = (
     "{person}, {count} years old, lives in {city}\n{person2}, 3{small} years old, lives in "
     "{city2}\n{person3}, 5{small} years old, lives in {city3}",
-    "Shopping: {count} eggs, 2 litres of milk, {small} lemons, 1 loaf of bread, 500 grams of rice, {small} "
-    "apples",
+    "Shopping: {count} eggs, 2 litres of milk, {small} lemons, 1 loaf of bread, 500 grams of rice, {small} apples",
     "Order 1041: {goods}, {count} pieces, paid\nOrder 1042: {goods2}, {small} pieces, not paid\nOrder "
     "1043: {goods3}, 12 pieces, paid\nOrder 1044: {goods}, 3 pieces, not paid",
     "Departures\n{time} {city}, platform {small}\n{time2} {city2}, platform 1\n{time3} {city3}, platform 11",
@@ -187,8 +186,7 @@ RECORDS = (
     "flight to {city} at {time3}. Saturday: nothing. Sunday: call {person2}.",
     "Room 1: {person}, two nights, breakfast included. Room 2: {person2}, {small} nights, no breakfast. "
     "Room 3: free. Room 4: {person3}, one night, breakfast included.",
-    "In stock: {count} {goods} at 4 euros each, {small} {goods2} at 12 euros each, 27 {goods3} at 3 euros "
-    "each.",
+    "In stock: {count} {goods} at 4 euros each, {small} {goods2} at 12 euros each, 27 {goods3} at 3 euros each.",
     "Members: {person} (treasurer, since {year}), {person2} (chair, since 2015), {person3} (secretary, "
     "since 2019), {person4} (member, since 2021)",
     "Temperatures today: {city} {count} degrees and cloudy, {city2} 1{small} degrees and sunny, {city3} "
@@ -196,8 +194,7 @@ RECORDS = (
 )
 
 ROUGH = (
-    "me and {person} was going to the lake on {day} but the car dont start so we stay at home and play "
-    "card all day.",
+    "me and {person} was going to the lake on {day} but the car dont start so we stay at home and play card all day.",
     "their are {count} student in the class but only {small} of them has bring there book today",
     "I has recieved you're letter on {date}. Its very intresting and i will answering it soon as posible.",
     "The hotel in {city} were nice, but the room was to small and the brekfast finish already at {time}, "
@@ -205,17 +202,14 @@ ROUGH = (
     "{person} dont like coffe, {person.he} drink always tea with too spoon of suger and a bit milk in it.",
     "yesterday we go to the musuem in {city} and seen many beautifull painting, the entrance were free "
     "becuase it was {day}",
-    "Please to send me the informations about the course in {month}, I am interesting for learn to cook "
-    "italian foods.",
-    "the new bus are more quiter then the old one and it have {count} seat, but peoples says it come often "
-    "late",
+    "Please to send me the informations about the course in {month}, I am interesting for learn to cook italian foods.",
+    "the new bus are more quiter then the old one and it have {count} seat, but peoples says it come often late",
     "If I would have more time I will learned to play piano like {person}, who play since {small} year.",
     "My brother live in {city} since {year} and he work like a engineer in a big companie who make trains.",
     "we was very suprised when {person} telled us that {person.he} is going to moved to {city} next weak",
     "The dog of {person} have run away on {day} evening, it is brown an has a white spot on it's left ear, "
     "please call if you seen him.",
-    "i think that everybody should learns cooking in the school becuase its healty and you safe alot of "
-    "money",
+    "i think that everybody should learns cooking in the school becuase its healty and you safe alot of money",
     "Dear sir, i am writting to complain of the lamp what i buyed in your shop the {date}, it dont work no "
     "more after {small} day.",
 )

@@ -43,8 +43,7 @@ QUESTION_TEMPLATES = (
 )
 MAIL_TEMPLATES = (
     "Who has to do what, and when? Extract it from this message as a list.\n\n{text}",
-    "Extract the names, dates and times from the message as JSON with the keys names, dates, "
-    "times.\n\n{text}",
+    "Extract the names, dates and times from the message as JSON with the keys names, dates, times.\n\n{text}",
     "Rewrite this message so that it sounds more formal. Keep all details.\n\n{text}",
     "Rewrite this message so that it sounds more relaxed and friendly. Keep all details.\n\n{text}",
     "Shorten the following message to a text of at most 30 words.\n\n{text}",

@@ -41,8 +41,7 @@ STORIES = (
         d=range(3, 25),
     ),
     story(
-        "{person} is {a} years old and {person2} is {b} times as old. How old will {person2} be in {c} "
-        "years?",
+        "{person} is {a} years old and {person2} is {b} times as old. How old will {person2} be in {c} years?",
         lambda a, b, c: a * b + c,
         a=range(5, 15),
         b=range(2, 5),
@@ -194,8 +193,7 @@ STORIES = (
         c=range(5, 21),
     ),
     story(
-        "A pack of three {goods} costs ${a}. At the same price per piece, how many dollars do {b} {goods} "
-        "cost?",
+        "A pack of three {goods} costs ${a}. At the same price per piece, how many dollars do {b} {goods} cost?",
         lambda a, b: a * b / 3,
         a=range(6, 46, 3),
         b=range(4, 20),

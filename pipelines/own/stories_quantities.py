@@ -4,8 +4,7 @@ from pipelines.own.templates import story
 
 STORIES = (
     story(
-        "A recipe for {a} people needs {b} grams of flour. How many grams of flour are needed for {c} "
-        "people?",
+        "A recipe for {a} people needs {b} grams of flour. How many grams of flour are needed for {c} people?",
         lambda a, b, c: b * c / a if a != c else 0,
         a=range(2, 9),
         b=range(120, 640, 20),
@@ -172,8 +171,7 @@ STORIES = (
         c=range(25, 140),
     ),
     story(
-        "A farmer counts {a} heads and {b} legs among the {fowl} and {beast} in the yard. How many {beast} "
-        "are there?",
+        "A farmer counts {a} heads and {b} legs among the {fowl} and {beast} in the yard. How many {beast} are there?",
         lambda a, b: (b - 2 * a) / 2 if b < 4 * a else 0,
         a=range(15, 60),
         b=range(40, 200, 2),

@@ -88,9 +88,7 @@ def story_makers(stories: Sequence[Story], requests: Sequence[str], words: Words
     return [make(story) for story in stories]
 
 
-def passage_makers(
-    templates: Sequence[str], passages: Sequence[tuple[str, str]], words: Words
-) -> list[Maker]:
+def passage_makers(templates: Sequence[str], passages: Sequence[tuple[str, str]], words: Words) -> list[Maker]:
     """Returns one maker a template with the slots {text} and {question}.
 
     A passage (text, question) fills both and has slots itself; slots that both name get the same word.

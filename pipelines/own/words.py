@@ -13,9 +13,7 @@ MEN = listed(
 PEOPLE = tuple(Person(name, "she", "her", "her") for name in WOMEN) + tuple(
     Person(name, "he", "him", "his") for name in MEN
 )
-FRUITS = listed(
-    "apples, pears, peaches, lemons, mangoes, plums, oranges, kiwis, apricots, limes, figs, melons"
-)
+FRUITS = listed("apples, pears, peaches, lemons, mangoes, plums, oranges, kiwis, apricots, limes, figs, melons")
 GOODS = listed(
     """notebooks, mugs, candles, scarves, plant pots, keyrings, posters, puzzles, lampshades, cushions,
     water bottles, tote bags, umbrellas, picture frames, wooden spoons, tea towels"""

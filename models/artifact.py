@@ -1,0 +1,295 @@
+"""The drafter artifact: config.json and model.safetensors in the public DFlash layout, written and read.
+
+The one place that knows the foreign names of drafters. A drafter that plain DFlash code would run wrong (in-block
+causal attention) or differently (a draft vocabulary) carries its own architecture name, so that no loader takes it
+for the plain kind:
+
+    architectures ["DFlashDraftModel"]     plain
+    architectures ["WideblockDraftModel"]  dflash_config.causal or dflash_config.draft_vocab_size is set;
+                                           tensor draft_vocab_ids [Vd] int32 holds the draft vocabulary's token ids
+    wideblock {target, target_fingerprint, ...}   where it comes from; other loaders ignore it
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from models.drafter import Drafter, DrafterConfig
+from models.layers import RopeScaling
+from models.target import Target, fingerprint
+
+PLAIN, OWN = "DFlashDraftModel", "WideblockDraftModel"
+_NORMS = {
+    "attention_norm": "input_layernorm",
+    "mlp_norm": "post_attention_layernorm",
+    "q_norm": "self_attn.q_norm",
+    "k_norm": "self_attn.k_norm",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """A drafter on disk: its shape, its weights in our layout (float32), its draft vocabulary, where it comes from."""
+
+    config: DrafterConfig
+    weights: dict[str, Any]
+    draft_vocab: np.ndarray | None
+    origin: dict[str, Any]
+
+    def drafter(self, dtype: str) -> Drafter:
+        """The network, computing in `dtype`."""
+        return Drafter(self.config, self.weights, dtype)
+
+
+def write_artifact(artifact: Artifact, path: Path, dtype: str = "float32") -> None:
+    """Writes the artifact's two files, each atomically, its tensors in `dtype`.
+
+    Raises:
+      OSError: the directory cannot be written.
+    """
+    from safetensors.numpy import save_file
+
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    path.mkdir(parents=True, exist_ok=True)
+    tensors = {name: np.ascontiguousarray(value, kind) for name, value in _to_tensors(artifact).items()}
+    if artifact.draft_vocab is not None:
+        tensors["draft_vocab_ids"] = np.asarray(artifact.draft_vocab, np.int32)
+    partial = path / "model.safetensors.partial"
+    save_file(tensors, partial, metadata={"format": "pt"})
+    os.replace(partial, path / "model.safetensors")
+    partial = path / "config.json.partial"
+    partial.write_text(json.dumps(_to_json(artifact, dtype), indent=2) + "\n")
+    os.replace(partial, path / "config.json")
+
+
+def read_artifact(path: Path) -> Artifact:
+    """The artifact in directory `path`.
+
+    Raises:
+      ValueError: not an artifact, a field or tensor missing, of the wrong shape or unsupported, a truncated file.
+    """
+    raw = _read_config(path)
+    config = _from_json(raw, path)
+    tensors = _read_tensors(path / "model.safetensors")
+    draft_vocab = tensors.pop("draft_vocab_ids", None)
+    if (draft_vocab is None) != (config.draft_vocab_size is None):
+        raise ValueError(f"{path}: dflash_config.draft_vocab_size and tensor draft_vocab_ids: one without the other")
+    if draft_vocab is not None and not (
+        draft_vocab.shape == (config.draft_vocab_size,)
+        and 0 <= draft_vocab.min() <= draft_vocab.max() < config.vocab_size
+    ):
+        raise ValueError(
+            f"{path}: draft_vocab_ids does not hold {config.draft_vocab_size} ids below {config.vocab_size}"
+        )
+    weights = _from_tensors(config, tensors, path)
+    return Artifact(config, weights, draft_vocab, raw.get("wideblock", {}))
+
+
+def check_fit(artifact: Artifact, target: Target, path: Path) -> None:
+    """Raises ValueError, naming every field that differs, when the drafter was made for another target."""
+    config, shape = artifact.config, target.config
+    pairs = [
+        ("hidden size", config.target_hidden_size, shape.hidden_size),
+        ("drafter hidden size", config.hidden_size, shape.hidden_size),
+        ("vocabulary", config.vocab_size, shape.vocab_size),
+        ("target layers", config.num_target_layers, shape.num_layers),
+        ("weights", artifact.origin.get("target_fingerprint", fingerprint(target)), fingerprint(target)),
+    ]
+    differing = [f"{name}: drafter expects {made}, {shape.name} has {has}" for name, made, has in pairs if made != has]
+    taps = [tap for tap in config.target_layer_ids if not 0 <= tap < shape.num_layers]
+    if taps:
+        differing.append(f"taps: layers {taps} do not exist in {shape.name} ({shape.num_layers} layers)")
+    if differing:
+        raise ValueError(f"{path}: this drafter was made for another target ({'; '.join(differing)}); pass that target")
+
+
+def _to_tensors(artifact: Artifact) -> dict[str, np.ndarray]:
+    config, weights, out = artifact.config, artifact.weights, {}
+    out["fc.weight"] = np.asarray(weights["fc"]).T
+    out["hidden_norm.weight"] = np.asarray(weights["hidden_norm"])
+    out["norm.weight"] = np.asarray(weights["norm"])
+    for index, layer in enumerate(weights["layers"]):
+        layer = {name: np.asarray(value) for name, value in layer.items()}
+        base = f"layers.{index}"
+        k, v = np.split(layer["kv"], [config.kv_size], axis=1)
+        gate, up = np.split(layer["gate_up"], 2, axis=1)
+        attention = {"q": layer["q"], "k": k, "v": v, "o": layer["out"]}
+        out |= {f"{base}.self_attn.{part}_proj.weight": value.T for part, value in attention.items()}
+        mlp = {"gate": gate, "up": up, "down": layer["down"]}
+        out |= {f"{base}.mlp.{part}_proj.weight": value.T for part, value in mlp.items()}
+        out |= {f"{base}.{foreign}.weight": layer[ours] for ours, foreign in _NORMS.items()}
+    return out
+
+
+def _from_tensors(config: DrafterConfig, tensors: Mapping[str, np.ndarray], path: Path) -> dict[str, Any]:
+    left = dict(tensors)
+    d, f, q, kv = config.hidden_size, config.mlp_size, config.q_size, config.kv_size
+
+    def take(name: str, *shape: int) -> np.ndarray:
+        if name not in left:
+            raise ValueError(f"{path}: tensor {name} is missing; expected shape {list(shape)}")
+        value = left.pop(name)
+        if value.shape != shape:
+            raise ValueError(f"{path}: tensor {name}: expected shape {list(shape)}, got {list(value.shape)}")
+        return np.asarray(value, np.float32)
+
+    def layer(index: int) -> dict[str, Any]:
+        base = f"layers.{index}"
+        parts = {"q": (q, d), "k": (kv, d), "v": (kv, d), "o": (d, q)}
+        attention = {part: take(f"{base}.self_attn.{part}_proj.weight", *shape).T for part, shape in parts.items()}
+        parts = {"gate": (f, d), "up": (f, d), "down": (d, f)}
+        mlp = {part: take(f"{base}.mlp.{part}_proj.weight", *shape).T for part, shape in parts.items()}
+        sizes = {"q_norm": config.head_dim, "k_norm": config.head_dim}
+        norms = {ours: take(f"{base}.{foreign}.weight", sizes.get(ours, d)) for ours, foreign in _NORMS.items()}
+        return norms | {
+            "q": attention["q"],
+            "kv": np.concatenate([attention["k"], attention["v"]], axis=1),
+            "out": attention["o"],
+            "gate_up": np.concatenate([mlp["gate"], mlp["up"]], axis=1),
+            "down": mlp["down"],
+        }
+
+    weights = {
+        "fc": take("fc.weight", d, len(config.target_layer_ids) * config.target_hidden_size).T,
+        "hidden_norm": take("hidden_norm.weight", d),
+        "layers": [layer(index) for index in range(config.num_layers)],
+        "norm": take("norm.weight", d),
+    }
+    if left:
+        raise ValueError(f"{path}: unknown tensor {sorted(left)[0]}; this drafter has parts we do not compute")
+    return _as_arrays(weights)
+
+
+def _as_arrays(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {name: _as_arrays(value) for name, value in tree.items()}
+    return [_as_arrays(value) for value in tree] if isinstance(tree, list) else jnp.asarray(tree)
+
+
+def _to_json(artifact: Artifact, dtype: str) -> dict[str, Any]:
+    config = artifact.config
+    own = config.causal or config.draft_vocab_size is not None
+    dflash = {"mask_token_id": config.mask_token_id, "target_layer_ids": list(config.target_layer_ids)}
+    if own:
+        dflash |= {"causal": config.causal, "draft_vocab_size": config.draft_vocab_size}
+    scaling = config.rope_scaling
+    rope = {"rope_type": "llama3", **dataclasses.asdict(scaling)} if scaling else None
+    kind = "full_attention" if config.sliding_window is None else "sliding_attention"
+    out = {
+        "architectures": [OWN if own else PLAIN],
+        "model_type": "qwen3",
+        "block_size": config.width,
+        "dflash_config": dflash,
+        "num_target_layers": config.num_target_layers,
+        "num_hidden_layers": config.num_layers,
+        "layer_types": [kind] * config.num_layers,
+        "hidden_size": config.hidden_size,
+        "target_hidden_size": config.target_hidden_size,
+        "intermediate_size": config.mlp_size,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "rms_norm_eps": config.rms_eps,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": rope,
+        "rope_parameters": {"rope_theta": config.rope_theta, **(rope or {"rope_type": "default"})},
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "sliding_window": config.sliding_window,
+        "use_sliding_window": config.sliding_window is not None,
+        "max_position_embeddings": config.max_positions,
+        "vocab_size": config.vocab_size,
+        "tie_word_embeddings": config.tied_head,
+        "dtype": dtype,
+        "wideblock": artifact.origin,
+    }
+    if not own:
+        out["auto_map"] = {"AutoModel": "dflash.DFlashDraftModel"}
+    return out
+
+
+def _from_json(raw: Mapping[str, Any], path: Path) -> DrafterConfig:
+    where = f"{path}/config.json"
+    architecture = (raw.get("architectures") or [None])[0]
+    if architecture not in (PLAIN, OWN):
+        raise ValueError(f"{where}: architectures {architecture!r}; expected a drafter ({PLAIN} or {OWN})")
+    dflash = raw.get("dflash_config") or {}
+    supported = {"mask_token_id", "target_layer_ids"} | (
+        {"causal", "draft_vocab_size"} if architecture == OWN else set()
+    )
+    unknown = sorted(set(dflash) - supported)
+    if unknown:
+        raise ValueError(
+            f"{where}: dflash_config.{unknown[0]} is not supported; this drafter has parts we do not compute"
+        )
+    if raw.get("attention_bias") or raw.get("hidden_act", "silu") != "silu":
+        raise ValueError(f"{where}: attention_bias or an activation other than silu is not supported")
+    kinds = set(raw.get("layer_types") or ["full_attention"])
+    if len(kinds) > 1:
+        raise ValueError(f"{where}: layer_types mixes {sorted(kinds)}; expected one kind for all layers")
+    rope = raw.get("rope_parameters") or {}
+    scaling = raw.get("rope_scaling") or (rope if rope.get("rope_type", "default") != "default" else None)
+    try:
+        return DrafterConfig(
+            width=raw["block_size"],
+            num_layers=raw["num_hidden_layers"],
+            target_layer_ids=tuple(dflash["target_layer_ids"]),
+            num_target_layers=raw["num_target_layers"],
+            target_hidden_size=raw.get("target_hidden_size", raw["hidden_size"]),
+            hidden_size=raw["hidden_size"],
+            num_heads=raw["num_attention_heads"],
+            num_kv_heads=raw["num_key_value_heads"],
+            head_dim=raw["head_dim"],
+            mlp_size=raw["intermediate_size"],
+            rms_eps=raw["rms_norm_eps"],
+            rope_theta=float(raw["rope_theta"] if "rope_theta" in raw else rope["rope_theta"]),
+            rope_scaling=_rope_scaling(scaling, where),
+            max_positions=raw["max_position_embeddings"],
+            vocab_size=raw["vocab_size"],
+            tied_head=raw["tie_word_embeddings"],
+            mask_token_id=dflash["mask_token_id"],
+            causal=bool(dflash.get("causal", False)),
+            sliding_window=raw["sliding_window"] if kinds == {"sliding_attention"} else None,
+            draft_vocab_size=dflash.get("draft_vocab_size"),
+        )
+    except KeyError as error:
+        raise ValueError(f"{where}: field {error} is missing; expected a DFlash drafter config") from error
+
+
+def _rope_scaling(raw: Mapping[str, Any] | None, where: str) -> RopeScaling | None:
+    if not raw:
+        return None
+    if raw.get("rope_type") != "llama3":
+        raise ValueError(f"{where}: rope_scaling {raw.get('rope_type')!r} is not supported; expected llama3 or none")
+    fields = [field.name for field in dataclasses.fields(RopeScaling)]
+    return RopeScaling(**{name: raw[name] for name in fields})
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    file = path / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{path}: no config.json; expected a drafter artifact (python -m train export writes one)")
+    try:
+        return json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file}: not JSON ({error}); export the drafter again") from error
+
+
+def _read_tensors(file: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError, safe_open
+
+    if not file.is_file():
+        raise ValueError(f"{file}: missing; export the drafter again")
+    try:
+        with safe_open(file, framework="flax") as handle:
+            return {name: np.asarray(handle.get_tensor(name)) for name in handle.keys()}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file}: not a whole safetensors file ({error}); export the drafter again") from error

@@ -1,0 +1,24 @@
+"""Intervals for what is measured: 95 %, stated beside every number that carries noise."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def bootstrap_ratio(pairs: Sequence[tuple[float, float]], draws: int = 1000) -> list[float]:
+    """95 % interval [low, high] of sum(first) / sum(second), the pairs resampled with replacement (fixed seed)."""
+    values = np.asarray(pairs, np.float64)
+    picks = np.random.default_rng(0).integers(0, len(values), (draws, len(values)))
+    sums = values[picks].sum(axis=1)
+    return np.percentile(sums[:, 0] / sums[:, 1], [2.5, 97.5]).tolist()
+
+
+def wilson(successes: int, trials: int) -> list[float]:
+    """95 % Wilson score interval [low, high] of a proportion; [0, 1] without trials."""
+    if trials == 0:
+        return [0.0, 1.0]
+    z, share = 1.959964, successes / trials
+    centre = share + z * z / (2 * trials)
+    spread = z * (share * (1 - share) / trials + z * z / (4 * trials * trials)) ** 0.5
+    scale = 1 + z * z / trials
+    return [(centre - spread) / scale, (centre + spread) / scale]

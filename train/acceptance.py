@@ -1,0 +1,155 @@
+"""Held-out acceptance: what the drafter would gain on responses it was not trained on.
+
+Not token accuracy but the greedy walk a decoder takes: draft at the anchor, accept the leading slots that equal the
+response, commit them with the bonus token, move on. The response is the target's own greedy text, so "equals the
+response" is "the target would have said so", and the walk needs no target. (With sampled responses it is the
+acceptance of that one sample.) In: a trainee and packed held-out rows. Out: `Acceptance`.
+"""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from models.statistics import bootstrap_ratio, wilson
+from pipelines.batches import RowSource
+from pipelines.responses import Response
+from train.loss import Trainee, block_hidden, draft_context, head_cross_entropy, slot_labels
+
+ROWS = 4
+ANCHORS = 32  # per row and call
+
+
+@dataclasses.dataclass(frozen=True)
+class Walk:
+    """One response walked: the task, and the tokens each step committed."""
+
+    task: str
+    runs: list[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Acceptance:
+    """Walks over all held-out responses, at block width `width`."""
+
+    width: int
+    walks: list[Walk]
+
+    @property
+    def tau(self) -> float:
+        """Mean over tasks of tokens per step."""
+        return float(np.mean([task["tau"] for task in self.tasks().values()]))
+
+    def tasks(self) -> dict[str, dict[str, Any]]:
+        """Per task: tau with its 95 % interval over responses, responses, tokens."""
+        grouped: dict[str, list[Walk]] = defaultdict(list)
+        for walk in self.walks:
+            grouped[walk.task].append(walk)
+        return {
+            task: {
+                "tau": sum(sum(walk.runs) for walk in walks) / sum(len(walk.runs) for walk in walks),
+                "tau_interval": bootstrap_ratio([(sum(walk.runs), len(walk.runs)) for walk in walks]),
+                "responses": len(walks),
+                "tokens": sum(sum(walk.runs) for walk in walks),
+            }
+            for task, walks in sorted(grouped.items())
+        }
+
+    def slots(self) -> list[dict[str, Any]]:
+        """Conditional acceptance of slots 1..W-1: share of the steps that got there, with its 95 % interval.
+
+        The last step of a response is left out: its end, not the drafter, may have cut it short.
+        """
+        accepted = np.array([run - 1 for walk in self.walks for run in walk.runs[:-1]], np.int64)
+        out = []
+        for slot in range(1, self.width):
+            reached, passed = int((accepted >= slot - 1).sum()), int((accepted >= slot).sum())
+            share = passed / reached if reached else None
+            out.append({"slot": slot, "acceptance": share, "interval": wilson(passed, reached), "reached": reached})
+        return out
+
+    def scalars(self) -> dict[str, float]:
+        """For metrics.jsonl and TensorBoard: tau, tau per task, the first slots' acceptance."""
+        out = {"tau": self.tau} | {f"tau/{name}": task["tau"] for name, task in self.tasks().items()}
+        first = [slot for slot in self.slots()[:8] if slot["acceptance"] is not None]
+        return out | {f"acceptance/slot{slot['slot']}": slot["acceptance"] for slot in first}
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"width": self.width, "tau": self.tau, "tasks": self.tasks(), "slots": self.slots()}
+
+
+def heldout_acceptance(
+    trainee: Trainee, source: RowSource, responses: Sequence[Response], head_chunk: int
+) -> Acceptance:
+    """The greedy walk over every held-out response."""
+    width = trainee.drafter.config.width
+    lengths = [response.length for response in responses]
+    walks: list[Walk] = []
+    for numbers, batch, startable in _batches(source):
+        accepted = _accepted_everywhere(trainee, batch, startable, width, head_chunk)
+        for row, hits in zip(numbers, accepted, strict=False):
+            for number, begin in zip(source.rows[row].numbers, source.rows[row].starts(lengths), strict=True):
+                response = responses[number]
+                first = begin + len(response.prompt_ids) - 1
+                last = begin + response.length - 1
+                walks.append(Walk(response.task, walk(hits, first, last)))
+    return Acceptance(width, walks)
+
+
+def walk(accepted: Sequence[int] | np.ndarray, first: int, last: int) -> list[int]:
+    """Tokens committed by each step from the anchor at `first` until the token at `last` is written.
+
+    `accepted[p]` is how many drafts a block anchored at p gets right. Example: accepted 2 . . 0 1, first 0, last 5
+    -> 3 (to p=3), 1 (to p=4), 1 (to p=5: the answer's end cuts the bonus token).
+    """
+    place, runs = first, []
+    while place < last:
+        run = min(int(accepted[place]) + 1, last - place)
+        runs.append(run)
+        place += run
+    return runs
+
+
+def _batches(source: RowSource) -> Iterator[tuple[list[int], dict[str, np.ndarray], np.ndarray]]:
+    """(row numbers, stacked rows, startable [B, S]) with the last batch filled up by repeating its rows."""
+    for start in range(0, len(source), ROWS):
+        numbers = list(range(start, min(start + ROWS, len(source))))
+        rows = [dict(source[numbers[i % len(numbers)]]) for i in range(ROWS)]
+        startable = np.stack([row.pop("startable") for row in rows])
+        yield numbers, {name: np.stack([row[name] for row in rows]) for name in rows[0]}, startable
+
+
+def _accepted_everywhere(
+    trainee: Trainee, batch: dict[str, np.ndarray], startable: np.ndarray, width: int, head_chunk: int
+) -> np.ndarray:
+    """[B, S]: leading correct drafts of a block anchored at each startable position, 0 elsewhere."""
+    out = np.zeros(startable.shape, np.int32)
+    places = [np.flatnonzero(row) for row in startable]
+    for start in range(0, max(map(len, places)), ANCHORS):
+        anchors = np.full((len(places), ANCHORS), -1, np.int32)
+        for row, place in enumerate(places):
+            part = place[start : start + ANCHORS]
+            anchors[row, : len(part)] = part
+        hits = np.asarray(_leading_hits(trainee, batch, anchors, width=width, head_chunk=head_chunk))
+        for row in range(len(places)):
+            used = anchors[row] >= 0
+            out[row, anchors[row][used]] = hits[row][used]
+    return out
+
+
+@partial(jax.jit, static_argnames=("width", "head_chunk"))
+def _leading_hits(
+    trainee: Trainee, batch: dict[str, Array], anchors: Int[Array, "B A"], *, width: int, head_chunk: int
+) -> Int[Array, "B A"]:
+    """How many slots from the first on would draft the response's own token."""
+    hidden = block_hidden(trainee, batch, anchors, width, context=draft_context(trainee, batch))
+    labels = slot_labels(batch, anchors, width)
+    rows = jnp.where(labels >= 0, trainee.draft_index[...][labels], -1)
+    _, hit = head_cross_entropy(hidden[:, :, 1:], trainee.head[...], rows, head_chunk)
+    return jnp.cumprod(hit, axis=-1).sum(axis=-1)

@@ -1,0 +1,62 @@
+"""Building what a recipe describes: the drafter's shape, its first weights, the trainee."""
+
+import jax
+import numpy as np
+
+from configs.schema import Recipe
+from models.drafter import Drafter, DrafterConfig, random_weights, target_weights
+from models.target import Target
+from models.tokenizer import Tokenizer
+from pipelines.prepare import taps_of
+
+
+def drafter_config(recipe: Recipe, target: Target, tokenizer: Tokenizer) -> DrafterConfig:
+    """The drafter's architecture: the target's own layer shape, the recipe's depth, width, taps and options."""
+    section, shape = recipe.drafter, target.config
+    mask = tokenizer.default_mask_token_id if section.mask_token_id is None else section.mask_token_id
+    if not 0 <= mask < shape.vocab_size:
+        raise ValueError(f"drafter.mask_token_id: expected 0 to {shape.vocab_size - 1} ({shape.name}), got {mask}")
+    vocab = section.draft_vocab_size
+    if vocab is not None and not 2 <= vocab <= shape.vocab_size:
+        raise ValueError(f"drafter.draft_vocab_size: expected 2 to {shape.vocab_size} or null, got {vocab}")
+    if section.init == "target" and section.num_layers > shape.num_layers:
+        raise ValueError(
+            f"drafter.num_layers={section.num_layers}: init=target takes layers of {shape.name}, which has "
+            f"{shape.num_layers}; lower it or set drafter.init=random"
+        )
+    return DrafterConfig(
+        width=section.width,
+        num_layers=section.num_layers,
+        target_layer_ids=taps_of(recipe, target),
+        num_target_layers=shape.num_layers,
+        target_hidden_size=shape.hidden_size,
+        hidden_size=shape.hidden_size,
+        num_heads=shape.num_heads,
+        num_kv_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        mlp_size=shape.mlp_size,
+        rms_eps=shape.rms_eps,
+        rope_theta=shape.rope_theta,
+        rope_scaling=shape.rope_scaling,
+        max_positions=shape.max_positions,
+        vocab_size=shape.vocab_size,
+        tied_head=shape.tied_head,
+        mask_token_id=mask,
+        causal=section.causal,
+        sliding_window=section.sliding_window,
+        draft_vocab_size=vocab,
+    )
+
+
+def new_drafter(recipe: Recipe, config: DrafterConfig, target: Target) -> Drafter:
+    """A drafter at step 0."""
+    if recipe.drafter.init == "target":
+        weights = target_weights(config, target)
+    else:
+        weights = random_weights(config, jax.random.key(recipe.run.seed))
+    return Drafter(config, weights, recipe.train.dtype)
+
+
+def draft_vocab_of(config: DrafterConfig, counted: np.ndarray) -> np.ndarray | None:
+    """Token ids of the draft vocabulary (ascending), or None for the whole vocabulary."""
+    return None if config.draft_vocab_size is None else counted
