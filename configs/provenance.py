@@ -1,13 +1,14 @@
 """Where a result comes from: command, git revision, package versions, device. Written beside every output."""
 
 import importlib.metadata
-import os
 import platform
 import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from configs.device import describe_device
 
 PACKAGES = (
     "wideblock",
@@ -28,7 +29,7 @@ def provenance(command: Sequence[str]) -> dict[str, Any]:
         "command": shlex.join(command),
         "revision": git_revision(),
         "versions": {"python": platform.python_version(), **_versions()},
-        "device": device(),
+        "device": describe_device(),
     }
 
 
@@ -40,23 +41,6 @@ def git_revision() -> str:
         return subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def device() -> str:
-    """The accelerators, or the CPU with its core count, in words."""
-    import jax
-
-    first = jax.devices()[0]
-    if first.platform != "cpu":
-        return f"{jax.device_count()} x {first.device_kind}"
-    return f"{_cpu_name()}, {os.cpu_count()} cores"
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _versions() -> dict[str, str]:

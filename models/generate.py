@@ -75,8 +75,8 @@ def insert(
     )
 
 
-@partial(jax.jit, static_argnames=("num_steps", "temperature"), donate_argnames="state")
-def plain_segment(target: Target, state: PlainState, num_steps: int, temperature: float = 0.0) -> PlainState:
+@partial(jax.jit, static_argnames="temperature", donate_argnames="state")
+def plain_segment(target: Target, state: PlainState, num_steps: int | Array, temperature: float = 0.0) -> PlainState:
     """`state` after up to `num_steps` tokens per unfinished row; ends early when every row is done."""
 
     def unfinished(carry: tuple[Array, PlainState]) -> Array:

@@ -91,8 +91,8 @@ def start(
     )
 
 
-@partial(jax.jit, static_argnames=("num_steps", "width"), donate_argnames="state")
-def speculative_segment(engine: Engine, state: DecodeState, num_steps: int, width: int) -> DecodeState:
+@partial(jax.jit, static_argnames="width", donate_argnames="state")
+def speculative_segment(engine: Engine, state: DecodeState, num_steps: int | Array, width: int) -> DecodeState:
     """`state` after up to `num_steps` draft-verify steps of blocks `width` wide; ends early when all rows are done."""
 
     def unfinished(carry: tuple[Array, DecodeState]) -> Array:

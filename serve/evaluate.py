@@ -101,7 +101,7 @@ class Evaluator:
         )
 
     def states(self, prompt: Prompt, width: int) -> tuple[DecodeState, generate.PlainState]:
-        """Freshly prefilled states, for timing single steps."""
+        """Freshly prefilled states, for timing steps."""
         ids = self.tokenizer.encode_chat(prompt.chat())
         bucket, capacity = self._shapes(prompt, ids, width)
         return self._start(ids, bucket, capacity), self._insert(ids, bucket, capacity)
