@@ -112,10 +112,10 @@ class Drafter(nnx.Module):
         batch, num_anchors, width, _ = block.shape
         positions = anchor_positions[:, :, None] + jnp.arange(width)
         turn = rotation(positions.reshape(batch, -1), self.frequencies)
-        layer_step = nnx.remat(self._layer, static_argnums=()) if remat else self._layer
+        layer_step = nnx.remat(Drafter._layer) if remat else Drafter._layer
         x = block.astype(self.dtype)
         for index, layer in enumerate(self.layers):
-            x = layer_step(layer, x, turn, context.keys[index], context.values[index], context_mask)
+            x = layer_step(self, layer, x, turn, context.keys[index], context.values[index], context_mask)
         return rms_norm(x, self._cast(self.norm), self.config.rms_eps)
 
     def _layer(

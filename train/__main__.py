@@ -1,0 +1,60 @@
+"""python -m train: prepare data where missing, train a drafter, measure held-out acceptance; export it.
+
+    python -m train --config RECIPE [section.field=value ...] [--resume]
+    python -m train export --run RUN --out ARTIFACT
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from configs.console import command, say
+from configs.schema import load_recipe
+
+
+@command
+def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["export"]:
+        return run_export(arguments[1:])
+    return run_train(arguments)
+
+
+def run_train(arguments: Sequence[str]) -> int:
+    text = "Train a drafter by a recipe. Data are prepared first where they are missing."
+    parser = argparse.ArgumentParser(
+        prog="python -m train", description=text, epilog="see also: python -m train export --help"
+    )
+    parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
+    options = parser.parse_intermixed_args(arguments)
+    recipe = load_recipe(options.config, options.overrides)
+
+    from train.run import train
+
+    return train(recipe, config=options.config, overrides=options.overrides, resume=options.resume)
+
+
+def run_export(arguments: Sequence[str]) -> int:
+    text = "Write a run's drafter as an artifact: config.json and model.safetensors in the DFlash layout."
+    parser = argparse.ArgumentParser(prog="python -m train export", description=text)
+    parser.add_argument("--run", required=True, type=Path, help="a run directory, such as runs/wide_block")
+    parser.add_argument("--out", required=True, type=Path, help="directory for the artifact")
+    parser.add_argument("--checkpoint", default="best", help="best (held-out tau), last, or a step (default: best)")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="(default: float32)")
+    options = parser.parse_args(arguments)
+    which = int(options.checkpoint) if options.checkpoint.isdigit() else options.checkpoint
+    if which not in ("best", "last") and not isinstance(which, int):
+        raise ValueError(f"--checkpoint: expected best, last or a step, got {options.checkpoint!r}")
+
+    from train.export import export
+
+    export(options.run, options.out, which, options.dtype)
+    say(f"next: python -m serve eval --target TARGET --drafter {options.out} --tasks TASK,... --out DIR")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""Export: a run's checkpoint becomes a drafter artifact (see `models.artifact`).
+
+In: a run directory: drafter.json (what the drafter is; owned here) and the Orbax checkpoints. Out: an artifact.
+
+    drafter.json  {"config": DrafterConfig fields, "draft_vocab": [token ids] or null, "origin": {...}}
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from configs.console import say
+from models.artifact import Artifact, write_artifact
+from models.drafter import DrafterConfig
+from models.layers import RopeScaling
+from pipelines.shards import write_json
+
+
+def write_description(
+    run: Path, config: DrafterConfig, draft_vocab: np.ndarray | None, origin: Mapping[str, Any]
+) -> None:
+    """Writes RUN/drafter.json."""
+    vocab = None if draft_vocab is None else draft_vocab.tolist()
+    write_json(run / "drafter.json", {"config": dataclasses.asdict(config), "draft_vocab": vocab, "origin": origin})
+
+
+def read_description(run: Path) -> tuple[DrafterConfig, np.ndarray | None, dict[str, Any]]:
+    """(config, draft vocabulary, origin) from RUN/drafter.json.
+
+    Raises:
+      ValueError: not a run directory, or its description is damaged.
+    """
+    file = run / "drafter.json"
+    if not file.is_file():
+        raise ValueError(f"{run}: no drafter.json; expected a run directory (python -m train --config ... makes one)")
+    try:
+        raw = json.loads(file.read_text())
+        fields = dict(raw["config"], target_layer_ids=tuple(raw["config"]["target_layer_ids"]))
+        if fields["rope_scaling"] is not None:
+            fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
+        vocab = None if raw["draft_vocab"] is None else np.array(raw["draft_vocab"], np.int32)
+        return DrafterConfig(**fields), vocab, raw["origin"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}: damaged ({error}); it is written again by: python -m train ... --resume") from error
+
+
+def export(run: Path, out: Path, which: str | int, dtype: str) -> Path:
+    """Writes the artifact of checkpoint `which` ("best", "last" or a step) of `run` into `out`.
+
+    Raises:
+      ValueError: no such run or checkpoint, or `out` holds something that is not an artifact.
+    """
+    from train.checkpoint import load_params
+
+    config, vocab, origin = read_description(run)
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "config.json").is_file())):
+        raise ValueError(f"{out}: exists and is not a drafter artifact; choose another --out")
+    params, _, step = load_params(run / "checkpoints", which)
+    weights = drafter_weights(params)
+    write_artifact(Artifact(config, weights, vocab, {**origin, "step": step}), out, dtype)
+    size = sum(np.asarray(value).size for value in _leaves(weights))
+    say(f"export: step {step} of {run}: {config.num_layers} layers, {size / 1e6:.1f} M parameters -> {out}")
+    return out
+
+
+def drafter_weights(params: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint's parameters in the layout `Drafter` takes: layers as a list."""
+    weights = dict(params["drafter"])
+    layers = weights["layers"]
+    weights["layers"] = [dict(layers[key]) for key in sorted(layers, key=int)]
+    return weights
+
+
+def _leaves(tree: Any) -> list[Any]:
+    if isinstance(tree, dict):
+        return [leaf for value in tree.values() for leaf in _leaves(value)]
+    return [leaf for value in tree for leaf in _leaves(value)] if isinstance(tree, list) else [tree]

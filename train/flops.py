@@ -1,0 +1,33 @@
+"""Floating-point operations of one training step, counted from the shapes (a multiply-add is two).
+
+Model FLOPs in the usual sense: what the mathematics of forward and backward needs, no recomputation. Frozen weights
+get no gradient, so the LM head costs one backward matmul instead of two, and the target only its forward.
+"""
+
+from models.drafter import DrafterConfig
+from models.target import TargetConfig
+
+
+def step_flops(
+    config: DrafterConfig, target: TargetConfig, *, rows: int, row_length: int, blocks: dict[int, int], online: bool
+) -> float:
+    """FLOPs of one step over `rows` packed rows with `blocks` (width -> anchors per row)."""
+    vocab = config.draft_vocab_size or config.vocab_size
+    d, taps = config.hidden_size, len(config.target_layer_ids) * config.target_hidden_size
+    layer = d * (config.q_size + 2 * config.kv_size) + config.q_size * d + 3 * d * config.mlp_size
+    context = 4 * taps * d + 6 * config.num_layers * d * 2 * config.kv_size
+    total = float(row_length * context)
+    for width, anchors in blocks.items():
+        matmuls = 6 * layer * config.num_layers
+        attention = 12 * (row_length + width) * config.q_size * config.num_layers
+        total += anchors * width * (matmuls + attention) + anchors * (width - 1) * 4 * d * vocab
+    if online:
+        total += row_length * _target_forward(target, max(config.target_layer_ids) + 1, row_length)
+    return rows * total
+
+
+def _target_forward(target: TargetConfig, num_layers: int, row_length: int) -> float:
+    """Per token: the matmuls of the layers up to the last tap, and causal attention over half a row."""
+    d, q = target.hidden_size, target.num_heads * target.head_dim
+    matmuls = 2 * (d * target.qkv_size + q * d + 3 * d * target.mlp_size)
+    return num_layers * (matmuls + 4 * q * row_length / 2)
