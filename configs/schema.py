@@ -7,7 +7,6 @@ missing or mistyped key is refused with the file, the key, what was expected and
 
 import dataclasses
 import difflib
-import json
 import types
 import typing
 from collections.abc import Sequence
@@ -128,7 +127,8 @@ class Recipe:
         return Path(self.run.dir) if self.run.dir else Path("runs") / self.run.name
 
     def to_dict(self) -> dict[str, Any]:
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        """Plain lists, dictionaries and numbers, as YAML has them."""
+        return _plain(dataclasses.asdict(self))
 
 
 class RecipeError(ValueError):
@@ -235,6 +235,12 @@ def _hint(hint: type, value: Any) -> str:
     if hint is float and isinstance(value, str):
         return " (YAML reads 6e-4 as text; write 6.0e-4)"
     return ""
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _names(cls: type) -> list[str]:

@@ -1,7 +1,7 @@
 """python -m train: prepare data where missing, train a drafter, measure held-out acceptance; export it.
 
-    python -m train --config RECIPE [section.field=value ...] [--resume]
-    python -m train export --run RUN --out ARTIFACT
+python -m train --config RECIPE [section.field=value ...] [--resume]
+python -m train export --run RUN --out ARTIFACT
 """
 
 import argparse

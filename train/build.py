@@ -1,7 +1,6 @@
 """Building what a recipe describes: the drafter's shape, its first weights, the trainee."""
 
 import jax
-import numpy as np
 
 from configs.schema import Recipe
 from models.drafter import Drafter, DrafterConfig, random_weights, target_weights
@@ -10,8 +9,13 @@ from models.tokenizer import Tokenizer
 from pipelines.prepare import taps_of
 
 
-def drafter_config(recipe: Recipe, target: Target, tokenizer: Tokenizer) -> DrafterConfig:
-    """The drafter's architecture: the target's own layer shape, the recipe's depth, width, taps and options."""
+def drafter_config(
+    recipe: Recipe, target: Target, tokenizer: Tokenizer, *, draft_vocab_size: int | None = None
+) -> DrafterConfig:
+    """The drafter's architecture: the target's own layer shape, the recipe's depth, width, taps and options.
+
+    `draft_vocab_size` is what the responses really hold, where that is less than the recipe's.
+    """
     section, shape = recipe.drafter, target.config
     mask = tokenizer.default_mask_token_id if section.mask_token_id is None else section.mask_token_id
     if not 0 <= mask < shape.vocab_size:
@@ -44,7 +48,7 @@ def drafter_config(recipe: Recipe, target: Target, tokenizer: Tokenizer) -> Draf
         mask_token_id=mask,
         causal=section.causal,
         sliding_window=section.sliding_window,
-        draft_vocab_size=vocab,
+        draft_vocab_size=draft_vocab_size or vocab,
     )
 
 
@@ -55,8 +59,3 @@ def new_drafter(recipe: Recipe, config: DrafterConfig, target: Target) -> Drafte
     else:
         weights = random_weights(config, jax.random.key(recipe.run.seed))
     return Drafter(config, weights, recipe.train.dtype)
-
-
-def draft_vocab_of(config: DrafterConfig, counted: np.ndarray) -> np.ndarray | None:
-    """Token ids of the draft vocabulary (ascending), or None for the whole vocabulary."""
-    return None if config.draft_vocab_size is None else counted

@@ -33,7 +33,7 @@ class LossSettings:
 
 
 class Trainee(nnx.Module):
-    """The drafter with what it borrows from the target, frozen: embedding, LM head, and the target for online features."""
+    """The drafter with what it borrows from the target, frozen: embedding, LM head, the target itself when online."""
 
     def __init__(self, drafter: Drafter, target: Target, draft_vocab: np.ndarray | None, *, online: bool):
         self.drafter = drafter
@@ -63,7 +63,7 @@ def block_loss(
         total = total + jnp.sum(weights * loss)
         blocks += anchors.size
         scalars |= _scalars(width, loss, hit, labels >= 0)
-    return total / blocks, scalars
+    return total / blocks, scalars | {"loss": total / blocks}
 
 
 def anchor_groups(batch: dict[str, Array]) -> dict[int, Int[Array, "B A"]]:

@@ -1,0 +1,1 @@
+"""Training a drafter: loss, trainer, checkpoints, held-out acceptance, export."""

@@ -1,0 +1,286 @@
+"""The training loop: Tunix's PeftTrainer behind one adapter. The only file that knows Tunix.
+
+Tunix runs the step (gradient, accumulation, optimizer update, in-flight throttling, mesh). Everything between two
+updates is decided in one place, `_Between`: held-out evaluation, checkpoint, signal, end, next batch. Tunix's own
+checkpoints would hold the frozen target and its resume would read past batches again, so both stay unused.
+"""
+
+import dataclasses
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from tunix.sft import hooks, peft_trainer
+
+from configs import schema
+from configs.console import progress, say
+from train.checkpoint import Checkpoints
+from train.metrics import Metrics
+
+FINAL_RATE = 0.1  # of the peak learning rate, at the end of the cosine
+LossFn = Callable[..., tuple[Any, dict[str, Any]]]
+Evaluate = Callable[[nnx.Module, int], Mapping[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How long to train and how often to look."""
+
+    steps: int
+    accumulation: int
+    eval_every: int
+    checkpoint_every: int
+    keep: int
+    log_every: int
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """Where training stopped, and the signal that stopped it early, if one did."""
+
+    step: int
+    interrupted: signal.Signals | None
+
+
+def learning_rate(section: schema.Optimizer, steps: int) -> optax.Schedule:
+    """Linear warm-up over `warmup_fraction` of the steps, then cosine to a tenth of the peak."""
+    warmup = max(1, round(section.warmup_fraction * steps))
+    return optax.warmup_cosine_decay_schedule(
+        0.0, section.learning_rate, warmup, max(steps, warmup + 1), FINAL_RATE * section.learning_rate
+    )
+
+
+def make_optimizer(section: schema.Optimizer, steps: int) -> optax.GradientTransformation:
+    """AdamW with clipping by global norm; norm scales (1-D) are not decayed."""
+
+    def decayed(params: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+    return optax.chain(
+        optax.clip_by_global_norm(section.clip),
+        optax.adamw(
+            learning_rate(section, steps),
+            b1=section.b1,
+            b2=section.b2,
+            weight_decay=section.weight_decay,
+            mask=decayed,
+        ),
+    )
+
+
+def make_mesh(section: schema.Mesh) -> jax.sharding.Mesh:
+    """A ("data", "fsdp") mesh over the first data * fsdp devices.
+
+    Raises:
+      ValueError: there are fewer devices.
+    """
+    count = section.data * section.fsdp
+    if count > jax.device_count():
+        raise ValueError(
+            f"mesh.data={section.data} x mesh.fsdp={section.fsdp}: expected {count} devices, got {jax.device_count()}; "
+            "lower one of them"
+        )
+    devices = np.array(jax.devices()[:count]).reshape(section.data, section.fsdp)
+    return jax.sharding.Mesh(devices, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+
+class DrafterTrainer(peft_trainer.PeftTrainer):
+    """PeftTrainer with its checkpointing unused, parameters sharded by us, and the loss's scalars kept."""
+
+    def __init__(self, model: nnx.Module, optimizer: optax.GradientTransformation, plan: Plan, mesh: jax.sharding.Mesh):
+        config = peft_trainer.TrainingConfig(
+            eval_every_n_steps=plan.steps + 1,
+            gradient_accumulation_steps=plan.accumulation if plan.accumulation > 1 else None,
+            data_sharding_axis=(("data", "fsdp"),),
+            checkpoint_root_directory=None,
+        )
+        shard(model, mesh)
+        super().__init__(model, optimizer, config)
+        shard(self.optimizer, mesh)
+        self.scalars: dict[str, Any] = {}
+
+    def start_at(self, step: int) -> None:
+        """Counts on from `step` updates."""
+        self._train_steps = step
+        self._iter_steps = step * self.config.get_with_default("gradient_accumulation_steps", 1)
+
+    @property
+    def between_updates(self) -> bool:
+        """Whether no microbatch of an update is pending."""
+        return self._iter_steps % self.config.get_with_default("gradient_accumulation_steps", 1) == 0
+
+    def _shard_optimizer(self, mesh: jax.sharding.Mesh) -> None:
+        """Done already, next to the parameters."""
+
+    def _post_process_train_step(self, aux: Any) -> None:
+        buffered = self._buffered_train_metrics
+        assert buffered is not None
+        self.scalars = {**aux, "gradient_norm": buffered.additional_metrics["grad_norm"][0][-1]}
+
+    def _log_metrics(self, *arguments: Any, **named: Any) -> None:
+        """Ours are written between updates (this one would call every loss a perplexity)."""
+
+
+class _Between(hooks.DataHooks):
+    """Everything that happens between two updates; hands out the next batch, or None to end."""
+
+    def __init__(self, plan: Plan, act: Callable[[int], bool], batches: Iterator[Any]):
+        self._plan, self._act, self._batches = plan, act, batches
+        self._seen: int | None = None
+
+    def load_next_train_batch(self, train_ctx: DrafterTrainer) -> Any:
+        step = train_ctx.train_steps
+        if train_ctx.between_updates and step != self._seen:
+            self._seen = step
+            if not self._act(step):
+                return None
+        return next(self._batches)
+
+    def load_next_eval_batch(self, train_ctx: DrafterTrainer) -> None:
+        return None
+
+
+def fit(
+    trainee: nnx.Module,
+    loss_fn: LossFn,
+    batches: Iterator[Any],
+    *,
+    recipe: schema.Recipe,
+    identity: Mapping[str, Any],
+    evaluate: Evaluate,
+) -> Outcome:
+    """Trains `trainee` in place, from the run's last checkpoint where there is one.
+
+    `loss_fn(trainee, batch)` returns (loss, scalars); `evaluate(trainee, step)` returns held-out scalars with "tau".
+    Writes checkpoints, metrics.jsonl and events under the run's directory. SIGTERM and SIGINT finish the step, save
+    and return. Raises ValueError for a checkpoint that does not fit, OSError when the disk refuses.
+    """
+    plan = make_plan(recipe)
+    mesh = make_mesh(recipe.mesh)
+    trainer = DrafterTrainer(trainee, make_optimizer(recipe.optimizer, plan.steps), plan, mesh)
+    trainer.with_loss_fn(loss_fn, has_aux=True).with_gen_model_input_fn(lambda batch: {"batch": batch})
+    checkpoints = Checkpoints(recipe.run_dir / "checkpoints", keep=plan.keep)
+    begun = 0
+    if checkpoints.last_step is not None:
+        begun, trees = checkpoints.restore(_trees(trainer), batches, identity)
+        nnx.update(trainer.model, trees["params"])
+        nnx.update(trainer.optimizer, trees["optimizer"])
+        trainer.start_at(begun)
+        say(f"train: going on from step {begun} ({checkpoints.directory})")
+    metrics = Metrics(recipe.run_dir, step=begun)
+    rate = learning_rate(recipe.optimizer, plan.steps)
+    with _signals() as received, progress("train", plan.steps - begun, "steps") as bar:
+        saved, tau = begun, None
+
+        def act(step: int) -> bool:
+            nonlocal saved, tau
+            ends = step >= plan.steps or bool(received)
+            if step > begun:
+                bar.advance(1, _note(trainer.scalars, tau) if due(step, plan.log_every) or ends else "")
+                if due(step, plan.log_every) or ends:
+                    values = {name: float(value) for name, value in trainer.scalars.items()}
+                    _refuse_not_finite(values, step)
+                    metrics.write(step, "train", values | {"learning_rate": float(rate(step - 1))})
+                heldout = None
+                if due(step, plan.eval_every) or step == plan.steps:
+                    heldout = dict(evaluate(trainer.model, step))
+                    tau = heldout["tau"]
+                    metrics.write(step, "heldout", heldout)
+                if heldout or due(step, plan.checkpoint_every) or ends:
+                    measured = heldout["tau"] if heldout else None
+                    checkpoints.save(
+                        step, _trees(trainer), batches, {"seed": plan.seed, "identity": dict(identity), "tau": measured}
+                    )
+                    saved = step
+            return not ends
+
+        trainer.with_data_hooks(_Between(plan, act, batches))
+        with mesh:
+            trainer.train([])
+    checkpoints.close()
+    metrics.close()
+    return Outcome(saved, received[0] if received and saved < plan.steps else None)
+
+
+def make_plan(recipe: schema.Recipe) -> Plan:
+    """The recipe's numbers that shape the loop."""
+    section = recipe.train
+    return Plan(
+        steps=section.steps,
+        accumulation=recipe.optimizer.accumulation,
+        eval_every=section.eval_every,
+        checkpoint_every=section.checkpoint_every,
+        keep=section.keep,
+        log_every=section.log_every,
+        seed=recipe.run.seed,
+    )
+
+
+def due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def shard(module: nnx.Module, mesh: jax.sharding.Mesh) -> None:
+    """Places every variable of `module`: matrices split over fsdp on their largest divisible dimension."""
+    if mesh.size == 1:
+        return
+    state = nnx.state(module)
+    nnx.update(module, jax.tree.map(lambda leaf: jax.device_put(leaf, _sharding(leaf, mesh)), state))
+
+
+def _sharding(leaf: Any, mesh: jax.sharding.Mesh) -> NamedSharding:
+    ways = mesh.shape["fsdp"]
+    fitting = [dim for dim in range(leaf.ndim) if leaf.shape[dim] % ways == 0 and leaf.ndim > 1]
+    spec: list[str | None] = [None] * leaf.ndim
+    if ways > 1 and fitting:
+        spec[max(fitting, key=lambda dim: leaf.shape[dim])] = "fsdp"
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def _trees(trainer: DrafterTrainer) -> dict[str, Any]:
+    """What a checkpoint holds of the trainer, as plain dictionaries of arrays."""
+    return {
+        "params": nnx.to_pure_dict(nnx.state(trainer.model, nnx.Param)),
+        "optimizer": nnx.to_pure_dict(nnx.state(trainer.optimizer)),
+    }
+
+
+def _note(scalars: Mapping[str, Any], tau: float | None) -> str:
+    loss = f"loss {float(scalars['loss']):.3f}"
+    return loss if tau is None else f"{loss}, held-out tau {tau:.2f}"
+
+
+def _refuse_not_finite(values: Mapping[str, float], step: int) -> None:
+    for name, value in values.items():
+        if not np.isfinite(value):
+            raise ValueError(
+                f"step {step}: {name} is {value}; the last checkpoint is kept; lower optimizer.learning_rate or "
+                "optimizer.clip and start another run"
+            )
+
+
+@contextmanager
+def _signals() -> Iterator[list[signal.Signals]]:
+    """A list that the first SIGTERM or SIGINT is added to, while open; a second one acts as ever."""
+    received: list[signal.Signals] = []
+    previous = {}
+
+    def note(number: int, _frame: Any) -> None:
+        received.append(signal.Signals(number))
+        say(f"train: {received[0].name}: saving after this step")
+        signal.signal(number, previous[number])
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        previous[number] = signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
