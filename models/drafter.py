@@ -26,7 +26,7 @@ from models.layers import (
     ungroup_heads,
 )
 from models.masks import block_mask
-from models.target import Target, TargetConfig
+from models.target import Target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,30 +218,34 @@ def random_weights(config: DrafterConfig, rng: jax.Array) -> dict[str, Any]:
 def target_weights(config: DrafterConfig, target: Target) -> dict[str, Any]:
     """Weights taken from the target's own last layers; fc passes the last tap through.
 
-    The target's attention norm is folded into q/k/v, so that context (which skips that norm) makes the same keys a
-    block token would. Targets without per-head q/k norms give them the root mean square their projections have.
+    Context skips the layers' own attention norm, so all of them and `hidden_norm` get one common scale, and what a
+    layer's norm has on top of it goes into its q/k/v: context makes the keys a block token would. Targets without
+    per-head q/k norms give them the root mean square their projections have.
     """
     taken = list(target.layers)[-config.num_layers :]
-    layers = [_from_target_layer(layer, config, target.config) for layer in taken]
+    scales = [jnp.asarray(layer.attention_norm[...], jnp.float32) for layer in taken]
+    common = sum(scales) / len(scales)
+    layers = [_from_target_layer(layer, common, config) for layer in taken]
     last = jnp.eye(config.target_hidden_size, config.hidden_size)
     fc = jnp.concatenate([jnp.zeros_like(last)] * (len(config.target_layer_ids) - 1) + [last])
     norm = jnp.asarray(target.norm[...], jnp.float32)
-    return {"fc": fc, "hidden_norm": jnp.ones(config.hidden_size), "layers": layers, "norm": norm}
+    return {"fc": fc, "hidden_norm": common, "layers": layers, "norm": norm}
 
 
-def _from_target_layer(layer: Any, config: DrafterConfig, target: TargetConfig) -> dict[str, Any]:
+def _from_target_layer(layer: Any, common: Array, config: DrafterConfig) -> dict[str, Any]:
     def wide(variable: Any) -> Array:
         return jnp.asarray(variable[...], jnp.float32)
 
-    qkv = wide(layer.attention_norm)[:, None] * wide(layer.qkv)
+    excess = wide(layer.attention_norm) / jnp.where(common == 0, 1.0, common)
+    qkv = excess[:, None] * wide(layer.qkv)
     q, k, v = jnp.split(qkv, [config.q_size, config.q_size + config.kv_size], axis=1)
 
     def head_norm(norm: Any, matrix: Array) -> Array:
-        size = jnp.sqrt(jnp.mean(jnp.sum(jnp.square(matrix), axis=0)))
+        size = jnp.sqrt(jnp.mean(jnp.sum(jnp.square(common[:, None] * matrix), axis=0)))
         return jnp.full(config.head_dim, size) if norm is None else wide(norm)
 
     return {
-        "attention_norm": jnp.ones(config.hidden_size),
+        "attention_norm": common,
         "q": q,
         "kv": jnp.concatenate([k, v], axis=1),
         "q_norm": head_norm(layer.q_norm, q),
