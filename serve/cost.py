@@ -20,7 +20,7 @@ from serve.decoder import DecodeState, Engine, draft, speculative_segment
 
 REPEATS = 5
 STEPS = 8  # per repeat
-WIDTHS = (2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64)
+WIDTHS = (2, 3, 4, 5, 6, 8, 12, 16, 32, 64)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -187,8 +187,9 @@ def evaluate(
             probe += evaluator.conversation(prompt, trained)
             bar.advance(1)
     survival = survival_of(probe, trained)
-    say("eval: timing draft and verify at every width")
-    cost = measure_cost(evaluator.engine, *evaluator.states(first[0], trained), candidate_widths(trained))
+    say("eval: timing draft and verify")
+    widths = [width] if width else candidate_widths(trained)
+    cost = measure_cost(evaluator.engine, *evaluator.states(first[0], trained), widths)
     chosen = width or best_width(cost, survival)
     say(f"eval: decoding at width {chosen} ({'as asked' if width else 'the fastest expected'}), trained at {trained}")
     results: dict[str, list[Decoded]] = {}

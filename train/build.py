@@ -9,13 +9,8 @@ from models.tokenizer import Tokenizer
 from pipelines.prepare import taps_of
 
 
-def drafter_config(
-    recipe: Recipe, target: Target, tokenizer: Tokenizer, *, draft_vocab_size: int | None = None
-) -> DrafterConfig:
-    """The drafter's architecture: the target's own layer shape, the recipe's depth, width, taps and options.
-
-    `draft_vocab_size` is what the responses really hold, where that is less than the recipe's.
-    """
+def drafter_config(recipe: Recipe, target: Target, tokenizer: Tokenizer) -> DrafterConfig:
+    """The drafter's architecture: the target's own layer shape, the recipe's depth, width, taps and options."""
     section, shape = recipe.drafter, target.config
     mask = tokenizer.default_mask_token_id if section.mask_token_id is None else section.mask_token_id
     if not 0 <= mask < shape.vocab_size:
@@ -48,7 +43,7 @@ def drafter_config(
         mask_token_id=mask,
         causal=section.causal,
         sliding_window=section.sliding_window,
-        draft_vocab_size=draft_vocab_size or vocab,
+        draft_vocab_size=vocab,
     )
 
 

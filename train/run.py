@@ -8,11 +8,13 @@ Owned here: the run directory
     acceptance.json                held-out acceptance of the last step
 """
 
+import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from flax import nnx
 
@@ -20,10 +22,11 @@ from configs.console import say
 from configs.device import keep_compiled_programs
 from configs.provenance import provenance
 from configs.schema import Recipe
+from models.drafter import DrafterConfig
 from models.sources import load_target
-from models.target import Target, fingerprint
+from models.target import TargetConfig, fingerprint
 from models.tokenizer import load_tokenizer
-from pipelines.batches import train_batches
+from pipelines.batches import RowSource, train_batches
 from pipelines.prepare import Prepared, describe_rows, frequent_tokens, prepare
 from pipelines.shards import write_json
 from train.acceptance import Acceptance, heldout_acceptance
@@ -33,41 +36,69 @@ from train.export import write_description
 from train.loss import LossSettings, Trainee, block_loss
 
 
+@dataclasses.dataclass(frozen=True)
+class Assembly:
+    """Everything a recipe describes, loaded and prepared."""
+
+    trainee: Trainee
+    prepared: Prepared
+    draft_vocab: np.ndarray | None
+    target: TargetConfig
+    target_fingerprint: str
+
+    @property
+    def config(self) -> DrafterConfig:
+        return self.trainee.drafter.config
+
+    def rows(self, split: str, row_length: int) -> RowSource:
+        """Packed rows of a split."""
+        width = len(self.config.target_layer_ids) * self.config.target_hidden_size
+        return self.prepared.rows(split, width, row_length)
+
+
+def assemble(recipe: Recipe) -> Assembly:
+    """Loads the target, prepares the data where missing, builds the trainee at step 0."""
+    say(f"target: loading {recipe.target.source}")
+    target, tokenizer = load_target(recipe.target.source, recipe.target.dtype), load_tokenizer(recipe.target.source)
+    config = drafter_config(recipe, target, tokenizer)
+    prepared = prepare(recipe, target, tokenizer)
+    vocab = None
+    if config.draft_vocab_size is not None:
+        vocab = frequent_tokens(prepared.read("train"), config.draft_vocab_size, target.config.eos_ids)
+        config = dataclasses.replace(config, draft_vocab_size=len(vocab))
+    drafter = new_drafter(recipe, config, target)
+    trainee = Trainee(drafter, target, vocab, online=recipe.features.mode == "online")
+    return Assembly(trainee, prepared, vocab, target.config, fingerprint(target))
+
+
+def loss_settings(recipe: Recipe) -> LossSettings:
+    section = recipe.loss
+    return LossSettings(section.weighting, section.gamma, section.head_chunk, recipe.train.remat)
+
+
 def train(recipe: Recipe, *, config: str, overrides: Sequence[str], resume: bool) -> int:
     """Prepares, trains, measures; returns the exit code (128 + signal when interrupted)."""
     keep_compiled_programs()
     run = recipe.run_dir
     refuse_overwriting(run, resume)
     run.mkdir(parents=True, exist_ok=True)
-    say(f"target: loading {recipe.target.source}")
-    target, tokenizer = load_target(recipe.target.source, recipe.target.dtype), load_tokenizer(recipe.target.source)
-    shape = drafter_config(recipe, target, tokenizer)
-    prepared = prepare(recipe, target, tokenizer)
-    vocab = None
-    if shape.draft_vocab_size is not None:
-        vocab = frequent_tokens(prepared.read("train"), shape.draft_vocab_size, target.config.eos_ids)
-        shape = drafter_config(recipe, target, tokenizer, draft_vocab_size=len(vocab))
-    identity = identity_of(recipe, shape, target, prepared)
-    if resume and (run / "checkpoints").is_dir() and any(run.glob("checkpoints/[0-9]*")):
+    assembly = assemble(recipe)
+    identity = identity_of(recipe, assembly)
+    if any(run.glob("checkpoints/[0-9]*")):
         check_identity(run / "checkpoints" / str(find_step(run / "checkpoints", "last")), identity)
     describe_run(recipe, run)
-    origin = {"target": target.config.name, "target_fingerprint": fingerprint(target), "recipe": recipe.run.name}
-    write_description(run, shape, vocab, origin)
-    trainee = Trainee(new_drafter(recipe, shape, target), target, vocab, online=recipe.features.mode == "online")
-    del target
-    return _fit_and_report(recipe, trainee, prepared, identity, command=" ".join([config, *overrides]))
+    origin = {"target": assembly.target.name, "target_fingerprint": assembly.target_fingerprint}
+    write_description(run, assembly.config, assembly.draft_vocab, {**origin, "recipe": recipe.run.name})
+    return _fit_and_report(recipe, assembly, identity, command=" ".join([config, *overrides]))
 
 
-def _fit_and_report(
-    recipe: Recipe, trainee: Trainee, prepared: Prepared, identity: Mapping[str, Any], *, command: str
-) -> int:
+def _fit_and_report(recipe: Recipe, assembly: Assembly, identity: Mapping[str, Any], *, command: str) -> int:
     from train.trainer import fit
 
-    shape, run, section = trainee.drafter.config, recipe.run_dir, recipe.batches
-    width = len(shape.target_layer_ids) * shape.target_hidden_size
-    rows = prepared.rows("train", width, section.row_length)
+    run, section, prepared = recipe.run_dir, recipe.batches, assembly.prepared
+    rows = assembly.rows("train", section.row_length)
     say(f"batches: {describe_rows(rows, prepared.read('train'), section.row_length)}")
-    heldout, responses = prepared.rows("heldout", width, section.row_length), prepared.read("heldout")
+    heldout, responses = assembly.rows("heldout", section.row_length), prepared.read("heldout")
     measured: dict[str, Acceptance] = {}
 
     def evaluate(model: nnx.Module, step: int) -> Mapping[str, float]:
@@ -77,12 +108,7 @@ def _fit_and_report(
         say(f"train: step {step}: held-out tau {acceptance.tau:.3f} ({_per_task(acceptance)})")
         return acceptance.scalars()
 
-    settings = LossSettings(
-        weighting=recipe.loss.weighting,
-        gamma=recipe.loss.gamma,
-        head_chunk=recipe.loss.head_chunk,
-        remat=recipe.train.remat,
-    )
+    settings = loss_settings(recipe)
     batches = train_batches(rows, section.blocks, rows=section.rows, seed=recipe.run.seed)
     say(f"train: {recipe.train.steps} steps into {run} (metrics.jsonl, events/ for TensorBoard, checkpoints/)")
 
@@ -90,7 +116,7 @@ def _fit_and_report(
         return block_loss(trainee, batch, settings)
 
     outcome = fit(
-        trainee,
+        assembly.trainee,
         loss,
         batches,
         recipe=recipe,
@@ -111,24 +137,21 @@ def _per_task(acceptance: Acceptance) -> str:
     return ", ".join(f"{name} {task['tau']:.2f}" for name, task in acceptance.tasks().items())
 
 
-def identity_of(recipe: Recipe, shape: Any, target: Target, prepared: Prepared) -> dict[str, Any]:
+def identity_of(recipe: Recipe, assembly: Assembly) -> dict[str, Any]:
     """What a checkpoint is bound to: a resumed run must agree in every one of these."""
+    config, section = assembly.config, recipe.batches
     return {
-        "target": target.config.name,
-        "target_fingerprint": fingerprint(target),
-        "width": shape.width,
-        "taps": list(shape.target_layer_ids),
-        "num_layers": shape.num_layers,
-        "causal": shape.causal,
-        "sliding_window": shape.sliding_window,
-        "mask_token_id": shape.mask_token_id,
-        "draft_vocab_size": shape.draft_vocab_size,
-        "responses": prepared.responses.name,
-        "batches": {
-            "rows": recipe.batches.rows,
-            "row_length": recipe.batches.row_length,
-            "blocks": recipe.batches.blocks,
-        },
+        "target": assembly.target.name,
+        "target_fingerprint": assembly.target_fingerprint,
+        "width": config.width,
+        "taps": list(config.target_layer_ids),
+        "num_layers": config.num_layers,
+        "causal": config.causal,
+        "sliding_window": config.sliding_window,
+        "mask_token_id": config.mask_token_id,
+        "draft_vocab_size": config.draft_vocab_size,
+        "responses": assembly.prepared.responses.name,
+        "batches": {"rows": section.rows, "row_length": section.row_length, "blocks": section.blocks},
         "loss": {"weighting": recipe.loss.weighting, "gamma": recipe.loss.gamma},
         "optimizer": recipe.to_dict()["optimizer"],
         "steps": recipe.train.steps,

@@ -116,6 +116,10 @@ class DrafterTrainer(peft_trainer.PeftTrainer):
         """Whether no microbatch of an update is pending."""
         return self._iter_steps % self.config.get_with_default("gradient_accumulation_steps", 1) == 0
 
+    def wait_for_parameters(self) -> None:
+        """Returns when the last update has been computed."""
+        jax.block_until_ready(nnx.state(self.model, nnx.Param))
+
     def _shard_optimizer(self, mesh: jax.sharding.Mesh) -> None:
         """Done already, next to the parameters."""
 
