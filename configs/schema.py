@@ -77,6 +77,7 @@ class Batches:
 class Loss:
     weighting: Literal["dpace", "decay"]
     gamma: float  # decay length in slots (decay); unused by dpace
+    soft: float  # 0: label is the response's token; 1: the target's whole distribution; between: a mixture
     head_chunk: int  # block positions whose logits exist at once
 
 

@@ -55,6 +55,11 @@ class DrafterConfig:
     draft_vocab_size: int | None
 
     @property
+    def feature_size(self) -> int:
+        """Width of the features the drafter reads: all taps side by side."""
+        return len(self.target_layer_ids) * self.target_hidden_size
+
+    @property
     def q_size(self) -> int:
         return self.num_heads * self.head_dim
 

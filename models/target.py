@@ -94,8 +94,12 @@ class Target(nnx.Module):
         return self.embedding[...][tokens]
 
     def logits(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b V"]:
-        """Float32 logits of the final hidden states."""
-        return logits(rms_norm(hidden, self.norm[...], self.config.rms_eps), self.head)
+        """Float32 logits of the hidden states after the last layer."""
+        return logits(self.normed(hidden), self.head)
+
+    def normed(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
+        """The final norm: what the LM head reads."""
+        return rms_norm(hidden, self.norm[...], self.config.rms_eps)
 
     def empty_cache(self, batch: int, capacity: int) -> KVCache:
         config = self.config

@@ -2,8 +2,9 @@
 
 In: a directory of responses, the target, its taps. Out, owned here: a directory
 
-    manifest.json                       responses directory, taps, dtype
-    {train,heldout}/00000.array_record  shard: one record a response, the bytes of an array [S, L*E]
+    manifest.json                       responses directory, taps, whether the final state is in, dtype
+    {train,heldout}/00000.array_record  shard: one record a response, the bytes of an array [S, L*E] (+ E: where the
+                                        loss has soft labels, the final hidden state, normed, comes last)
     {train,heldout}/00000.json          its completion mark
 
 Record i of a split belongs to response i of the same split, and is as long as that response's prompt and text together.
@@ -17,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -34,7 +36,8 @@ ROWS = 4  # packed rows per forward
 
 def prepare_features(recipe: Recipe, target: Target, taps: tuple[int, ...], responses: Path) -> Path:
     """The directory holding the features of every response in `responses`, written where missing."""
-    manifest = {"responses": responses.name, "taps": list(taps), "dtype": recipe.features.dtype}
+    final = recipe.loss.soft > 0
+    manifest = {"responses": responses.name, "taps": list(taps), "final": final, "dtype": recipe.features.dtype}
     digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
     directory = Path(recipe.run.data_dir) / "features" / digest
     shards.write_json(directory / "manifest.json", manifest)
@@ -66,7 +69,7 @@ def _extract(recipe: Recipe, target: Target, taps: tuple[int, ...], part: Sequen
         group = rows[start : start + ROWS]
         contents = [fill(row, part, length) for row in group]
         stacked = [np.stack([content[name] for content in contents]) for name in ("tokens", "positions", "segments")]
-        features = np.asarray(packed_features(target, *stacked, taps=taps)).astype(dtype)
+        features = np.asarray(packed_features(target, *stacked, taps=taps, final=recipe.loss.soft > 0)).astype(dtype)
         if not np.isfinite(features.astype(np.float32)).all():
             raise ValueError(
                 f"features.dtype={recipe.features.dtype}: a feature of {target.config.name} does not fit it; "
@@ -78,7 +81,7 @@ def _extract(recipe: Recipe, target: Target, taps: tuple[int, ...], part: Sequen
     return records
 
 
-@partial(jax.jit, static_argnames="taps")
+@partial(jax.jit, static_argnames=("taps", "final"))
 def packed_features(
     target: Target,
     tokens: Int[Array, "B S"],
@@ -86,18 +89,22 @@ def packed_features(
     segments: Int[Array, "B S"],
     *,
     taps: tuple[int, ...],
+    final: bool = False,
 ) -> Float[Array, "B S LE"]:
-    """Features of packed rows; the online path of the train step calls it too."""
-    return target(tokens, positions, packed_mask(segments), taps=taps)[1]
+    """Features of packed rows, and the normed final hidden state after them if asked; the train step calls it too."""
+    hidden, features, _ = target(tokens, positions, packed_mask(segments), taps=taps)
+    return jnp.concatenate([features, target.normed(hidden)], axis=-1) if final else features
 
 
 class FeatureSource:
     """Random access to cached features by response number: [S, L*E] arrays."""
 
-    def __init__(self, directory: Path, split: str, width: int):
+    def __init__(self, directory: Path, split: str, hidden_size: int):
         self._records = shards.open_records(directory / split)
-        name = json.loads((directory / "manifest.json").read_text())["dtype"]
-        self._dtype, self._width = np.dtype(getattr(ml_dtypes, name, name)), width
+        manifest = json.loads((directory / "manifest.json").read_text())
+        name = manifest["dtype"]
+        self._dtype = np.dtype(getattr(ml_dtypes, name, name))
+        self._width = (len(manifest["taps"]) + manifest["final"]) * hidden_size
 
     def __len__(self) -> int:
         return len(self._records)

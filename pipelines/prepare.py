@@ -26,9 +26,9 @@ class Prepared:
     def read(self, split: str) -> list[Response]:
         return read_responses(self.responses, split)
 
-    def rows(self, split: str, feature_width: int, row_length: int) -> RowSource:
+    def rows(self, split: str, hidden_size: int, row_length: int) -> RowSource:
         """Packed rows of a split."""
-        features = FeatureSource(self.features, split, feature_width) if self.features else None
+        features = FeatureSource(self.features, split, hidden_size) if self.features else None
         return RowSource(self.read(split), features, row_length)
 
 

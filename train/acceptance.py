@@ -20,7 +20,7 @@ from jaxtyping import Array, Int
 from models.statistics import bootstrap_ratio, wilson
 from pipelines.batches import RowSource
 from pipelines.responses import Response
-from train.loss import Trainee, block_hidden, draft_context, head_cross_entropy, slot_labels
+from train.loss import Trainee, block_hidden, draft_context, head_cross_entropy, row_features, slot_labels
 
 ROWS = 4
 ANCHORS = 32  # per row and call
@@ -148,8 +148,9 @@ def _leading_hits(
     trainee: Trainee, batch: dict[str, Array], anchors: Int[Array, "B A"], *, width: int, head_chunk: int
 ) -> Int[Array, "B A"]:
     """How many slots from the first on would draft the response's own token."""
-    hidden = block_hidden(trainee, batch, anchors, width, context=draft_context(trainee, batch))
+    context = draft_context(trainee, batch, row_features(trainee, batch, final=False))
+    hidden = block_hidden(trainee, batch, anchors, width, context=context)
     labels = slot_labels(batch, anchors, width)
     rows = jnp.where(labels >= 0, trainee.draft_index[...][labels], -1)
-    _, hit = head_cross_entropy(hidden[:, :, 1:], trainee.head[...], rows, head_chunk)
+    _, _, hit = head_cross_entropy(hidden[:, :, 1:], trainee.head[...], rows, head_chunk)
     return jnp.cumprod(hit, axis=-1).sum(axis=-1)

@@ -28,6 +28,7 @@ class LossSettings:
 
     weighting: Literal["dpace", "decay"]
     gamma: float
+    soft: float  # share of the target's distribution in the label; the rest is the response's token
     head_chunk: int
     remat: bool
 
@@ -52,17 +53,22 @@ def block_loss(
     trainee: Trainee, batch: dict[str, Array], settings: LossSettings
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """The loss (mean over all blocks asked for, empty ones included, so that microbatches add up) and its scalars."""
-    context = draft_context(trainee, batch)
+    features = row_features(trainee, batch, final=settings.soft > 0)
+    context = draft_context(trainee, batch, features)
+    final = features[..., trainee.drafter.config.feature_size :] if settings.soft > 0 else None
     total, blocks, scalars = jnp.float32(0), 0, {}
     for width, anchors in sorted(anchor_groups(batch).items()):
         hidden = block_hidden(trainee, batch, anchors, width, context=context, remat=settings.remat)
         labels = slot_labels(batch, anchors, width)
         rows = jnp.where(labels >= 0, trainee.draft_index[...][labels], -1)
-        loss, hit = head_cross_entropy(hidden[:, :, 1:], trainee.head[...], rows, settings.head_chunk)
-        weights = slot_weights(loss, labels >= 0, rows >= 0, settings)
+        teacher = None if final is None else slot_teachers(final, anchors, width)
+        loss, hard, hit = head_cross_entropy(
+            hidden[:, :, 1:], trainee.head[...], rows, settings.head_chunk, teacher=teacher, soft=settings.soft
+        )
+        weights = slot_weights(hard, labels >= 0, rows >= 0, settings)
         total = total + jnp.sum(weights * loss)
         blocks += anchors.size
-        scalars |= _scalars(width, loss, hit, labels >= 0)
+        scalars |= _scalars(width, hard, hit, labels >= 0)
     return total / blocks, scalars | {"loss": total / blocks}
 
 
@@ -72,14 +78,19 @@ def anchor_groups(batch: dict[str, Array]) -> dict[int, Int[Array, "B A"]]:
     return {int(name.removeprefix(prefix)): value for name, value in batch.items() if name.startswith(prefix)}
 
 
-def draft_context(trainee: Trainee, batch: dict[str, Array]) -> KVCache:
-    """The drafter's keys and values of a batch's rows, from cached features or the target's own forward."""
-    if trainee.target is not None:
-        taps = trainee.drafter.config.target_layer_ids
-        features = packed_features(trainee.target, batch["tokens"], batch["positions"], batch["segments"], taps=taps)
-    else:
-        features = batch["features"]
-    return trainee.drafter.context(features, batch["positions"])
+def row_features(trainee: Trainee, batch: dict[str, Array], *, final: bool) -> Float[Array, "B S LE"]:
+    """A batch's features, cached or from the target's own forward; with the target's final hidden state last if asked."""
+    if trainee.target is None:
+        return batch["features"]
+    taps = trainee.drafter.config.target_layer_ids
+    tokens, positions, segments = batch["tokens"], batch["positions"], batch["segments"]
+    return packed_features(trainee.target, tokens, positions, segments, taps=taps, final=final)
+
+
+def draft_context(trainee: Trainee, batch: dict[str, Array], features: Float[Array, "B S LE"]) -> KVCache:
+    """The drafter's keys and values of a batch's rows."""
+    size = trainee.drafter.config.feature_size
+    return trainee.drafter.context(features[..., :size], batch["positions"])
 
 
 def block_hidden(
@@ -118,6 +129,13 @@ def slot_labels(batch: dict[str, Array], anchors: Int[Array, "B A"], width: int)
     return jnp.where(valid, tokens, -1)
 
 
+def slot_teachers(final: Float[Array, "B S D"], anchors: Int[Array, "B A"], width: int) -> Float[Array, "B A W1 D"]:
+    """The target's final hidden state that predicts each slot 1..W-1: that of the position before it."""
+    before = jnp.clip(anchors[:, :, None] + jnp.arange(width - 1), 0, final.shape[1] - 1)
+    taken = jnp.take_along_axis(final, before.reshape(anchors.shape[0], -1, 1), axis=1)
+    return taken.reshape(*before.shape, final.shape[-1])
+
+
 def slot_weights(
     loss: Float[Array, "B A W1"],
     valid: Bool[Array, "B A W1"],
@@ -142,46 +160,69 @@ def slot_weights(
 
 
 def head_cross_entropy(
-    hidden: Float[Array, "B A W1 D"], head: Float[Array, "V D"], rows: Int[Array, "B A W1"], chunk: int
-) -> tuple[Float[Array, "B A W1"], Bool[Array, "B A W1"]]:
-    """Cross-entropy of each slot against its head row, and whether that row has the highest logit.
+    hidden: Float[Array, "B A W1 D"],
+    head: Float[Array, "V D"],
+    rows: Int[Array, "B A W1"],
+    chunk: int,
+    *,
+    teacher: Float[Array, "B A W1 D"] | None = None,
+    soft: float = 0.0,
+) -> tuple[Float[Array, "B A W1"], Float[Array, "B A W1"], Bool[Array, "B A W1"]]:
+    """The loss of each slot, its cross-entropy against its head row alone, and whether that row's logit is highest.
 
-    At most `chunk` slots' logits exist at a time. Slots with row -1 get 0 and False.
+    The label is `soft` times the target's distribution over the head's rows (`teacher` holds the target's final
+    hidden states) and 1 - soft times the row. At most `chunk` slots' logits exist at a time. Slots with row -1 get
+    0, 0 and False.
     """
-    flat, labels = hidden.reshape(-1, hidden.shape[-1]), rows.reshape(-1)
-    padding = -len(flat) % chunk
-    flat = jnp.pad(flat, ((0, padding), (0, 0))).reshape(-1, chunk, hidden.shape[-1])
-    labels = jnp.pad(labels, (0, padding), constant_values=-1).reshape(-1, chunk)
-    loss, hit = jax.lax.map(lambda part: _chunk_cross_entropy(part[0], head, part[1]), (flat, labels))
-    size = rows.size
-    return loss.reshape(-1)[:size].reshape(rows.shape), hit.reshape(-1)[:size].reshape(rows.shape)
+    padding = -rows.size % chunk
+
+    def chunked(states: Array) -> Array:
+        flat = states.reshape(-1, states.shape[-1]).astype(hidden.dtype)
+        return jnp.pad(flat, ((0, padding), (0, 0))).reshape(-1, chunk, states.shape[-1])
+
+    labels = jnp.pad(rows.reshape(-1), (0, padding), constant_values=-1).reshape(-1, chunk)
+    parts = (chunked(hidden), labels) if teacher is None else (chunked(hidden), labels, chunked(teacher))
+    out = jax.lax.map(lambda part: _chunk_cross_entropy(part[0], head, part[1], (*part[2:], soft)), parts)
+    loss, hard, hit = (value.reshape(-1)[: rows.size].reshape(rows.shape) for value in out)
+    return loss, hard, hit
 
 
 @jax.custom_vjp
-def _chunk_cross_entropy(hidden: Array, head: Array, labels: Array) -> tuple[Array, Array]:
-    return _chunk_forward(hidden, head, labels)[0]
+def _chunk_cross_entropy(hidden: Array, head: Array, labels: Array, teaching: tuple) -> tuple[Array, Array, Array]:
+    return _chunk_forward(hidden, head, labels, teaching)[0]
 
 
-def _chunk_forward(hidden: Array, head: Array, labels: Array) -> tuple[tuple[Array, Array], Array]:
-    """Loss and hit, and the loss's gradient by the hidden state, taken while the logits are here.
+def _chunk_forward(
+    hidden: Array, head: Array, labels: Array, teaching: tuple
+) -> tuple[tuple[Array, Array, Array], Array]:
+    """Loss, hard loss and hit, and the loss's gradient by the hidden state, taken while the logits are here.
 
     The head is frozen and the loss is linear in its weight, so this is all the backward pass needs: two head matmuls
     in place of the four that recomputing would take.
     """
+    *teacher, soft = teaching
     logits = jnp.einsum("td,vd->tv", hidden, head, preferred_element_type=jnp.float32)
     valid, label = labels >= 0, jnp.maximum(labels, 0)
     top = logits.max(axis=-1)
     exponent = jnp.exp(logits - top[:, None])
     total = exponent.sum(axis=-1)
     chosen = jnp.take_along_axis(logits, label[:, None], axis=-1)[:, 0]
-    loss = jnp.where(valid, jnp.log(total) + top - chosen, 0.0)
-    expected = (exponent.astype(head.dtype) @ head).astype(jnp.float32) / total[:, None]
-    gradient = jnp.where(valid[:, None], expected - head[label].astype(jnp.float32), 0.0)
-    return (loss, valid & (chosen >= top)), gradient.astype(hidden.dtype)
+    hard = jnp.where(valid, jnp.log(total) + top - chosen, 0.0)
+    expected, wanted = exponent / total[:, None], head[label].astype(jnp.float32)
+    loss = hard
+    if teacher:
+        said = jnp.einsum("td,vd->tv", teacher[0], head, preferred_element_type=jnp.float32)
+        belief = jax.nn.softmax(said, axis=-1)
+        smooth = jnp.log(total) + top - jnp.sum(belief * logits, axis=-1)
+        loss = jnp.where(valid, soft * smooth + (1 - soft) * hard, 0.0)
+        expected, wanted = expected - soft * belief, (1 - soft) * wanted
+    gradient = (expected.astype(head.dtype) @ head).astype(jnp.float32) - wanted
+    gradient = jnp.where(valid[:, None], gradient, 0.0)
+    return (loss, hard, valid & (chosen >= top)), gradient.astype(hidden.dtype)
 
 
-def _chunk_backward(gradient: Array, cotangents: tuple[Array, Any]) -> tuple[Array, None, None]:
-    return (cotangents[0][:, None] * gradient).astype(gradient.dtype), None, None
+def _chunk_backward(gradient: Array, cotangents: tuple[Array, Any]) -> tuple[Array, None, None, None]:
+    return (cotangents[0][:, None] * gradient).astype(gradient.dtype), None, None, None
 
 
 _chunk_cross_entropy.defvjp(_chunk_forward, _chunk_backward)

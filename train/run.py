@@ -52,8 +52,7 @@ class Assembly:
 
     def rows(self, split: str, row_length: int) -> RowSource:
         """Packed rows of a split."""
-        width = len(self.config.target_layer_ids) * self.config.target_hidden_size
-        return self.prepared.rows(split, width, row_length)
+        return self.prepared.rows(split, self.config.target_hidden_size, row_length)
 
 
 def assemble(recipe: Recipe) -> Assembly:
@@ -73,7 +72,7 @@ def assemble(recipe: Recipe) -> Assembly:
 
 def loss_settings(recipe: Recipe) -> LossSettings:
     section = recipe.loss
-    return LossSettings(section.weighting, section.gamma, section.head_chunk, recipe.train.remat)
+    return LossSettings(section.weighting, section.gamma, section.soft, section.head_chunk, recipe.train.remat)
 
 
 def train(recipe: Recipe, *, config: str, overrides: Sequence[str], resume: bool) -> int:
@@ -152,7 +151,7 @@ def identity_of(recipe: Recipe, assembly: Assembly) -> dict[str, Any]:
         "draft_vocab_size": config.draft_vocab_size,
         "responses": assembly.prepared.responses.name,
         "batches": {"rows": section.rows, "row_length": section.row_length, "blocks": section.blocks},
-        "loss": {"weighting": recipe.loss.weighting, "gamma": recipe.loss.gamma},
+        "loss": {"weighting": recipe.loss.weighting, "gamma": recipe.loss.gamma, "soft": recipe.loss.soft},
         "optimizer": recipe.to_dict()["optimizer"],
         "steps": recipe.train.steps,
         "seed": recipe.run.seed,
