@@ -98,8 +98,8 @@ def ungroup_heads(x: Float[Array, "B K GT H"], num_heads: int) -> Float[Array, "
     return x.transpose(0, 3, 1, 2, 4).reshape(batch, -1, num_heads, head_dim)
 
 
-def swiglu(x: Float[Array, "*b D"], gate_up: Float[Array, "D 2F"], down: Float[Array, "F D"]) -> Float[Array, "*b D"]:
-    """The gated MLP: silu(gate) * up, projected down; `gate_up` holds gate's columns first."""
+def swiglu(x: Float[Array, "*b D"], gate_up: Float[Array, "D F2"], down: Float[Array, "F D"]) -> Float[Array, "*b D"]:
+    """The gated MLP: silu(gate) * up, projected down; `gate_up` (F2 = 2F) holds gate first."""
     gate, up = jnp.split(x @ gate_up, 2, axis=-1)
     return (jax.nn.silu(gate) * up) @ down
 

@@ -1,0 +1,94 @@
+"""Speculative decoding writes exactly what the plain loop writes, whatever the drafts are."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import serve.decoder
+from models.generate import empty_rows, insert, plain_segment
+from serve.decoder import make_engine, speculative_segment, start
+from serve.verify import verify_greedy
+from tests.tiny import make_artifact, make_target
+
+NEW = 40
+
+
+def padded(prompts):
+    size = max(map(len, prompts))
+    rows = np.zeros((len(prompts), size), np.int32)
+    for row, prompt in zip(rows, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    return jnp.asarray(rows), jnp.asarray([len(p) for p in prompts], jnp.int32)
+
+
+def plain(target, prompts, new=NEW):
+    rows, lengths = padded(prompts)
+    numbers = jnp.arange(len(prompts))
+    state = insert(target, empty_rows(target, len(prompts), 128), numbers, rows, lengths, lengths + new, numbers)
+    return outputs(plain_segment(target, state, 1000), prompts)
+
+
+def outputs(state, prompts):
+    tokens, length = np.asarray(state.tokens), np.asarray(state.length)
+    return [tokens[i, len(p) : length[i]].tolist() for i, p in enumerate(prompts)]
+
+
+def speculate(engine, prompts, width, new=NEW):
+    rows, lengths = padded(prompts)
+    state = start(engine, rows, lengths, lengths + new, capacity=128)
+    return speculative_segment(engine, state, 1000, width)
+
+
+PROMPTS = [np.random.default_rng(seed).integers(3, 60, 5 + 4 * seed).tolist() for seed in range(4)]
+
+
+@pytest.mark.parametrize("width", [2, 3, 6])
+def test_random_drafter(width: int):
+    target = make_target()
+    engine = make_engine(target, make_artifact())
+    expected = plain(target, PROMPTS)
+    assert len({len(text) for text in expected}) > 1, "some answers end early, some at the limit"
+    state = speculate(engine, PROMPTS, width)
+    assert outputs(state, PROMPTS) == expected
+    for prompt, text in zip(PROMPTS, expected, strict=True):
+        assert outputs(speculate(engine, [prompt], width), [prompt]) == [text], "batch mates change nothing"
+
+
+@pytest.mark.parametrize("new", [1, 7, NEW])
+@pytest.mark.parametrize("rate", [0.0, 0.5, 0.9, 1.0])
+def test_scripted_drafts(monkeypatch: pytest.MonkeyPatch, rate: float, new: int):
+    """Drafts right with probability `rate`, past the end of the answer too: ends and stops fall inside runs."""
+    target = make_target()
+    answers = plain(target, PROMPTS, NEW)
+    script = np.zeros((len(PROMPTS), 256), np.int32)
+    for row, (prompt, text) in enumerate(zip(PROMPTS, answers, strict=True)):
+        script[row, : len(prompt) + len(text)] = prompt + text
+    wrong = np.random.default_rng(3).random(script.shape) >= rate
+    script = jnp.asarray(np.where(wrong, (script + 1) % 60, script))
+
+    def scripted(engine, anchor, position, context, width):
+        return jnp.take_along_axis(script, position[:, None] + jnp.arange(1, width), axis=1)
+
+    monkeypatch.setattr(serve.decoder, "draft", scripted)
+    width = {0.0: 3, 0.5: 4, 0.9: 5, 1.0: 6}[rate]  # a width of its own: jit keeps what it traced
+    monkeypatch.setattr(serve.decoder, "speculative_segment", serve.decoder.speculative_segment.__wrapped__)
+    rows, lengths = padded(PROMPTS)
+    engine = make_engine(target, make_artifact())
+    state = start(engine, rows, lengths, lengths + new, capacity=128)
+    state = serve.decoder.speculative_segment(engine, state, 1000, width)
+    expected = [text[:new] for text in answers]
+    assert outputs(state, PROMPTS) == expected
+    runs = [np.asarray(state.runs)[i, : int(state.num_steps[i])] for i in range(len(PROMPTS))]
+    assert [int(run.sum()) for run in runs] == [len(text) for text in expected]
+    if rate == 1.0:
+        assert all((run[:-1] == width).all() for run in runs), "right drafts are all accepted"
+    if rate == 0.0:
+        assert all((run == 1).all() for run in runs)
+
+
+def test_verify_by_hand():
+    drafts = jnp.array([[5, 6, 9], [5, 6, 7], [1, 6, 7]])
+    choices = jnp.array([[5, 6, 7, 8], [5, 6, 7, 8], [5, 6, 7, 8]])
+    accepted, committed = verify_greedy(drafts, choices)
+    assert accepted.tolist() == [2, 3, 0]
+    assert committed.tolist() == choices.tolist()

@@ -1,0 +1,58 @@
+"""State cannot drift: after any accept/reject pattern both caches equal a fresh prefill of the accepted tokens."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from serve.decoder import make_engine, speculative_step, start
+from tests.tiny import make_artifact, make_target
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_caches_equal_a_fresh_prefill(seed: int, monkeypatch: pytest.MonkeyPatch):
+    import serve.decoder
+
+    target = make_target(seed, eos_ids=())
+    engine = make_engine(target, make_artifact(seed))
+    rng = np.random.default_rng(seed)
+    prompt = jnp.asarray(rng.integers(3, 60, (2, 9)), jnp.int32)
+    length = jnp.array([9, 6], jnp.int32)
+    state = start(engine, prompt, length, length + 60, capacity=96)
+    honest = serve.decoder.draft
+
+    def corrupted(engine, anchor, position, context, width):
+        """The target's own next tokens where it can be known, else the drafter's: a mixture of right and wrong."""
+        return jnp.where(rng.random((2, width - 1)) < 0.7, best_drafts(engine, state, width), honest(
+            engine, anchor, position, context, width))
+
+    monkeypatch.setattr(serve.decoder, "draft", corrupted)
+    runs = set()
+    for width in (5, 3, 5, 4, 5, 5):
+        before = np.asarray(state.length)
+        state = speculative_step(engine, state, width)
+        runs |= set((np.asarray(state.length) - before).tolist())
+    assert len(runs) > 2, f"accepts and rejects of several lengths, got {runs}"
+    for row in range(2):
+        end = int(state.length[row]) - 1
+        fresh = start(engine, state.tokens[row : row + 1, :end], jnp.array([end]), jnp.array([90]), capacity=96)
+        for grown, new in ((state.cache, fresh.cache), (state.context, fresh.context)):
+            for ours, expected in zip(grown.keys, new.keys, strict=True):
+                assert np.abs(np.asarray(ours[row, :, :, :end] - expected[0, :, :, :end])).max() <= 1e-5
+            for ours, expected in zip(grown.values, new.values, strict=True):
+                assert np.abs(np.asarray(ours[row, :, :end] - expected[0, :, :end])).max() <= 1e-5
+
+
+def best_drafts(engine, state, width):
+    """Greedy continuation of every row, by plain full forwards."""
+    from models.masks import packed_mask
+
+    out = []
+    for row in range(2):
+        ids = np.asarray(state.tokens)[row, : int(state.length[row])].tolist()
+        for _ in range(width - 1):
+            tokens = jnp.asarray([ids], jnp.int32)
+            positions = jnp.arange(len(ids))[None]
+            hidden, _, _ = engine.target(tokens, positions, packed_mask(jnp.zeros_like(tokens)))
+            ids.append(int(jnp.argmax(engine.target.logits(hidden)[0, -1])))
+        out.append(ids[-(width - 1) :])
+    return jnp.asarray(out, jnp.int32)

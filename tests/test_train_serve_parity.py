@@ -1,0 +1,82 @@
+"""The training mask and the decode path are one rule: block logits at anchor a in training equal what the decoder
+computes at a from its incrementally built cache, to 1e-4 in float32."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models.drafter import block_tokens
+from models.layers import logits
+from pipelines.features import packed_features
+from serve.decoder import draft, make_engine, speculative_segment, start
+from tests.tiny import make_artifact, make_target
+from train.loss import Trainee, block_hidden, draft_context
+
+CASES = {
+    "bidirectional": {},
+    "causal": {"causal": True},
+    "window": {"sliding_window": 9},
+    "vocabulary": {"draft_vocab_size": 30},
+    "causal-window": {"causal": True, "sliding_window": 5, "num_layers": 1},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("width", [6, 3])
+def test_block_logits_agree(case: str, width: int):
+    target, artifact = make_target(), make_artifact(**CASES[case])
+    rng = np.random.default_rng(1)
+    prompts = [rng.integers(3, 60, size).tolist() for size in (11, 17)]
+    engine = make_engine(target, artifact)
+    finished = [decode(engine, prompt, num_steps=5, width=width) for prompt in prompts]
+    written = [np.asarray(state.tokens)[0, : int(state.length[0])].tolist() for state in finished]
+
+    batch, places = packed_row(written)
+    trainee = Trainee(artifact.drafter("float32"), target, artifact.draft_vocab, online=False)
+    features = packed_features(target, batch["tokens"], batch["positions"], batch["segments"], taps=(0, 2))
+    anchors = jnp.array([[place + len(text) - 1 for place, text in zip(places, written, strict=True)]])
+    hidden = block_hidden(trainee, batch, anchors, width, context=draft_context(trainee, batch, features))
+    trained = np.asarray(logits(hidden, trainee.head[...]))[0]
+
+    for index, state in enumerate(finished):
+        decoded = np.asarray(decoder_logits(engine, state, width))
+        assert np.abs(trained[index] - decoded).max() <= 1e-4
+        rows = trained[index, 1:].argmax(axis=-1)
+        expected = rows if artifact.draft_vocab is None else artifact.draft_vocab[rows]
+        anchor = state.tokens[:, int(state.length[0]) - 1]
+        drafts = draft(engine, anchor, state.length - 1, state.context, width)
+        assert np.asarray(drafts)[0].tolist() == expected.tolist()
+
+
+def decode(engine, prompt, *, num_steps, width):
+    row = jnp.asarray([prompt + [0] * (32 - len(prompt))], jnp.int32)
+    length = jnp.array([len(prompt)], jnp.int32)
+    state = start(engine, row, length, length + 40, capacity=128)
+    return speculative_segment(engine, state, num_steps, width)
+
+
+def packed_row(texts):
+    """Both texts in one row with padding at the end, and where each begins."""
+    length = sum(map(len, texts)) + 5
+    batch = {name: np.zeros((1, length), np.int32) for name in ("tokens", "positions", "segments")}
+    places, place = [], 0
+    for segment, text in enumerate(texts, start=1):
+        span = slice(place, place + len(text))
+        batch["tokens"][0, span], batch["positions"][0, span] = text, np.arange(len(text))
+        batch["segments"][0, span] = segment
+        places.append(place)
+        place += len(text)
+    return jax.tree.map(jnp.asarray, batch), places
+
+
+def decoder_logits(engine, state, width):
+    """What `serve.decoder.draft` takes its argmax of."""
+    config, position = engine.drafter.config, state.length - 1
+    anchor = state.tokens[:, int(state.length[0]) - 1]
+    block = engine.target.embed(block_tokens(anchor, width, config.mask_token_id))[:, None]
+    places = jnp.arange(state.context.capacity)
+    mask = places < position[:, None]
+    if config.sliding_window is not None:
+        mask = mask & (places >= position[:, None] - config.sliding_window)
+    return logits(engine.drafter(block, position[:, None], state.context, mask[:, None]), engine.head)[0, 0]

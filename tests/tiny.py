@@ -1,0 +1,118 @@
+"""Random networks so small that a test takes a second. Not tests: what the tests of models and decoder share."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from models.artifact import Artifact
+from models.drafter import DrafterConfig
+from models.target import Target, TargetConfig
+
+TARGET = TargetConfig(
+    name="tiny",
+    vocab_size=61,
+    hidden_size=32,
+    num_layers=4,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    mlp_size=48,
+    rms_eps=1e-5,
+    rope_theta=10000.0,
+    rope_scaling=None,
+    tied_head=False,
+    qkv_bias=False,
+    qk_norm=False,
+    max_positions=512,
+    eos_ids=(2,),
+)
+
+
+def make_target(seed: int = 0, dtype: str = "float32", **changes: Any) -> Target:
+    """A target with random weights, large enough to have opinions."""
+    config = dataclasses.replace(TARGET, **changes)
+    rng = np.random.default_rng(seed)
+    d, q = config.hidden_size, config.num_heads * config.head_dim
+
+    def matrix(*shape: int) -> jnp.ndarray:
+        return jnp.asarray(rng.standard_normal(shape) * 0.25, dtype)
+
+    def norm(size: int) -> jnp.ndarray:
+        return jnp.asarray(1 + 0.2 * rng.standard_normal(size), dtype)
+
+    layers = [
+        {
+            "attention_norm": norm(d),
+            "qkv": matrix(d, config.qkv_size),
+            "out": matrix(q, d),
+            "mlp_norm": norm(d),
+            "gate_up": matrix(d, 2 * config.mlp_size),
+            "down": matrix(config.mlp_size, d),
+        }
+        for _ in range(config.num_layers)
+    ]
+    head = {"head": matrix(config.vocab_size, d)}
+    embedding = matrix(config.vocab_size, d) * 4
+    return Target(config, {"embedding": embedding, "layers": layers, "norm": norm(d), **head})
+
+
+def make_drafter_config(**changes: Any) -> DrafterConfig:
+    """A drafter for `make_target`'s target."""
+    config = DrafterConfig(
+        width=6,
+        num_layers=2,
+        target_layer_ids=(0, 2),
+        num_target_layers=4,
+        target_hidden_size=32,
+        hidden_size=32,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        mlp_size=48,
+        rms_eps=1e-5,
+        rope_theta=10000.0,
+        rope_scaling=None,
+        max_positions=512,
+        vocab_size=61,
+        tied_head=False,
+        mask_token_id=60,
+        causal=False,
+        sliding_window=None,
+        draft_vocab_size=None,
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def make_artifact(seed: int = 0, **changes: Any) -> Artifact:
+    """A drafter with random weights and norms, and a draft vocabulary if its size is given."""
+    config = make_drafter_config(**changes)
+    rng = np.random.default_rng(100 + seed)
+    d = config.hidden_size
+
+    def matrix(*shape: int) -> jnp.ndarray:
+        return jnp.asarray(rng.standard_normal(shape) * 0.25, jnp.float32)
+
+    def norm(size: int) -> jnp.ndarray:
+        return jnp.asarray(1 + 0.2 * rng.standard_normal(size), jnp.float32)
+
+    layers = [
+        {
+            "attention_norm": norm(d),
+            "q": matrix(d, config.q_size),
+            "kv": matrix(d, 2 * config.kv_size),
+            "q_norm": norm(config.head_dim),
+            "k_norm": norm(config.head_dim),
+            "out": matrix(config.q_size, d),
+            "mlp_norm": norm(d),
+            "gate_up": matrix(d, 2 * config.mlp_size),
+            "down": matrix(config.mlp_size, d),
+        }
+        for _ in range(config.num_layers)
+    ]
+    weights = {"fc": matrix(config.feature_size, d), "hidden_norm": norm(d), "layers": layers, "norm": norm(d)}
+    vocab = None
+    if config.draft_vocab_size is not None:
+        vocab = np.sort(rng.permutation(config.vocab_size)[: config.draft_vocab_size]).astype(np.int32)
+    return Artifact(config, weights, vocab, {"target": "tiny"})
