@@ -151,7 +151,58 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path}: expected sections ({', '.join(_names(Recipe))}), got {_describe(raw)}")
     for override in overrides:
         _apply(raw, override)
-    return _build(Recipe, raw, str(path), "")
+    recipe = _build(Recipe, raw, str(path), "")
+    _check_ranges(recipe, str(path))
+    return recipe
+
+
+_AT_LEAST = {
+    "prompts.limit": 1,
+    "prompts.heldout": 1,
+    "responses.max_prompt_tokens": 1,
+    "responses.max_new_tokens": 2,
+    "responses.temperature": 0.0,
+    "responses.batch": 1,
+    "responses.shard_size": 1,
+    "drafter.num_layers": 1,
+    "drafter.width": 2,
+    "drafter.sliding_window": 1,
+    "batches.rows": 1,
+    "batches.row_length": 2,
+    "loss.gamma": 1e-6,
+    "loss.soft": 0.0,
+    "loss.head_chunk": 1,
+    "optimizer.learning_rate": 0.0,
+    "optimizer.weight_decay": 0.0,
+    "optimizer.warmup_fraction": 0.0,
+    "optimizer.clip": 1e-9,
+    "optimizer.b1": 0.0,
+    "optimizer.b2": 0.0,
+    "optimizer.accumulation": 1,
+    "train.steps": 1,
+    "train.eval_every": 0,
+    "train.checkpoint_every": 0,
+    "train.keep": 1,
+    "train.log_every": 1,
+    "mesh.data": 1,
+    "mesh.fsdp": 1,
+}
+_AT_MOST = {"loss.soft": 1.0, "optimizer.warmup_fraction": 1.0, "optimizer.b1": 1.0, "optimizer.b2": 1.0}
+
+
+def _check_ranges(recipe: Recipe, where: str) -> None:
+    for limits, word, outside in ((_AT_LEAST, "at least", float.__lt__), (_AT_MOST, "at most", float.__gt__)):
+        for key, limit in limits.items():
+            section, field = key.split(".")
+            value = getattr(getattr(recipe, section), field)
+            if value is not None and outside(float(value), float(limit)):
+                raise RecipeError(f"{where}: {key}: expected {word} {limit}, got {value}")
+    width, blocks = recipe.drafter.width, recipe.batches.blocks
+    if max(blocks) != width or min(blocks) < 2 or min(blocks.values()) < 1:
+        raise RecipeError(
+            f"{where}: batches.blocks: expected widths from 2 to drafter.width={width}, the widest equal to it, with at "
+            f"least one anchor each; got {blocks}"
+        )
 
 
 def find_recipe(name: str) -> Path:

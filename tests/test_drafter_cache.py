@@ -22,8 +22,11 @@ def test_caches_equal_a_fresh_prefill(seed: int, monkeypatch: pytest.MonkeyPatch
 
     def corrupted(engine, anchor, position, context, width):
         """The target's own next tokens where it can be known, else the drafter's: a mixture of right and wrong."""
-        return jnp.where(rng.random((2, width - 1)) < 0.7, best_drafts(engine, state, width), honest(
-            engine, anchor, position, context, width))
+        return jnp.where(
+            rng.random((2, width - 1)) < 0.7,
+            best_drafts(engine, state, width),
+            honest(engine, anchor, position, context, width),
+        )
 
     monkeypatch.setattr(serve.decoder, "draft", corrupted)
     runs = set()

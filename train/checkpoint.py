@@ -106,6 +106,11 @@ def _tau(metrics: Any) -> float:
     return metrics["tau"]
 
 
+def whole_steps(directory: Path) -> list[int]:
+    """Steps of the whole checkpoints, ascending; half-written ones carry another name."""
+    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
+
+
 def find_step(directory: Path, which: str | int) -> int:
     """The step of the "last" or "best" checkpoint, or the given one.
 
@@ -113,7 +118,7 @@ def find_step(directory: Path, which: str | int) -> int:
     Raises:
       ValueError: there is no such checkpoint.
     """
-    steps = sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
+    steps = whole_steps(directory)
     if not steps:
         raise ValueError(f"{directory}: no checkpoint; expected <step>/ directories that training writes")
     if isinstance(which, int):

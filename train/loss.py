@@ -221,7 +221,7 @@ def _chunk_forward(
     return (loss, hard, valid & (chosen >= top)), gradient.astype(hidden.dtype)
 
 
-def _chunk_backward(gradient: Array, cotangents: tuple[Array, Any]) -> tuple[Array, None, None, None]:
+def _chunk_backward(gradient: Array, cotangents: tuple[Array, Any, Any]) -> tuple[Array, None, None, None]:
     return (cotangents[0][:, None] * gradient).astype(gradient.dtype), None, None, None
 
 

@@ -31,7 +31,7 @@ from pipelines.prepare import Prepared, describe_rows, frequent_tokens, prepare
 from pipelines.shards import write_json
 from train.acceptance import Acceptance, heldout_acceptance
 from train.build import drafter_config, new_drafter
-from train.checkpoint import check_identity, find_step
+from train.checkpoint import check_identity, find_step, whole_steps
 from train.export import write_description
 from train.loss import LossSettings, Trainee, block_loss
 
@@ -83,7 +83,7 @@ def train(recipe: Recipe, *, config: str, overrides: Sequence[str], resume: bool
     run.mkdir(parents=True, exist_ok=True)
     assembly = assemble(recipe)
     identity = identity_of(recipe, assembly)
-    if any(run.glob("checkpoints/[0-9]*")):
+    if whole_steps(run / "checkpoints"):
         check_identity(run / "checkpoints" / str(find_step(run / "checkpoints", "last")), identity)
     describe_run(recipe, run)
     origin = {"target": assembly.target.name, "target_fingerprint": assembly.target_fingerprint}
@@ -160,11 +160,10 @@ def identity_of(recipe: Recipe, assembly: Assembly) -> dict[str, Any]:
 
 def refuse_overwriting(run: Path, resume: bool) -> None:
     """Raises ValueError when the run directory holds checkpoints and --resume was not given."""
-    steps = [path.name for path in run.glob("checkpoints/[0-9]*")]
+    steps = whole_steps(run / "checkpoints")
     if steps and not resume:
-        last = max(map(int, steps))
         raise ValueError(
-            f"{run}: holds a run at step {last}; go on with --resume, or choose another run.name or run.dir"
+            f"{run}: holds a run at step {steps[-1]}; go on with --resume, or choose another run.name or run.dir"
         )
 
 

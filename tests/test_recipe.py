@@ -1,0 +1,83 @@
+"""A recipe is read strictly: shipped ones load, overrides apply, every mistake is named with its key and a remedy."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from configs.schema import RecipeError, load_recipe
+
+SHIPPED = ["wide_block.yaml", "smoke.yaml"]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_recipes_load_by_bare_name(name: str):
+    recipe = load_recipe(name)
+    assert recipe.run_dir == Path("runs") / name.removesuffix(".yaml")
+    assert max(recipe.batches.blocks) == recipe.drafter.width
+
+
+def test_wide_block_is_wide():
+    assert load_recipe("wide_block").drafter.width >= 32
+
+
+def test_overrides():
+    recipe = load_recipe("smoke.yaml", ["train.steps=3", "run.dir=/tmp/x", "batches.blocks={2: 1, 8: 2}"])
+    assert recipe.train.steps == 3
+    assert recipe.run_dir == Path("/tmp/x")
+    assert recipe.batches.blocks == {2: 1, 8: 2}
+
+
+def test_resolved_recipe_reads_back(tmp_path: Path):
+    recipe = load_recipe("wide_block.yaml", ["drafter.target_layer_ids=[1, 2, 3]"])
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(recipe.to_dict()))
+    assert load_recipe(str(tmp_path / "again.yaml")) == recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.step=3", ["train.step", "did you mean steps?"]),
+        ("trian.steps=3", ["no section 'trian'", "did you mean train?"]),
+        ("train.steps=many", ["train.steps", "expected int", "'many'"]),
+        ("train.steps=3.0", ["train.steps", "expected int", "3.0"]),
+        ("train.remat=1", ["train.remat", "expected bool"]),
+        ("optimizer.learning_rate=6e-4", ["optimizer.learning_rate", "expected float", "6.0e-4"]),
+        ("features.mode=cache", ["features.mode", "one of cached, online", "did you mean cached?"]),
+        ("prompts.sources=own", ["prompts.sources", "expected a list"]),
+        ("steps=3", ["section.field=value"]),
+        ("train.steps=0", ["train.steps", "at least 1", "0"]),
+        ("drafter.width=1", ["drafter.width", "at least 2"]),
+        ("batches.blocks={4: 4}", ["batches.blocks", "drafter.width", "4"]),
+        ("optimizer.warmup_fraction=1.5", ["optimizer.warmup_fraction", "1.5"]),
+        ("loss.soft=2.0", ["loss.soft", "2.0"]),
+    ],
+)
+def test_mistakes_in_overrides(override: str, words: list[str]):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("smoke.yaml", [override])
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_missing_and_unknown_keys_name_the_file(tmp_path: Path):
+    raw = load_recipe("smoke.yaml").to_dict()
+    del raw["train"]["steps"]
+    file = tmp_path / "cut.yaml"
+    file.write_text(yaml.safe_dump(raw))
+    with pytest.raises(RecipeError, match=r"cut\.yaml: missing key train\.steps"):
+        load_recipe(str(file))
+    raw["train"] |= {"steps": 1, "speed": 2}
+    file.write_text(yaml.safe_dump(raw))
+    with pytest.raises(RecipeError, match=r"cut\.yaml: unknown key train\.speed"):
+        load_recipe(str(file))
+
+
+def test_no_such_recipe_and_no_yaml(tmp_path: Path):
+    with pytest.raises(RecipeError, match=r"no recipe 'wide\.yaml'.*wide_block\.yaml"):
+        load_recipe("wide.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1,")
+    with pytest.raises(RecipeError, match=r"bad\.yaml: not valid YAML"):
+        load_recipe(str(tmp_path / "bad.yaml"))

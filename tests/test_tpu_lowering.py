@@ -1,0 +1,59 @@
+"""The train step, the speculative segment and the plain loop lower for TPU, in bfloat16, without a TPU."""
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from models.generate import empty_rows, plain_segment
+from serve.decoder import make_engine, speculative_segment, start
+from tests.tiny import make_artifact, make_target
+from train.loss import LossSettings, Trainee, block_loss
+
+
+def lower_for_tpu(function, *arguments) -> str:
+    """The module's text, lowered for TPU; arguments are any pytrees, modules among them."""
+    leaves, structure = jax.tree.flatten(arguments)
+    flat = jax.jit(lambda *leaves: jax.tree.leaves(function(*jax.tree.unflatten(structure, leaves))))
+    exported = jax.export.export(flat, platforms=["tpu"])(*leaves)
+    assert exported.platforms == ("tpu",)
+    text = exported.mlir_module()
+    assert "bf16" in text
+    assert not [line for line in text.split("\n") if "custom_call" in line and ("cpu" in line or "lapack" in line)]
+    return text
+
+
+@pytest.mark.parametrize("online", [False, True])
+def test_train_step(online: bool):
+    target, artifact = make_target(dtype="bfloat16"), make_artifact()
+    trainee = Trainee(artifact.drafter("bfloat16"), target, None, online=online)
+    optimizer = nnx.Optimizer(trainee, optax.adamw(1e-3), wrt=nnx.Param)
+    settings = LossSettings("dpace", gamma=4.0, soft=0.5, head_chunk=64, remat=True)
+    rows = {name: jnp.ones((2, 32), jnp.int32) for name in ("tokens", "positions", "segments")}
+    batch = rows | {"anchors_w6": jnp.full((2, 3), 4, jnp.int32), "anchors_w3": jnp.full((2, 5), 7, jnp.int32)}
+    if not online:
+        batch["features"] = jnp.ones((2, 32, 3 * 32), jnp.bfloat16)
+
+    def step(trainee, optimizer, batch):
+        (loss, _), gradients = nnx.value_and_grad(lambda m: block_loss(m, batch, settings), has_aux=True)(trainee)
+        optimizer.update(trainee, gradients)
+        return loss, nnx.state(trainee, nnx.Param)
+
+    lower_for_tpu(nnx.jit(step), trainee, optimizer, batch)
+
+
+def test_speculative_segment():
+    engine = make_engine(make_target(dtype="bfloat16"), make_artifact(draft_vocab_size=30))
+    prompt, length = np.ones((2, 8), np.int32), np.array([8, 5], np.int32)
+    state = start(engine, prompt, length, length + 20, capacity=64)
+    lower_for_tpu(lambda engine, state: speculative_segment(engine, state, 16, 6), engine, state)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_plain_loop(temperature: float):
+    target = make_target(dtype="bfloat16")
+    state = empty_rows(target, 4, 64)
+    lower_for_tpu(lambda target, state: plain_segment(target, state, 16, temperature), target, state)
