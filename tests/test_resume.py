@@ -9,18 +9,22 @@ from pathlib import Path
 import pytest
 
 from tests.tiny_run import Tiny, assert_same_arrays, checkpoint_arrays, logged_step, make_tiny, signal_when
+from train.checkpoint import load_params, whole_steps
+
+STEPS = 80
+LONG = (f"train.steps={STEPS}", "train.checkpoint_every=10", "train.eval_every=40")
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     tiny = make_tiny(tmp_path_factory.mktemp("tiny"))
-    assert tiny.train(tiny.root / "straight").returncode == 0
+    assert tiny.train(tiny.root / "straight", *LONG).returncode == 0
     return tiny
 
 
 def interrupt(tiny: Tiny, run: Path, number: signal.Signals, *, step: int) -> tuple[int, str]:
-    process = tiny.start(run)
-    out, _ = signal_when(process, number, lambda: logged_step(run) >= step)
+    process = tiny.start(run, *LONG)
+    out, _ = signal_when(process, number, lambda: logged_step(run) >= step and bool(whole_steps(run / "checkpoints")))
     return process.returncode, out
 
 
@@ -31,42 +35,42 @@ def steps_logged(run: Path) -> list[int]:
 
 def test_kill_9(tiny: Tiny):
     run = tiny.root / "killed"
-    interrupt(tiny, run, signal.SIGKILL, step=5)
-    done = tiny.train(run, "--resume")
+    interrupt(tiny, run, signal.SIGKILL, step=12)
+    done = tiny.train(run, *LONG, "--resume")
     assert done.returncode == 0, done.stderr
     assert "going on from step" in done.stdout
-    assert_same_arrays(checkpoint_arrays(run, 12), checkpoint_arrays(tiny.root / "straight", 12))
-    assert steps_logged(run) == list(range(1, 13)), "every step once"
+    assert_same_arrays(checkpoint_arrays(run, STEPS), checkpoint_arrays(tiny.root / "straight", STEPS))
+    assert steps_logged(run) == list(range(1, STEPS + 1)), "every step once"
 
 
 def test_a_half_written_checkpoint_does_not_count(tiny: Tiny):
     """What a kill during a save leaves behind, under either name Orbax may give it, is passed over."""
     run = tiny.root / "halfway"
-    code, _ = interrupt(tiny, run, signal.SIGTERM, step=4)
+    code, _ = interrupt(tiny, run, signal.SIGTERM, step=12)
     assert code == 128 + signal.SIGTERM
-    last = max(int(path.name) for path in (run / "checkpoints").glob("[0-9]*") if path.name.isdigit())
+    last = whole_steps(run / "checkpoints")[-1]
     tmp = run / "checkpoints" / f"{last + 1}.orbax-checkpoint-tmp"
     shutil.copytree(run / "checkpoints" / str(last), tmp)
     shutil.rmtree(tmp / "params")
-    done = tiny.train(run, "--resume")
+    done = tiny.train(run, *LONG, "--resume")
     assert done.returncode == 0, done.stderr
     assert f"going on from step {last}" in done.stdout
-    assert_same_arrays(checkpoint_arrays(run, 12), checkpoint_arrays(tiny.root / "straight", 12))
+    assert_same_arrays(checkpoint_arrays(run, STEPS), checkpoint_arrays(tiny.root / "straight", STEPS))
 
 
 def test_sigterm_saves_and_says_how_to_go_on(tiny: Tiny):
     run = tiny.root / "stopped"
-    code, out = interrupt(tiny, run, signal.SIGTERM, step=2)
+    code, out = interrupt(tiny, run, signal.SIGTERM, step=12)
     assert code == 128 + signal.SIGTERM
     assert "saved step" in out
     assert "--resume" in out
-    done = tiny.train(run, "--resume")
+    done = tiny.train(run, *LONG, "--resume")
     assert done.returncode == 0, done.stderr
-    assert_same_arrays(checkpoint_arrays(run, 12), checkpoint_arrays(tiny.root / "straight", 12))
+    assert_same_arrays(checkpoint_arrays(run, STEPS), checkpoint_arrays(tiny.root / "straight", STEPS))
 
 
 def test_a_finished_run_is_not_overwritten(tiny: Tiny):
-    done = tiny.train(tiny.root / "straight")
+    done = tiny.train(tiny.root / "straight", *LONG)
     assert done.returncode == 2
     assert "--resume" in done.stderr
     assert len(done.stderr.strip().split("\n")) == 1
@@ -74,24 +78,26 @@ def test_a_finished_run_is_not_overwritten(tiny: Tiny):
 
 def test_another_recipe_is_refused_with_the_fields(tiny: Tiny):
     done = tiny.train(
-        tiny.root / "straight", "--resume", "drafter.width=3", "batches.blocks={3: 4}", "drafter.target_layer_ids=[0]"
+        tiny.root / "straight",
+        *LONG,
+        "--resume",
+        "drafter.width=3",
+        "batches.blocks={3: 4}",
+        "drafter.target_layer_ids=[0]",
     )
     assert done.returncode == 2
     assert "width: checkpoint 4, recipe 3" in done.stderr
     assert "taps: checkpoint [1], recipe [0]" in done.stderr
-    assert_same_arrays(checkpoint_arrays(tiny.root / "straight", 12), checkpoint_arrays(tiny.root / "straight", 12))
 
 
 def test_a_truncated_checkpoint_is_one_line(tiny: Tiny, tmp_path: Path):
     run = tmp_path / "cut"
     shutil.copytree(tiny.root / "straight", run)
-    for file in (run / "checkpoints" / "12" / "params").rglob("*"):
+    for file in (run / "checkpoints" / str(STEPS) / "params").rglob("*"):
         if file.is_file() and file.stat().st_size > 200:
             file.write_bytes(file.read_bytes()[:50])
-    from train.checkpoint import load_params
-
     with pytest.raises(ValueError, match="damaged or foreign checkpoint"):
-        load_params(run / "checkpoints", 12)
+        load_params(run / "checkpoints", STEPS)
 
 
 @pytest.mark.slow
