@@ -4,6 +4,7 @@ A split is a folder of `NNNNN.array_record` files, each with a mark `NNNNN.json`
 their final name only when whole. A folder's shards are those that have a mark.
 """
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -36,10 +37,10 @@ def write_shard(folder: Path, index: int, records: Sequence[bytes], statistics: 
     try:
         for record in records:
             writer.write(record)
-    finally:
         writer.close()
-    if partial.stat().st_size < sum(map(len, records)):
-        raise OSError(28, "No space left on device", str(partial))
+    except RuntimeError as error:  # how the writer reports a full disk
+        partial.unlink(missing_ok=True)
+        raise OSError(errno.ENOSPC, f"cannot write ({' '.join(str(error).split())[:120]})", str(partial)) from error
     os.replace(partial, path)
     write_json(_mark(folder, index), statistics)
 

@@ -1,0 +1,123 @@
+"""The artifact is the public DFlash layout: names, shapes and keys; it reads back exactly; what does not fit is
+refused by name."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from models.artifact import check_fit, read_artifact, write_artifact
+from tests.tiny import make_artifact, make_target
+
+
+def test_names_and_shapes_are_the_contract(tmp_path: Path):
+    write_artifact(make_artifact(num_layers=5, target_layer_ids=(0, 1, 2, 3)), tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert len(tensors) == 58
+    assert tensors["fc.weight"].shape == (32, 4 * 32)
+    expected = {
+        "self_attn.q_proj.weight": (32, 32),
+        "self_attn.k_proj.weight": (16, 32),
+        "self_attn.v_proj.weight": (16, 32),
+        "self_attn.o_proj.weight": (32, 32),
+        "self_attn.q_norm.weight": (8,),
+        "self_attn.k_norm.weight": (8,),
+        "mlp.gate_proj.weight": (48, 32),
+        "mlp.up_proj.weight": (48, 32),
+        "mlp.down_proj.weight": (32, 48),
+        "input_layernorm.weight": (32,),
+        "post_attention_layernorm.weight": (32,),
+    }
+    for index in range(5):
+        for name, shape in expected.items():
+            assert tensors[f"layers.{index}.{name}"].shape == shape
+    assert {"hidden_norm.weight", "norm.weight"} <= set(tensors)
+
+
+def test_config_is_what_every_loader_needs(tmp_path: Path):
+    write_artifact(make_artifact(), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architectures"] == ["DFlashDraftModel"]
+    assert config["auto_map"] == {"AutoModel": "dflash.DFlashDraftModel"}
+    assert config["model_type"] == "qwen3"
+    assert config["block_size"] == 6
+    assert config["dflash_config"] == {"mask_token_id": 60, "target_layer_ids": [0, 2]}
+    assert config["layer_types"] == ["full_attention"] * 2
+    assert config["num_target_layers"] == 4
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 10000.0
+
+
+@pytest.mark.parametrize("changes", [{"causal": True}, {"draft_vocab_size": 20}])
+def test_what_plain_loaders_would_run_wrong_has_its_own_name(tmp_path: Path, changes: dict):
+    write_artifact(make_artifact(**changes), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architectures"] == ["WideblockDraftModel"]
+    assert "auto_map" not in config
+
+
+@pytest.mark.parametrize("changes", [{}, {"draft_vocab_size": 20}, {"causal": True, "sliding_window": 7}])
+def test_round_trip_is_exact(tmp_path: Path, changes: dict):
+    artifact = make_artifact(**changes)
+    write_artifact(artifact, tmp_path / "a")
+    again = read_artifact(tmp_path / "a")
+    assert again.config == artifact.config
+    assert jax.tree.all(
+        jax.tree.map(lambda x, y: (np.asarray(x) == np.asarray(y)).all(), again.weights, artifact.weights)
+    )
+    if artifact.draft_vocab is not None:
+        assert again.draft_vocab.tolist() == artifact.draft_vocab.tolist()
+    write_artifact(again, tmp_path / "b")
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def edit(path: Path, **changes) -> None:
+    config = json.loads((path / "config.json").read_text())
+    config |= changes
+    (path / "config.json").write_text(json.dumps(config))
+
+
+def test_refusals(tmp_path: Path):
+    def written(name: str) -> Path:
+        write_artifact(make_artifact(), tmp_path / name)
+        return tmp_path / name
+
+    path = written("foreign")
+    edit(path, architectures=["LlamaForCausalLM"])
+    with pytest.raises(ValueError, match=r"architectures 'LlamaForCausalLM'; expected a drafter"):
+        read_artifact(path)
+    path = written("extra")
+    edit(path, dflash_config={"mask_token_id": 1, "target_layer_ids": [0, 2], "markov_rank": 4})
+    with pytest.raises(ValueError, match=r"dflash_config\.markov_rank is not supported"):
+        read_artifact(path)
+    path = written("wider")
+    edit(path, hidden_size=64)
+    with pytest.raises(ValueError, match=r"tensor fc\.weight: expected shape"):
+        read_artifact(path)
+    path = written("deeper")
+    edit(path, num_hidden_layers=3, layer_types=["full_attention"] * 3)
+    with pytest.raises(ValueError, match=r"tensor layers\.2\..* is missing"):
+        read_artifact(path)
+    path = written("cut")
+    file = path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"model\.safetensors: not a whole safetensors file"):
+        read_artifact(path)
+    with pytest.raises(ValueError, match=r"no config\.json; expected a drafter artifact"):
+        read_artifact(tmp_path / "nowhere")
+
+
+def test_another_target_is_refused_with_every_difference(tmp_path: Path):
+    artifact = make_artifact()
+    check_fit(artifact, make_target(), tmp_path)
+    with pytest.raises(
+        ValueError, match=r"vocabulary: drafter expects 61, tiny has 70.*taps: layers \[2\] do not exist"
+    ):
+        check_fit(artifact, make_target(vocab_size=70, num_layers=2), tmp_path)
+    stamped = make_artifact()
+    stamped.origin["target_fingerprint"] = "0" * 16
+    with pytest.raises(ValueError, match="weights: drafter expects 0000000000000000"):
+        check_fit(stamped, make_target(), tmp_path)

@@ -1,0 +1,105 @@
+"""A user's mistake is one line and exit code 2; nothing already written is lost."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_run import Tiny, command, make_tiny
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A tiny world with a trained run and its artifact."""
+    tiny = make_tiny(tmp_path_factory.mktemp("tiny"))
+    done = tiny.train(tiny.root / "run")
+    assert done.returncode == 0, done.stderr
+    done = command(["train", "export", "--run", str(tiny.root / "run"), "--out", str(tiny.root / "artifact")])
+    assert done.returncode == 0, done.stderr
+    return tiny
+
+
+def refused(done, *words: str) -> None:
+    lines = done.stderr.strip().split("\n")
+    assert done.returncode == 2, done.stderr
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+def evaluate(tiny: Tiny, *arguments: str, drafter: str = "artifact", target: str = "target", tasks: str | None = None):
+    tasks = tasks or str(tiny.root / "prompts.jsonl")
+    call = ["serve", "eval", "--target", str(tiny.root / target), "--drafter", str(tiny.root / drafter)]
+    call += ["--tasks", tasks, "--out", str(tiny.root / "report"), "--prompts", "2", "--max-new-tokens", "12"]
+    return command([*call, *arguments])
+
+
+def test_chain_and_its_report(tiny: Tiny):
+    import json
+
+    done = evaluate(tiny, "--width", "3")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tiny.root / "report" / "report.json").read_text())
+    task = report["tasks"]["prompts"]
+    assert task["exact"] == task["prompts"] == 2
+    assert 1 <= task["tau"] <= 3
+    assert report["width"] == 3
+    assert "<html" in (tiny.root / "report" / "report.html").read_text()
+    assert (tiny.root / "run" / "acceptance.json").is_file()
+
+
+def test_recipe_mistakes(tiny: Tiny):
+    refused(tiny.train(tiny.root / "x", "train.stpes=3"), "train.stpes", "did you mean steps?")
+    refused(command(["train", "--config", "nowhere.yaml"]), "nowhere.yaml", "wide_block.yaml")
+    refused(command(["pipelines", "prepare", "--config", str(tiny.config), "batches.rows=two"]), "batches.rows", "int")
+
+
+def test_prompt_mistakes(tiny: Tiny, tmp_path: Path):
+    (tmp_path / "empty.jsonl").write_text("")
+    refused(tiny.train(tiny.root / "x", f"prompts.sources=[{tmp_path}/empty.jsonl]"), "empty.jsonl")
+    refused(tiny.train(tiny.root / "x", f"prompts.sources=[{tmp_path}/none.jsonl]"), "none.jsonl")
+    refused(tiny.train(tiny.root / "x", "responses.max_new_tokens=250"), "context", "256")
+    refused(tiny.train(tiny.root / "x", "batches.row_length=30"), "batches.row_length=30")
+    refused(tiny.train(tiny.root / "x", "batches.rows=100"), "batches.rows=100")
+
+
+def test_drafter_mistakes(tiny: Tiny):
+    refused(tiny.train(tiny.root / "x", "drafter.target_layer_ids=[5]"), "drafter.target_layer_ids", "0 to 1")
+    refused(tiny.train(tiny.root / "x", "drafter.mask_token_id=9999"), "drafter.mask_token_id", "9999")
+
+
+def test_unwritable_places(tiny: Tiny):
+    (tiny.root / "file").write_text("")
+    refused(tiny.train(tiny.root / "file" / "run"), "file")
+    refused(tiny.train(tiny.root / "y", f"run.data_dir={tiny.root}/file/data"), "file")
+
+
+def test_too_high_a_rate_keeps_the_last_checkpoint(tiny: Tiny):
+    refused(tiny.train(tiny.root / "nan", "optimizer.learning_rate=1.0e+30", "optimizer.clip=1.0e+30"), "learning_rate")
+
+
+def test_export_mistakes(tiny: Tiny, tmp_path: Path):
+    refused(command(["train", "export", "--run", str(tmp_path), "--out", str(tmp_path / "a")]), "no drafter.json")
+    run = str(tiny.root / "run")
+    refused(command(["train", "export", "--run", run, "--out", str(tmp_path / "a"), "--checkpoint", "7"]), "step 7")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("precious")
+    refused(command(["train", "export", "--run", run, "--out", str(tmp_path / "mine")]), "not a drafter artifact")
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "precious"
+
+
+def test_eval_mistakes(tiny: Tiny):
+    refused(evaluate(tiny, tasks="gsm9k"), "gsm9k")
+    refused(evaluate(tiny, "--width", "9"), "--width", "2 to 4")
+    refused(evaluate(tiny, "--max-new-tokens", "250"), "--max-new-tokens", "256")
+    refused(evaluate(tiny, drafter="run"), "no config.json")
+    refused(evaluate(tiny, target="nowhere"), "nowhere")
+    from tests.tiny_run import write_target
+
+    write_target(tiny.root / "other", seed=7)
+    refused(evaluate(tiny, target="other"), "made for another target", "weights")
+    shutil.copytree(tiny.root / "artifact", tiny.root / "cut")
+    file = tiny.root / "cut" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    refused(evaluate(tiny, drafter="cut"), "not a whole safetensors file")

@@ -1,0 +1,69 @@
+"""The embedded SmolLM2 is read exactly: its tokenizer and chat template, and a greedy continuation known from an
+independent forward."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models import generate
+from models.sources import EMBEDDED, load_target
+from models.tokenizer import Tokenizer, load_tokenizer
+
+REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference" / "smollm2_greedy_gsm8k.jsonl"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return load_tokenizer(EMBEDDED)
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        (
+            "def f(x):\n    return x**2  # 1024",
+            [1604, 275, 24, 104, 727, 472, 1003, 1792, 828, 34, 216, 907, 216, 33, 32, 34, 36],
+        ),
+        ("<|im_start|>user\nHi<|im_end|>", [1, 4093, 198, 26843, 2]),
+    ],
+)
+def test_known_ids(tokenizer: Tokenizer, text: str, ids: list[int]):
+    assert tokenizer.encode(text) == ids
+
+
+@pytest.mark.parametrize(
+    "text", ["Zürich, 17 °C — naïve café 😀", "a\tb\r\n  c", "x=3.14159;y=-2", "日本語とمرحبا", " "]
+)
+def test_round_trip(tokenizer: Tokenizer, text: str):
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_chat_template_adds_the_default_system_message(tokenizer: Tokenizer):
+    ids = tokenizer.encode_chat([{"role": "user", "content": "Name three rivers."}])
+    text = tokenizer.decode(ids)
+    assert text.startswith("<|im_start|>system\n")
+    assert text.endswith("<|im_end|>\n<|im_start|>user\nName three rivers.<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_digits_stand_alone(tokenizer: Tokenizer):
+    assert len(tokenizer.encode("2024")) == 4
+
+
+@pytest.mark.skipif(not REFERENCE.is_file(), reason="the reference continuations are not part of this repository")
+def test_reference_continuations():
+    """Token ids of an independent float32 forward, for four prompts."""
+    rows = [json.loads(line) for line in REFERENCE.read_text().split("\n") if line][:4]
+    target, size, new = load_target(EMBEDDED, "float32"), 160, 48
+    prompts = np.zeros((4, size), np.int32)
+    for row, prompt in zip(prompts, rows, strict=True):
+        row[: len(prompt["prompt_ids"])] = prompt["prompt_ids"]
+    lengths = np.array([len(row["prompt_ids"]) for row in rows], np.int32)
+    numbers = np.arange(4, dtype=np.int32)
+    state = generate.empty_rows(target, 4, 256)
+    state = generate.insert(target, state, numbers, prompts, lengths, lengths + new, numbers)
+    tokens = np.asarray(generate.plain_segment(target, state, 100).tokens)
+    for row, written, length in zip(rows, tokens, lengths, strict=True):
+        expected = row["greedy_ids"][:new]
+        assert written[length : length + len(expected)].tolist() == expected
