@@ -200,8 +200,8 @@ def _check_ranges(recipe: Recipe, where: str) -> None:
     width, blocks = recipe.drafter.width, recipe.batches.blocks
     if max(blocks) != width or min(blocks) < 2 or min(blocks.values()) < 1:
         raise RecipeError(
-            f"{where}: batches.blocks: expected widths from 2 to drafter.width={width}, the widest equal to it, with at "
-            f"least one anchor each; got {blocks}"
+            f"{where}: batches.blocks: expected widths from 2 to drafter.width={width}, the widest equal to it, "
+            f"with at least one anchor each; got {blocks}"
         )
 
 

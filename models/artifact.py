@@ -290,6 +290,7 @@ def _read_tensors(file: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{file}: missing; export the drafter again")
     try:
         with safe_open(file, framework="flax") as handle:
-            return {name: np.asarray(handle.get_tensor(name)) for name in handle.keys()}
+            names = list(handle.keys())
+            return {name: np.asarray(handle.get_tensor(name)) for name in names}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file}: not a whole safetensors file ({error}); export the drafter again") from error

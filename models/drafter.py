@@ -114,7 +114,7 @@ class Drafter(nnx.Module):
         remat: bool = False,
     ) -> Float[Array, "B A W D"]:
         """Final hidden states (after `norm`) of A blocks per row, each at its anchor, over a shared context."""
-        batch, num_anchors, width, _ = block.shape
+        batch, _, width, _ = block.shape
         positions = anchor_positions[:, :, None] + jnp.arange(width)
         turn = rotation(positions.reshape(batch, -1), self.frequencies)
         layer_step = nnx.remat(Drafter._layer) if remat else Drafter._layer

@@ -75,7 +75,7 @@ def attention(
     Written as matmuls of [G*T, H] by [H, S] per key/value head: XLA's CPU backend runs this five times faster than
     the same einsum with the group dimension left apart.
     """
-    batch, num_tokens, num_heads, head_dim = q.shape
+    batch, num_tokens, num_heads, _ = q.shape
     grouped = group_heads(q, keys.shape[1])
     scores = jnp.einsum("bkqh,bkhs->bkqs", grouped, keys, preferred_element_type=jnp.float32)
     scores = scores.reshape(batch, keys.shape[1], -1, num_tokens, mask.shape[-1])

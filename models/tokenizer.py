@@ -80,7 +80,7 @@ def _from_gguf(path: Path) -> Tokenizer:
 
 
 def _spare_token(fast: Any, special: Sequence[str] | None = None) -> int:
-    """A special token no chat contains, to stand for "not yet drafted": an own mask token, else the last special one."""
+    """A special token no chat contains, to stand for "not yet drafted": its mask token, else the last special one."""
     if fast.mask_token_id is not None:
         return fast.mask_token_id
     spare = list(special) if special else sorted(fast.get_added_vocab(), key=fast.convert_tokens_to_ids)

@@ -28,7 +28,7 @@ class RowSource:
     def __init__(self, responses: Sequence[Response], features: FeatureSource | None, row_length: int):
         if features is not None and len(features) != len(responses):
             raise ValueError(
-                f"features: {len(features)} records for {len(responses)} responses; delete the directory and prepare again"
+                f"features: {len(features)} records for {len(responses)} responses; delete them and prepare again"
             )
         self._responses, self._features, self._length = responses, features, row_length
         self.rows = pack([response.length for response in responses], row_length)

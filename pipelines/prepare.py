@@ -43,7 +43,7 @@ def taps_of(recipe: Recipe, target: Target) -> tuple[int, ...]:
     for tap in taps:
         if not 0 <= tap < num_layers:
             raise ValueError(
-                f"drafter.target_layer_ids: {tap} is not a layer of {target.config.name}; expected 0 to {num_layers - 1}"
+                f"drafter.target_layer_ids: {tap} is no layer of {target.config.name}; expected 0 to {num_layers - 1}"
             )
     return taps
 

@@ -79,10 +79,7 @@ def prepare_responses(recipe: Recipe, target: Target, tokenizer: Tokenizer, spli
 def _manifest(recipe: Recipe, target: Target, splits: dict[str, list[Prompt]]) -> dict[str, Any]:
     section = dataclasses.asdict(recipe.responses)
     del section["batch"]  # changes the speed, not the text
-    if recipe.responses.temperature == 0.0:
-        seed = None
-    else:
-        seed = recipe.run.seed
+    seed = None if recipe.responses.temperature == 0.0 else recipe.run.seed
     texts = {split: [dataclasses.asdict(prompt) for prompt in prompts] for split, prompts in splits.items()}
     digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
     counts = {split: len(prompts) for split, prompts in splits.items()}

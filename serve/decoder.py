@@ -140,7 +140,7 @@ def draft(
 def verify(
     engine: Engine, block: Int[Array, "B W"], state: DecodeState
 ) -> tuple[Int[Array, "B W"], Float[Array, "B W LD"], KVCache]:
-    """The target's own token after each token of the block, the block's features, and the cache with the block in it."""
+    """The target's own token after each of the block, the block's features, and the cache with the block in it."""
     positions = _block_positions(state, block.shape[1])
     mask = cached_mask(positions, state.cache.capacity)
     taps = engine.drafter.config.target_layer_ids

@@ -111,8 +111,8 @@ class Evaluator:
         limit = self.engine.target.config.max_positions
         if len(ids) + self.max_new_tokens > limit:
             raise ValueError(
-                f"prompt {prompt.task}/{prompt.id}: {len(ids)} tokens + --max-new-tokens {self.max_new_tokens} exceed the "
-                f"context of {self.engine.target.config.name} ({limit}); lower --max-new-tokens or drop the prompt"
+                f"prompt {prompt.task}/{prompt.id}: {len(ids)} tokens + --max-new-tokens {self.max_new_tokens} exceed "
+                f"the context of {self.engine.target.config.name} ({limit}); lower --max-new-tokens or drop the prompt"
             )
         bucket = max(64, 1 << (len(ids) - 1).bit_length())
         return bucket, max(256, 1 << (len(ids) + self.max_new_tokens + width - 1).bit_length())

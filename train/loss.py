@@ -79,7 +79,7 @@ def anchor_groups(batch: dict[str, Array]) -> dict[int, Int[Array, "B A"]]:
 
 
 def row_features(trainee: Trainee, batch: dict[str, Array], *, final: bool) -> Float[Array, "B S LE"]:
-    """A batch's features, cached or from the target's own forward; with the target's final hidden state last if asked."""
+    """A batch's features, cached or from the target's own forward; its final hidden state comes last if asked."""
     if trainee.target is None:
         return batch["features"]
     taps = trainee.drafter.config.target_layer_ids
