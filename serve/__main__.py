@@ -70,6 +70,7 @@ def evaluate_artifact(options: argparse.Namespace, tasks: dict) -> dict:
     check_fit(artifact, target, options.drafter)
     evaluator = Evaluator(make_engine(target, artifact), load_tokenizer(options.target), options.max_new_tokens)
     measured = evaluate(evaluator, tasks, options.width)
+    full_width_tau = round(measured.pop("full_width_tau"), 3)
     return {
         "schema": 1,
         **provenance(["python", "-m", "serve", *sys.argv[1:]]),
@@ -82,6 +83,7 @@ def evaluate_artifact(options: argparse.Namespace, tasks: dict) -> dict:
             "layers": artifact.config.num_layers,
             "taps": list(artifact.config.target_layer_ids),
             "draft vocabulary": artifact.config.draft_vocab_size or artifact.config.vocab_size,
+            f"tau at width {width}, one prompt a task": full_width_tau,
             "in-block attention": "causal" if artifact.config.causal else "bidirectional",
         },
         **measured,

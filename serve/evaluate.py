@@ -203,6 +203,7 @@ def evaluate(
     summaries = {name: summarise(evaluator, decoded, chosen, sample) for name, decoded in results.items()}
     return {
         "width": chosen,
+        "full_width_tau": tau_of(probe),
         "cost": _describe_cost(cost, survival),
         "tasks": summaries,
         "average": _average(summaries),
