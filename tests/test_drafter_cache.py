@@ -1,9 +1,11 @@
 """State cannot drift: after any accept/reject pattern both caches equal a fresh prefill of the accepted tokens."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from models.masks import packed_mask
 from serve.decoder import make_engine, speculative_step, start
 from tests.tiny import make_artifact, make_target
 
@@ -47,15 +49,19 @@ def test_caches_equal_a_fresh_prefill(seed: int, monkeypatch: pytest.MonkeyPatch
 
 def best_drafts(engine, state, width):
     """Greedy continuation of every row, by plain full forwards."""
-    from models.masks import packed_mask
+    tokens = np.zeros((2, 96), np.int32)
+    lengths = np.asarray(state.length)
+    for row, length in enumerate(lengths):
+        tokens[row, :length] = np.asarray(state.tokens)[row, :length]
+    for ahead in range(width - 1):
+        best = np.asarray(choices(engine.target, jnp.asarray(tokens)))
+        for row, length in enumerate(lengths):
+            tokens[row, length + ahead] = best[row, length + ahead - 1]
+    return jnp.asarray([tokens[row, length : length + width - 1] for row, length in enumerate(lengths)])
 
-    out = []
-    for row in range(2):
-        ids = np.asarray(state.tokens)[row, : int(state.length[row])].tolist()
-        for _ in range(width - 1):
-            tokens = jnp.asarray([ids], jnp.int32)
-            positions = jnp.arange(len(ids))[None]
-            hidden, _, _ = engine.target(tokens, positions, packed_mask(jnp.zeros_like(tokens)))
-            ids.append(int(jnp.argmax(engine.target.logits(hidden)[0, -1])))
-        out.append(ids[-(width - 1) :])
-    return jnp.asarray(out, jnp.int32)
+
+@jax.jit
+def choices(target, tokens):
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    hidden, _, _ = target(tokens, positions, packed_mask(jnp.zeros_like(tokens)))
+    return jnp.argmax(target.logits(hidden), axis=-1)

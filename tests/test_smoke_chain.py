@@ -1,0 +1,28 @@
+"""The whole chain on the embedded target, as a user runs it: smoke.yaml prepared, trained, exported, decoded."""
+
+import json
+import time
+from pathlib import Path
+
+from tests.tiny_run import command
+
+
+def test_smoke_recipe(tmp_path: Path):
+    began = time.monotonic()
+    places = [f"run.dir={tmp_path}/run", f"run.data_dir={tmp_path}/data"]
+    artifact, report_at = f"{tmp_path}/artifact", f"{tmp_path}/report"
+    evaluation = ["serve", "eval", "--target", "smollm2-135m", "--drafter", artifact, "--tasks", "code,chat"]
+    calls = [
+        ["train", "--config", "smoke.yaml", *places],
+        ["train", "export", "--run", f"{tmp_path}/run", "--out", artifact],
+        [*evaluation, "--prompts", "1", "--max-new-tokens", "24", "--width", "4", "--out", report_at],
+    ]
+    for call in calls:
+        done = command(call, seconds=400)
+        assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert set(report["tasks"]) == {"code", "chat"}
+    assert report["average"]["exact"] == report["average"]["prompts"] == 2
+    assert 1 <= report["average"]["tau"] <= 4
+    assert (tmp_path / "run" / "acceptance.json").is_file()
+    print(f"smoke chain: {time.monotonic() - began:.0f} s")
