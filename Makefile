@@ -16,12 +16,12 @@ LARGE_ONLY := sed -nu -e 's|^ *Downloading \([^ ]*/\)\{0,1\}\([^ /]*\) (\([0-9]\
   -e 's|^Installing collected packages.*|  unpacking|p'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-peers demo bench-train bench-decode lint types clean
+.PHONY: help setup test test-slow demo bench-train lint types clean
 
 help:
 	@echo "make setup         the environment in $(VENV)"
 	@echo "make demo          prepare, train, export and evaluate a drafter for the embedded target"
-	@echo "make test          the default test suite   (test-slow, test-peers: the longer ones)"
+	@echo "make test          the default test suite   (test-slow: the longer ones)"
 	@echo "make bench-train   speed of a training step (bench-decode: of plain and speculative decoding)"
 	@echo "make lint          ruff                     (types: pyright)"
 	@echo "make clean         remove $(VENV) and caches; runs/ and exports/ stay"
@@ -54,19 +54,15 @@ $(STAMP): pyproject.toml constraints.txt
 
 test: setup
 	@echo "test: the default suite (a few minutes on two cores)"
-	$(BIN)/python -m pytest -q -m "not slow and not peers"
+	$(BIN)/python -m pytest -q -m "not slow"
 
 test-slow: setup
 	@echo "test-slow: whole chains and real weights"
-	$(BIN)/python -m pytest -q -m "slow and not peers"
-
-test-peers: setup
-	@echo "test-peers: other engines' loaders"
-	$(BIN)/python -m pytest -q -m peers
+	$(BIN)/python -m pytest -q -m "slow"
 
 demo: setup
 	@echo "demo: [1/3] preparing data and training $(CONFIG) -> runs/$(NAME)"
-	$(BIN)/python -m train --config $(CONFIG)
+	$(BIN)/python -m train --config $(CONFIG) --resume
 	@echo "demo: [2/3] exporting the drafter -> exports/$(NAME)"
 	$(BIN)/python -m train export --run runs/$(NAME) --out exports/$(NAME)
 	@echo "demo: [3/3] decoding with it, against the plain loop -> runs/$(NAME)/report.html"
@@ -76,10 +72,6 @@ demo: setup
 bench-train: setup
 	@echo "bench-train: a training step with cached and with online features"
 	$(BIN)/python -m train.bench
-
-bench-decode: setup
-	@echo "bench-decode: forward cost against width, plain and speculative decoding"
-	$(BIN)/python -m serve.bench
 
 lint: setup
 	$(BIN)/ruff check .

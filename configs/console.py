@@ -73,16 +73,30 @@ def progress(label: str, total: int, unit: str) -> Iterator[Bar]:
 
 @contextlib.contextmanager
 def _rich_bar(label: str, total: int, unit: str) -> Iterator[Bar]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:.2f}/s" if task.speed else "")
 
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit)]
-    columns += [TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
+    columns += [Rate(), TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
     with Progress(*columns) as display:
         task = display.add_task(label, total=total, note="")
 
         def update(amount: float, note: str) -> None:
-            fields = {"note": note} if note else {}
-            display.update(task, advance=amount, **fields)
+            display.update(task, advance=amount)
+            if note:
+                display.update(task, note=note)
 
         yield Bar(update)
 
@@ -99,6 +113,7 @@ def _plain_bar(label: str, total: int, unit: str) -> Bar:
             return
         printed = now
         eta = (now - started) * (total - done) / done
-        say(f"{label}: {done:.0f}/{total} {unit}, ETA {eta:.0f} s {note}".rstrip())
+        rate = done / (now - started)
+        say(f"{label}: {done:.0f}/{total} {unit}, {rate:.2f}/s, ETA {eta:.0f} s {note}".rstrip())
 
     return Bar(update)

@@ -138,9 +138,9 @@ class Drafter(nnx.Module):
         q = (normed @ self._cast(layer.q)).reshape(*flat.shape[:2], self.config.num_heads, -1)
         q = rotate(rms_norm(q, self._cast(layer.q_norm), eps), turn)
         k, v = self._key_value(layer, normed, turn)
-        blocked = [part.reshape(*shape[:3], *part.shape[2:]) for part in (q, k, v)]
+        q, k, v = (part.reshape(*shape[:3], *part.shape[2:]) for part in (q, k, v))
         inside = block_mask(shape[2], causal=self.config.causal)
-        mixed = block_attention(*blocked, context_keys, context_values, mask, inside)
+        mixed = block_attention(q, k, v, context_keys, context_values, mask, inside)
         flat = flat + mixed.reshape(*flat.shape[:2], -1) @ self._cast(layer.out)
         normed = rms_norm(flat, self._cast(layer.mlp_norm), eps)
         return (flat + swiglu(normed, self._cast(layer.gate_up), self._cast(layer.down))).reshape(shape)
@@ -229,7 +229,7 @@ def target_weights(config: DrafterConfig, target: Target) -> dict[str, Any]:
     """
     taken = list(target.layers)[-config.num_layers :]
     scales = [jnp.asarray(layer.attention_norm[...], jnp.float32) for layer in taken]
-    common = sum(scales) / len(scales)
+    common = jnp.mean(jnp.stack(scales), axis=0)
     layers = [_from_target_layer(layer, common, config) for layer in taken]
     last = jnp.eye(config.target_hidden_size, config.hidden_size)
     fc = jnp.concatenate([jnp.zeros_like(last)] * (len(config.target_layer_ids) - 1) + [last])

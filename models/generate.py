@@ -4,6 +4,7 @@ It writes the responses drafters are trained on (many rows) and is the baseline 
 row). A segment is a `lax.while_loop` of single steps; the host looks in only between segments.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 
@@ -58,7 +59,8 @@ def insert(
     _, _, filled = target(prompts, positions, mask, cache=local)
     size = prompts.shape[1]
     assert filled is not None
-    return state.replace(
+    return dataclasses.replace(
+        state,
         tokens=state.tokens.at[rows, :size].set(prompts, mode="drop"),
         length=state.length.at[rows].set(lengths, mode="drop"),
         stop=state.stop.at[rows].set(stops, mode="drop"),
@@ -102,7 +104,8 @@ def plain_step(target: Target, state: PlainState, temperature: float) -> PlainSt
     placed = jnp.where(state.done, kept, token)
     rows = jnp.arange(token.shape[0])
     assert cache is not None
-    return state.replace(
+    return dataclasses.replace(
+        state,
         tokens=state.tokens.at[rows, state.length].set(placed),
         length=length,
         done=state.done | (length >= state.stop) | is_eos(token, target.config.eos_ids),

@@ -122,7 +122,8 @@ def _write_shards(
     recipe: Recipe, target: Target, tokenizer: Tokenizer, folder: Path, parts: list[tuple[int, list[Any]]]
 ) -> None:
     """Writes every missing shard as soon as its last response is there."""
-    pending = {index: [None] * len(items) for index, items in parts}
+    pending: dict[int, dict[int, Response]] = {index: {} for index, _ in parts}
+    sizes = {index: len(items) for index, items in parts}
     jobs = [(index, slot, *item) for index, items in parts for slot, item in enumerate(items)]
     if not recipe.responses.regenerate:
         answers = _given_responses(recipe, target, tokenizer, jobs)
@@ -130,8 +131,8 @@ def _write_shards(
         answers = _generated_responses(recipe, target, jobs)
     for index, slot, response in answers:
         pending[index][slot] = response
-        if all(part is not None for part in pending[index]):
-            done = pending.pop(index)
+        if len(pending[index]) == sizes[index]:
+            done = [response for _, response in sorted(pending.pop(index).items())]
             shards.write_shard(folder, index, [response.to_record() for response in done], _statistics(done))
 
 

@@ -11,6 +11,7 @@ rejected tokens wrote are overwritten by the next step before anything may see t
 accepted length and nothing else.
 """
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -114,7 +115,7 @@ def speculative_step(engine: Engine, state: DecodeState, width: int) -> DecodeSt
     accepted, committed = verify_greedy(drafts, choices)
     context = engine.drafter.context(features, _block_positions(state, width))
     return commit(
-        state.replace(cache=cache, context=kv_cache.write(state.context, context, state.length - 1)),
+        dataclasses.replace(state, cache=cache, context=kv_cache.write(state.context, context, state.length - 1)),
         accepted,
         committed,
         engine.target.config.eos_ids,
@@ -163,7 +164,8 @@ def commit(
     length = state.length + run
     rows = jnp.arange(run.shape[0])
     where = jnp.where(kept, state.length[:, None] + slots, state.tokens.shape[1])  # beyond the row: dropped
-    return state.replace(
+    return dataclasses.replace(
+        state,
         tokens=state.tokens.at[rows[:, None], where].set(committed, mode="drop"),
         length=length,
         done=state.done | (length >= state.stop) | (ends & kept).any(axis=1),

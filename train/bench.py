@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from configs.console import command, say
 from configs.schema import load_recipe
@@ -48,11 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure(config: str, overrides: Sequence[str], mode: str) -> dict[str, Any]:
     """Times the trainer's own compiled step on real batches."""
+    import jax
     import numpy as np
 
     from pipelines.batches import train_batches
     from train.flops import step_flops
-    from train.loss import block_loss
+    from train.loss import Trainee, block_loss
     from train.run import assemble, loss_settings
     from train.trainer import DrafterTrainer, make_mesh, make_optimizer, make_plan
 
@@ -64,14 +65,14 @@ def measure(config: str, overrides: Sequence[str], mode: str) -> dict[str, Any]:
     settings = loss_settings(recipe)
     optimizer = make_optimizer(recipe.optimizer, recipe.train.steps)
     trainer = DrafterTrainer(assembly.trainee, optimizer, make_plan(recipe), make_mesh(recipe.mesh))
-    trainer.with_loss_fn(lambda trainee, batch: block_loss(trainee, batch, settings), has_aux=True)
+    trainer.with_loss_fn(lambda model, batch: block_loss(cast(Trainee, model), batch, settings), has_aux=True)
     trainer.with_gen_model_input_fn(lambda batch: {"batch": batch})
     step, _ = trainer.jit_train_and_eval_step(cache_nnx_graph=True)
     times, peaks = [], []
     for number in range(STEPS + 1):
         batch = next(batches)
         began = time.perf_counter()
-        step(batch)[0].block_until_ready()
+        jax.block_until_ready(step(batch)[0])
         trainer.wait_for_parameters()
         if number:  # the first one compiles
             times.append(time.perf_counter() - began)

@@ -98,7 +98,7 @@ class DrafterTrainer(peft_trainer.PeftTrainer):
         config = peft_trainer.TrainingConfig(
             eval_every_n_steps=plan.steps + 1,
             gradient_accumulation_steps=plan.accumulation if plan.accumulation > 1 else None,
-            data_sharding_axis=(("data", "fsdp"),),
+            data_sharding_axis=(("data", "fsdp"),),  # pyright: ignore[reportArgumentType] (one entry, two axes)
             checkpoint_root_directory=None,
         )
         shard(model, mesh)
@@ -191,7 +191,7 @@ def fit(
                 if due(step, plan.log_every) or ends:
                     values = {name: float(value) for name, value in trainer.scalars.items()}
                     _refuse_not_finite(values, step)
-                    metrics.write(step, "train", values | {"learning_rate": float(rate(step - 1))})
+                    metrics.write(step, "train", values | {"learning_rate": float(np.asarray(rate(step - 1)))})
                 heldout = None
                 if due(step, plan.eval_every) or step == plan.steps:
                     heldout = dict(evaluate(trainer.model, step))
@@ -231,7 +231,7 @@ def due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def shard(module: nnx.Module, mesh: jax.sharding.Mesh) -> None:
+def shard(module: Any, mesh: jax.sharding.Mesh) -> None:
     """Places every variable of `module`: matrices split over fsdp on their largest divisible dimension."""
     if mesh.size == 1:
         return
