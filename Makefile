@@ -22,7 +22,7 @@ help:
 	@echo "make setup         the environment in $(VENV)"
 	@echo "make demo          prepare, train, export and evaluate a drafter for the embedded target"
 	@echo "make test          the default test suite   (test-slow: the longer ones)"
-	@echo "make bench-train   speed of a training step (bench-decode: of plain and speculative decoding)"
+	@echo "make bench-train   speed of a training step"
 	@echo "make lint          ruff                     (types: pyright)"
 	@echo "make clean         remove $(VENV) and caches; runs/ and exports/ stay"
 
