@@ -63,6 +63,7 @@ class Drafter:
     sliding_window: int | None  # context positions seen by every layer; all when null
     mask_token_id: int | None  # an unused special token of the target when null
     draft_vocab_size: int | None  # most frequent response tokens; the whole vocabulary when null
+    markov_size: int | None  # hidden width of the head that corrects a slot by the token before it; none when null
     init: Literal["target", "random"]
 
 

@@ -1,12 +1,13 @@
 """The drafter artifact: config.json and model.safetensors in the public DFlash layout, written and read.
 
 The one place that knows the foreign names of drafters. A drafter that plain DFlash code would run wrong (in-block
-causal attention) or differently (a draft vocabulary) carries its own architecture name, so that no loader takes it
+causal attention, a Markov head) or differently (a draft vocabulary) carries its own architecture name, so that no loader takes it
 for the plain kind:
 
     architectures ["DFlashDraftModel"]     plain
-    architectures ["WideblockDraftModel"]  dflash_config.causal or dflash_config.draft_vocab_size is set;
-                                           tensor draft_vocab_ids [Vd] int32 holds the draft vocabulary's token ids
+    architectures ["WideblockDraftModel"]  dflash_config.causal, .draft_vocab_size or .markov_size is set;
+                                           draft_vocab_ids [Vd] int32 holds the draft vocabulary's token ids,
+                                           markov.into.weight [M, 2D] and markov.out.weight [D, M] the Markov head
     wideblock {target, target_fingerprint, ...}   where it comes from; other loaders ignore it
 """
 
@@ -115,6 +116,8 @@ def _to_tensors(artifact: Artifact) -> dict[str, np.ndarray]:
     out["fc.weight"] = np.asarray(weights["fc"]).T
     out["hidden_norm.weight"] = np.asarray(weights["hidden_norm"])
     out["norm.weight"] = np.asarray(weights["norm"])
+    if config.markov_size is not None:
+        out |= {f"markov.{part}.weight": np.asarray(weights["markov"][part]).T for part in ("into", "out")}
     for index, layer in enumerate(weights["layers"]):
         layer = {name: np.asarray(value) for name, value in layer.items()}
         base = f"layers.{index}"
@@ -162,6 +165,12 @@ def _from_tensors(config: DrafterConfig, tensors: Mapping[str, np.ndarray], path
         "layers": [layer(index) for index in range(config.num_layers)],
         "norm": take("norm.weight", d),
     }
+    if config.markov_size is not None:
+        m = config.markov_size
+        weights["markov"] = {
+            "into": take("markov.into.weight", m, 2 * d).T,
+            "out": take("markov.out.weight", d, m).T,
+        }
     if left:
         raise ValueError(f"{path}: unknown tensor {sorted(left)[0]}; this drafter has parts we do not compute")
     return _as_arrays(weights)
@@ -175,10 +184,11 @@ def _as_arrays(tree: Any) -> Any:
 
 def _to_json(artifact: Artifact, dtype: str) -> dict[str, Any]:
     config = artifact.config
-    own = config.causal or config.draft_vocab_size is not None
+    extras = {"causal": config.causal, "draft_vocab_size": config.draft_vocab_size, "markov_size": config.markov_size}
+    own = any(extras.values())
     dflash = {"mask_token_id": config.mask_token_id, "target_layer_ids": list(config.target_layer_ids)}
     if own:
-        dflash |= {"causal": config.causal, "draft_vocab_size": config.draft_vocab_size}
+        dflash |= extras
     scaling = config.rope_scaling
     rope = {"rope_type": "llama3", **dataclasses.asdict(scaling)} if scaling else None
     kind = "full_attention" if config.sliding_window is None else "sliding_attention"
@@ -223,7 +233,7 @@ def _from_json(raw: Mapping[str, Any], path: Path) -> DrafterConfig:
         raise ValueError(f"{where}: architectures {architecture!r}; expected a drafter ({PLAIN} or {OWN})")
     dflash = raw.get("dflash_config") or {}
     supported = {"mask_token_id", "target_layer_ids"} | (
-        {"causal", "draft_vocab_size"} if architecture == OWN else set()
+        {"causal", "draft_vocab_size", "markov_size"} if architecture == OWN else set()
     )
     unknown = sorted(set(dflash) - supported)
     if unknown:
@@ -259,6 +269,7 @@ def _from_json(raw: Mapping[str, Any], path: Path) -> DrafterConfig:
             causal=bool(dflash.get("causal", False)),
             sliding_window=raw["sliding_window"] if kinds == {"sliding_attention"} else None,
             draft_vocab_size=dflash.get("draft_vocab_size"),
+            markov_size=dflash.get("markov_size"),
         )
     except KeyError as error:
         raise ValueError(f"{where}: field {error} is missing; expected a DFlash drafter config") from error

@@ -4,6 +4,9 @@ Context: `hidden_norm(fc(features))` of the positions before the anchor, read by
 projections alone. Block: the anchor token and W-1 mask tokens, embedded by the target's own embedding; only they make
 queries. Slot i's final hidden state, under the target's LM head, predicts the token i positions after the anchor.
 The drafter owns neither embedding nor head.
+
+An optional Markov head (after DSpark, arXiv 2607.05147) corrects each slot's hidden state by the token drafted before
+it, so that a block is drafted as one sentence and not as W-1 independent guesses.
 """
 
 import dataclasses
@@ -53,6 +56,7 @@ class DrafterConfig:
     causal: bool
     sliding_window: int | None
     draft_vocab_size: int | None
+    markov_size: int | None  # width of the Markov head's hidden layer; None: no such head
 
     @property
     def feature_size(self) -> int:
@@ -83,6 +87,14 @@ class DrafterLayer(nnx.Module):
         self.down = nnx.Param(weights["down"])
 
 
+class MarkovHead(nnx.Module):
+    """A two-layer correction of a slot's hidden state, given the token before the slot."""
+
+    def __init__(self, weights: dict[str, Any]):
+        self.into = nnx.Param(weights["into"])
+        self.out = nnx.Param(weights["out"])
+
+
 class Drafter(nnx.Module):
     """Parameters float32, computation in `dtype`."""
 
@@ -93,6 +105,7 @@ class Drafter(nnx.Module):
         self.hidden_norm = nnx.Param(weights["hidden_norm"])
         self.layers = nnx.List([DrafterLayer(layer) for layer in weights["layers"]])
         self.norm = nnx.Param(weights["norm"])
+        self.markov = MarkovHead(weights["markov"]) if config.markov_size else None
         self.frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
 
     def context(self, features: Float[Array, "B S LE"], positions: Int[Array, "B S"]) -> KVCache:
@@ -122,6 +135,18 @@ class Drafter(nnx.Module):
         for index, layer in enumerate(self.layers):
             x = layer_step(self, layer, x, turn, context.keys[index], context.values[index], context_mask)
         return rms_norm(x, self._cast(self.norm), self.config.rms_eps)
+
+    def corrected(self, hidden: Float[Array, "*b D"], before: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
+        """Hidden states of slots, given the embeddings of the tokens before them.
+
+        `hidden + norm * silu([normed hidden; normed embedding] @ into) @ out`; as it is without a Markov head.
+        """
+        if self.markov is None:
+            return hidden
+        unit, eps = jnp.ones(hidden.shape[-1], self.dtype), self.config.rms_eps
+        seen = jnp.concatenate([rms_norm(hidden, unit, eps), rms_norm(before.astype(self.dtype), unit, eps)], axis=-1)
+        change = jax.nn.silu(seen @ self._cast(self.markov.into)) @ self._cast(self.markov.out)
+        return hidden + self._cast(self.norm) * change
 
     def _layer(
         self,
@@ -217,11 +242,19 @@ def random_weights(config: DrafterConfig, rng: jax.Array) -> dict[str, Any]:
         for _ in range(config.num_layers)
     ]
     fc = matrix(len(config.target_layer_ids) * config.target_hidden_size, d)
-    return {"fc": fc, "hidden_norm": jnp.ones(d), "layers": layers, "norm": jnp.ones(d)}
+    return {"fc": fc, "hidden_norm": jnp.ones(d), "layers": layers, "norm": jnp.ones(d)} | markov_weights(config, rng)
 
 
-def target_weights(config: DrafterConfig, target: Target) -> dict[str, Any]:
-    """Weights taken from the target's own last layers; fc passes the last tap through.
+def markov_weights(config: DrafterConfig, rng: jax.Array) -> dict[str, Any]:
+    """{"markov": ...}: a head that changes nothing yet; {} without one."""
+    if config.markov_size is None:
+        return {}
+    into = 0.02 * jax.random.normal(jax.random.fold_in(rng, 1), (2 * config.hidden_size, config.markov_size))
+    return {"markov": {"into": into, "out": jnp.zeros((config.markov_size, config.hidden_size))}}
+
+
+def target_weights(config: DrafterConfig, target: Target, rng: jax.Array) -> dict[str, Any]:
+    """Weights taken from the target's own last layers; fc passes the last tap through; `rng` is the Markov head's.
 
     Context skips the layers' own attention norm, so all of them and `hidden_norm` get one common scale, and what a
     layer's norm has on top of it goes into its q/k/v: context makes the keys a block token would. Targets without
@@ -234,7 +267,7 @@ def target_weights(config: DrafterConfig, target: Target) -> dict[str, Any]:
     last = jnp.eye(config.target_hidden_size, config.hidden_size)
     fc = jnp.concatenate([jnp.zeros_like(last)] * (len(config.target_layer_ids) - 1) + [last])
     norm = jnp.asarray(target.norm[...], jnp.float32)
-    return {"fc": fc, "hidden_norm": common, "layers": layers, "norm": norm}
+    return {"fc": fc, "hidden_norm": common, "layers": layers, "norm": norm} | markov_weights(config, rng)
 
 
 def _from_target_layer(layer: Any, common: Array, config: DrafterConfig) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from models.artifact import Artifact
 from models.drafter import Drafter, block_tokens
 from models.generate import is_eos
 from models.kv_cache import KVCache
+from models.layers import logits
 from models.masks import cached_mask
 from models.target import Target
 from serve.verify import verify_greedy
@@ -133,8 +134,19 @@ def draft(
     if config.sliding_window is not None:
         mask = mask & (places >= position[:, None] - config.sliding_window)
     hidden = engine.drafter(block, position[:, None], context, mask[:, None])[:, 0, 1:]
-    logits = jnp.einsum("bwd,vd->bwv", hidden, engine.head, preferred_element_type=jnp.float32)
-    best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    if config.markov_size is None:
+        return _best_tokens(engine, hidden)
+
+    def next_slot(before: Array, slot: Array) -> tuple[Array, Array]:
+        token = _best_tokens(engine, engine.drafter.corrected(slot, engine.target.embed(before)))
+        return token, token
+
+    _, tokens = jax.lax.scan(next_slot, anchor, hidden.swapaxes(0, 1))
+    return tokens.swapaxes(0, 1)
+
+
+def _best_tokens(engine: Engine, hidden: Float[Array, "*b D"]) -> Int[Array, "*b"]:
+    best = jnp.argmax(logits(hidden, engine.head), axis=-1).astype(jnp.int32)
     return best if engine.draft_vocab is None else engine.draft_vocab[best]
 
 

@@ -46,7 +46,7 @@ def test_train_step(online: bool):
 
 
 def test_speculative_segment():
-    engine = make_engine(make_target(dtype="bfloat16"), make_artifact(draft_vocab_size=30))
+    engine = make_engine(make_target(dtype="bfloat16"), make_artifact(draft_vocab_size=30, markov_size=16))
     prompt, length = np.ones((2, 8), np.int32), np.array([8, 5], np.int32)
     state = start(engine, prompt, length, length + 20, capacity=64)
     lower_for_tpu(lambda engine, state: speculative_segment(engine, state, 16, 6), engine, state)

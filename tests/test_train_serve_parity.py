@@ -11,13 +11,14 @@ from models.layers import logits
 from pipelines.features import packed_features
 from serve.decoder import draft, make_engine, speculative_segment, start
 from tests.tiny import make_artifact, make_target
-from train.loss import Trainee, block_hidden, draft_context
+from train.loss import Trainee, block_hidden, draft_context, slot_hidden
 
 CASES = {
     "bidirectional": {},
     "causal": {"causal": True},
     "window": {"sliding_window": 9},
     "vocabulary": {"draft_vocab_size": 30},
+    "markov": {"markov_size": 24},
     "causal-window": {"causal": True, "sliding_window": 5, "num_layers": 1},
 }
 
@@ -39,14 +40,16 @@ def test_block_logits_agree(case: str, width: int):
     hidden = block_hidden(trainee, batch, anchors, width, context=draft_context(trainee, batch, features))
     trained = np.asarray(logits(hidden, trainee.head[...]))[0]
 
+    context = draft_context(trainee, batch, features)
     for index, state in enumerate(finished):
         decoded = np.asarray(decoder_logits(engine, state, width))
         assert np.abs(trained[index] - decoded).max() <= 1e-4
-        rows = trained[index, 1:].argmax(axis=-1)
-        expected = rows if artifact.draft_vocab is None else artifact.draft_vocab[rows]
         anchor = state.tokens[:, int(state.length[0]) - 1]
         drafts = draft(engine, anchor, state.length - 1, state.context, width)
-        assert np.asarray(drafts)[0].tolist() == expected.tolist()
+        slots = slot_hidden(trainee, batch, anchors[:, index : index + 1], drafts[None], context=context)
+        rows = np.asarray(logits(slots, trainee.head[...])).argmax(axis=-1)[0, 0]
+        expected = rows if artifact.draft_vocab is None else artifact.draft_vocab[rows]
+        assert np.asarray(drafts)[0].tolist() == expected.tolist(), "each slot given the draft before it"
 
 
 def decode(engine, prompt, *, num_steps, width):

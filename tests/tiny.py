@@ -81,6 +81,7 @@ def make_drafter_config(**changes: Any) -> DrafterConfig:
         causal=False,
         sliding_window=None,
         draft_vocab_size=None,
+        markov_size=None,
     )
     return dataclasses.replace(config, **changes)
 
@@ -112,6 +113,9 @@ def make_artifact(seed: int = 0, **changes: Any) -> Artifact:
         for _ in range(config.num_layers)
     ]
     weights = {"fc": matrix(config.feature_size, d), "hidden_norm": norm(d), "layers": layers, "norm": norm(d)}
+    if config.markov_size is not None:
+        size = config.markov_size
+        weights["markov"] = {"into": matrix(2 * d, size), "out": matrix(size, d)}
     vocab = None
     if config.draft_vocab_size is not None:
         vocab = np.sort(rng.permutation(config.vocab_size)[: config.draft_vocab_size]).astype(np.int32)

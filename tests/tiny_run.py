@@ -120,6 +120,7 @@ def recipe(root: Path) -> dict[str, dict[str, Any]]:
             "sliding_window": None,
             "mask_token_id": None,
             "draft_vocab_size": None,
+            "markov_size": None,
             "init": "random",
         },
         "batches": {"rows": 2, "row_length": 128, "blocks": {3: 4, 4: 4}},

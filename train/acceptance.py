@@ -20,7 +20,7 @@ from jaxtyping import Array, Int
 from models.statistics import bootstrap_ratio, wilson
 from pipelines.batches import RowSource
 from pipelines.responses import Response
-from train.loss import Trainee, block_hidden, draft_context, head_cross_entropy, row_features, slot_labels
+from train.loss import Trainee, draft_context, head_cross_entropy, row_features, slot_hidden, slot_labels
 
 ROWS = 4
 ANCHORS = 32  # per row and call
@@ -149,8 +149,8 @@ def _leading_hits(
 ) -> Int[Array, "B A"]:
     """How many slots from the first on would draft the response's own token."""
     context = draft_context(trainee, batch, row_features(trainee, batch, final=False))
-    hidden = block_hidden(trainee, batch, anchors, width, context=context)
     labels = slot_labels(batch, anchors, width)
+    hidden = slot_hidden(trainee, batch, anchors, labels, context=context)
     rows = jnp.where(labels >= 0, trainee.draft_index[...][labels], -1)
-    _, _, hit = head_cross_entropy(hidden[:, :, 1:], trainee.head[...], rows, head_chunk)
+    _, _, hit = head_cross_entropy(hidden, trainee.head[...], rows, head_chunk)
     return jnp.cumprod(hit, axis=-1).sum(axis=-1)

@@ -44,13 +44,15 @@ def drafter_config(recipe: Recipe, target: Target, tokenizer: Tokenizer) -> Draf
         causal=section.causal,
         sliding_window=section.sliding_window,
         draft_vocab_size=vocab,
+        markov_size=section.markov_size,
     )
 
 
 def new_drafter(recipe: Recipe, config: DrafterConfig, target: Target) -> Drafter:
     """A drafter at step 0."""
+    rng = jax.random.key(recipe.run.seed)
     if recipe.drafter.init == "target":
-        weights = target_weights(config, target)
+        weights = target_weights(config, target, rng)
     else:
-        weights = random_weights(config, jax.random.key(recipe.run.seed))
+        weights = random_weights(config, rng)
     return Drafter(config, weights, recipe.train.dtype)

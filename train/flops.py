@@ -20,7 +20,8 @@ def step_flops(
     for width, anchors in blocks.items():
         matmuls = 6 * layer * config.num_layers
         attention = 12 * (row_length + width) * config.q_size * config.num_layers
-        total += anchors * width * (matmuls + attention) + anchors * (width - 1) * 4 * d * vocab
+        slot = 4 * d * vocab + 6 * 3 * d * (config.markov_size or 0)
+        total += anchors * width * (matmuls + attention) + anchors * (width - 1) * slot
     if online:
         total += row_length * _target_forward(target, max(config.target_layer_ids) + 1, row_length)
     return rows * total

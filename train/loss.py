@@ -58,12 +58,12 @@ def block_loss(
     final = features[..., trainee.drafter.config.feature_size :] if settings.soft > 0 else None
     total, blocks, scalars = jnp.float32(0), 0, {}
     for width, anchors in sorted(anchor_groups(batch).items()):
-        hidden = block_hidden(trainee, batch, anchors, width, context=context, remat=settings.remat)
         labels = slot_labels(batch, anchors, width)
+        hidden = slot_hidden(trainee, batch, anchors, labels, context=context, remat=settings.remat)
         rows = jnp.where(labels >= 0, trainee.draft_index[...][labels], -1)
         teacher = None if final is None else slot_teachers(final, anchors, width)
         loss, hard, hit = head_cross_entropy(
-            hidden[:, :, 1:], trainee.head[...], rows, settings.head_chunk, teacher=teacher, soft=settings.soft
+            hidden, trainee.head[...], rows, settings.head_chunk, teacher=teacher, soft=settings.soft
         )
         weights = slot_weights(hard, labels >= 0, rows >= 0, settings)
         total = total + jnp.sum(weights * loss)
@@ -112,6 +112,22 @@ def block_hidden(
     mask = context_mask(positions, segments, batch["positions"], batch["segments"], sliding_window=window)
     block = trainee.embedding[...][block_tokens(tokens, width, drafter.config.mask_token_id)]
     return drafter(block, positions, context, mask, remat=remat)
+
+
+def slot_hidden(
+    trainee: Trainee,
+    batch: dict[str, Array],
+    anchors: Int[Array, "B A"],
+    labels: Int[Array, "B A W1"],
+    *,
+    context: KVCache,
+    remat: bool = False,
+) -> Float[Array, "B A W1 D"]:
+    """Hidden states of slots 1..W-1 as the LM head reads them, every slot given the response's own token before it."""
+    hidden = block_hidden(trainee, batch, anchors, labels.shape[-1] + 1, context=context, remat=remat)[:, :, 1:]
+    anchor_tokens = jnp.take_along_axis(batch["tokens"], jnp.maximum(anchors, 0), axis=1)[..., None]
+    before = jnp.maximum(jnp.concatenate([anchor_tokens, labels[..., :-1]], axis=-1), 0)
+    return trainee.drafter.corrected(hidden, trainee.embedding[...][before])
 
 
 def slot_labels(batch: dict[str, Array], anchors: Int[Array, "B A"], width: int) -> Int[Array, "B A W1"]:

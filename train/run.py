@@ -149,6 +149,7 @@ def identity_of(recipe: Recipe, assembly: Assembly) -> dict[str, Any]:
         "sliding_window": config.sliding_window,
         "mask_token_id": config.mask_token_id,
         "draft_vocab_size": config.draft_vocab_size,
+        "markov_size": config.markov_size,
         "responses": assembly.prepared.responses.name,
         "batches": {"rows": section.rows, "row_length": section.row_length, "blocks": section.blocks},
         "loss": {"weighting": recipe.loss.weighting, "gamma": recipe.loss.gamma, "soft": recipe.loss.soft},
