@@ -18,6 +18,15 @@ from models.masks import cached_mask
 from models.target import Target
 
 
+@dataclasses.dataclass(frozen=True)
+class Tapped:
+    """Which features a loop keeps of the tokens it feeds: tapped layers, the normed final state too, their type."""
+
+    taps: tuple[int, ...]
+    final: bool
+    dtype: str
+
+
 @struct.dataclass
 class PlainState:
     """Rows being written. Invariant: the cache holds positions < length - 1; the last token is not yet fed."""
@@ -28,10 +37,16 @@ class PlainState:
     done: Bool[Array, " B"]
     seed: Int[Array, " B"]  # names the row's random draws, so that they do not depend on its batch mates
     cache: KVCache
+    features: Float[Array, "B S LE"] | None  # of the tokens fed, where they are kept
+    tapped: Tapped | None = struct.field(pytree_node=False)
 
 
-def empty_rows(target: Target, batch: int, capacity: int) -> PlainState:
-    """A state of `batch` finished rows, to be filled by `insert`."""
+def empty_rows(target: Target, batch: int, capacity: int, tapped: Tapped | None = None) -> PlainState:
+    """A state of `batch` finished rows, to be filled by `insert`; keeps features if told which."""
+    features = None
+    if tapped is not None:
+        width = (len(tapped.taps) + tapped.final) * target.config.hidden_size
+        features = jnp.zeros((batch, capacity, width), tapped.dtype)
     return PlainState(
         tokens=jnp.zeros((batch, capacity), jnp.int32),
         length=jnp.ones(batch, jnp.int32),
@@ -39,6 +54,8 @@ def empty_rows(target: Target, batch: int, capacity: int) -> PlainState:
         done=jnp.ones(batch, bool),
         seed=jnp.zeros(batch, jnp.int32),
         cache=target.empty_cache(batch, capacity),
+        features=features,
+        tapped=tapped,
     )
 
 
@@ -56,9 +73,13 @@ def insert(
     positions = jnp.broadcast_to(jnp.arange(prompts.shape[1]), prompts.shape)
     local = target.empty_cache(prompts.shape[0], prompts.shape[1])
     mask = cached_mask(positions, prompts.shape[1])
-    _, _, filled = target(prompts, positions, mask, cache=local)
+    taps = state.tapped.taps if state.tapped else ()
+    hidden, features, filled = target(prompts, positions, mask, cache=local, taps=taps)
     size = prompts.shape[1]
     assert filled is not None
+    kept = state.features
+    if kept is not None:
+        kept = kept.at[rows, :size].set(_kept_features(target, state, hidden, features), mode="drop")
     return dataclasses.replace(
         state,
         tokens=state.tokens.at[rows, :size].set(prompts, mode="drop"),
@@ -66,6 +87,7 @@ def insert(
         stop=state.stop.at[rows].set(stops, mode="drop"),
         done=state.done.at[rows].set(False, mode="drop"),
         seed=state.seed.at[rows].set(seeds, mode="drop"),
+        features=kept,
         cache=KVCache(
             keys=[
                 b.at[rows, :, :, :size].set(n, mode="drop") for b, n in zip(state.cache.keys, filled.keys, strict=True)
@@ -97,20 +119,32 @@ def plain_step(target: Target, state: PlainState, temperature: float) -> PlainSt
     positions = state.length[:, None] - 1
     fed = jnp.take_along_axis(state.tokens, positions, axis=1)
     mask = cached_mask(positions, state.cache.capacity)
-    hidden, _, cache = target(fed, positions, mask, cache=state.cache)
+    taps = state.tapped.taps if state.tapped else ()
+    hidden, features, cache = target(fed, positions, mask, cache=state.cache, taps=taps)
     token = sample(target.logits(hidden[:, 0]), state.seed, state.length, temperature)
     length = jnp.where(state.done, state.length, state.length + 1)
     kept = jnp.take_along_axis(state.tokens, state.length[:, None], axis=1)[:, 0]
     placed = jnp.where(state.done, kept, token)
     rows = jnp.arange(token.shape[0])
     assert cache is not None
+    seen = state.features
+    if seen is not None:
+        seen = seen.at[rows, positions[:, 0]].set(_kept_features(target, state, hidden, features)[:, 0])
     return dataclasses.replace(
         state,
+        features=seen,
         tokens=state.tokens.at[rows, state.length].set(placed),
         length=length,
         done=state.done | (length >= state.stop) | is_eos(token, target.config.eos_ids),
         cache=cache,
     )
+
+
+def _kept_features(target: Target, state: PlainState, hidden: Array, features: Array) -> Array:
+    assert state.tapped is not None
+    if state.tapped.final:
+        features = jnp.concatenate([features, target.normed(hidden)], axis=-1)
+    return features.astype(state.tapped.dtype)
 
 
 def sample(

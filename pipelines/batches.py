@@ -15,7 +15,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from pipelines.features import FeatureSource
+from pipelines.feature_store import FeatureSource
 from pipelines.packing import Row, fill, pack
 from pipelines.responses import Response
 

@@ -1,25 +1,16 @@
-"""Features: the target's tapped hidden states over prompt and response, computed once.
+"""Features: the target's tapped hidden states over prompt and response.
 
-In: a directory of responses, the target, its taps. Out, owned here: a directory
-
-    manifest.json                       responses directory, taps, whether the final state is in, dtype
-    {train,heldout}/00000.array_record  shard: one record a response, the bytes of an array [S, L*E] (+ E: where the
-                                        loss has soft labels, the final hidden state, normed, comes last)
-    {train,heldout}/00000.json          its completion mark
-
-Record i of a split belongs to response i of the same split, and is as long as that response's prompt and text together.
-Shards are resumable as those of `responses` are.
+Generation keeps them as it goes (`pipelines.responses`); what is missing on disk after it, because other taps are
+asked for or the responses were given, is computed here from packed rows. In: a directory of responses, the target, its
+taps. Out: a `pipelines.feature_store` directory.
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -28,6 +19,7 @@ from configs.schema import Recipe
 from models.masks import packed_mask
 from models.target import Target
 from pipelines import shards
+from pipelines.feature_store import FeatureStore
 from pipelines.packing import Row, fill, pack
 from pipelines.responses import Response, read_responses
 
@@ -36,49 +28,36 @@ ROWS = 4  # packed rows per forward
 
 def prepare_features(recipe: Recipe, target: Target, taps: tuple[int, ...], responses: Path) -> Path:
     """The directory holding the features of every response in `responses`, written where missing."""
-    final = recipe.loss.soft > 0
-    manifest = {"responses": responses.name, "taps": list(taps), "final": final, "dtype": recipe.features.dtype}
-    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
-    directory = Path(recipe.run.data_dir) / "features" / digest
-    shards.write_json(directory / "manifest.json", manifest)
+    store = FeatureStore.of(recipe, taps, responses)
     for split in sorted(path.name for path in responses.iterdir() if path.is_dir()):
         everything = read_responses(responses, split)
-        parts = shards.missing(directory / split, everything, recipe.responses.shard_size)
+        parts = shards.missing(store.directory / split, everything, recipe.responses.shard_size)
         if parts:
             with progress(f"features: {split}", sum(len(part) for _, part in parts), "responses") as bar:
                 for index, part in parts:
-                    records = _extract(recipe, target, taps, part)
-                    statistics = {"responses": len(part), "bytes": sum(map(len, records))}
-                    shards.write_shard(directory / split, index, records, statistics)
+                    store.write(split, index, _extract(recipe, target, store, part))
                     bar.advance(len(part))
-        size = sum(path.stat().st_size for path in shards.paths(directory / split))
-        say(f"features: {split}: {len(everything)} responses, taps {list(taps)}, {size / 1e6:.0f} MB in {directory}")
-    return directory
+        size = sum(path.stat().st_size for path in shards.paths(store.directory / split))
+        where = f"{size / 1e6:.0f} MB in {store.directory}"
+        say(f"features: {split}: {len(everything)} responses, taps {list(taps)}, {where}")
+    return store.directory
 
 
-def _extract(recipe: Recipe, target: Target, taps: tuple[int, ...], part: Sequence[Response]) -> list[bytes]:
-    """The records of one shard, computed on packed rows."""
-    length, dtype = (
-        recipe.batches.row_length,
-        np.dtype(getattr(ml_dtypes, recipe.features.dtype, recipe.features.dtype)),
-    )
+def _extract(recipe: Recipe, target: Target, store: FeatureStore, part: Sequence[Response]) -> list[np.ndarray]:
+    """The features of one shard's responses, computed on packed rows."""
+    length = recipe.batches.row_length
     rows = pack([response.length for response in part], length)
     rows += [Row(())] * (-len(rows) % ROWS)
-    records: list[bytes] = [b""] * len(part)
+    found: list[np.ndarray] = [np.empty(0)] * len(part)
     for start in range(0, len(rows), ROWS):
         group = rows[start : start + ROWS]
         contents = [fill(row, part, length) for row in group]
         stacked = [np.stack([content[name] for content in contents]) for name in ("tokens", "positions", "segments")]
-        features = np.asarray(packed_features(target, *stacked, taps=taps, final=recipe.loss.soft > 0)).astype(dtype)
-        if not np.isfinite(features.astype(np.float32)).all():
-            raise ValueError(
-                f"features.dtype={recipe.features.dtype}: a feature of {target.config.name} does not fit it; "
-                "use features.dtype=bfloat16"
-            )
-        for row, values in zip(group, features, strict=True):
+        features = packed_features(target, *stacked, taps=store.tapped.taps, final=store.tapped.final)
+        for row, values in zip(group, np.asarray(features), strict=True):
             for number, place in zip(row.numbers, row.starts([r.length for r in part]), strict=True):
-                records[number] = values[place : place + part[number].length].tobytes()
-    return records
+                found[number] = values[place : place + part[number].length]
+    return found
 
 
 @partial(jax.jit, static_argnames=("taps", "final"))
@@ -94,20 +73,3 @@ def packed_features(
     """Features of packed rows, and the normed final hidden state after them if asked; the train step calls it too."""
     hidden, features, _ = target(tokens, positions, packed_mask(segments), taps=taps)
     return jnp.concatenate([features, target.normed(hidden)], axis=-1) if final else features
-
-
-class FeatureSource:
-    """Random access to cached features by response number: [S, L*E] arrays."""
-
-    def __init__(self, directory: Path, split: str, hidden_size: int):
-        self._records = shards.open_records(directory / split)
-        manifest = json.loads((directory / "manifest.json").read_text())
-        name = manifest["dtype"]
-        self._dtype = np.dtype(getattr(ml_dtypes, name, name))
-        self._width = (len(manifest["taps"]) + manifest["final"]) * hidden_size
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, number: int) -> np.ndarray:
-        return np.frombuffer(self._records[number], self._dtype).reshape(-1, self._width)

@@ -10,7 +10,8 @@ from configs.schema import Recipe
 from models.target import Target, default_taps
 from models.tokenizer import Tokenizer
 from pipelines.batches import RowSource
-from pipelines.features import FeatureSource, prepare_features
+from pipelines.feature_store import FeatureSource
+from pipelines.features import prepare_features
 from pipelines.packing import padding
 from pipelines.prompts import load_prompts, split_heldout
 from pipelines.responses import Response, prepare_responses, read_responses
@@ -54,10 +55,9 @@ def prepare(recipe: Recipe, target: Target, tokenizer: Tokenizer) -> Prepared:
     prompts = load_prompts(section.sources, limit=section.limit + section.heldout, seed=recipe.run.seed)
     train, heldout = split_heldout(prompts, section.heldout, recipe.run.seed)
     say(f"prompts: {len(train)} for training, {len(heldout)} held out, from {', '.join(section.sources)}")
-    responses = prepare_responses(recipe, target, tokenizer, {"train": train, "heldout": heldout})
-    features = None
-    if recipe.features.mode == "cached":
-        features = prepare_features(recipe, target, taps_of(recipe, target), responses)
+    taps = taps_of(recipe, target) if recipe.features.mode == "cached" else None
+    responses = prepare_responses(recipe, target, tokenizer, {"train": train, "heldout": heldout}, taps)
+    features = None if taps is None else prepare_features(recipe, target, taps, responses)
     return Prepared(responses, features)
 
 

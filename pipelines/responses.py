@@ -23,10 +23,12 @@ import numpy as np
 from configs.console import progress, say
 from configs.schema import Recipe
 from models import generate
+from models.generate import Tapped
 from models.prompts import Prompt
 from models.target import Target, fingerprint
 from models.tokenizer import Tokenizer
 from pipelines import shards
+from pipelines.feature_store import FeatureStore
 
 SEGMENT = 16  # decoding steps between looks at the rows
 REFILL = 8  # rows prefilled together
@@ -61,8 +63,17 @@ def read_responses(directory: Path, split: str) -> list[Response]:
     return [Response.from_record(record) for record in shards.read_records(directory / split)]
 
 
-def prepare_responses(recipe: Recipe, target: Target, tokenizer: Tokenizer, splits: dict[str, list[Prompt]]) -> Path:
-    """The directory holding a response to every prompt of `splits` ({split: prompts}), written where missing."""
+def prepare_responses(
+    recipe: Recipe,
+    target: Target,
+    tokenizer: Tokenizer,
+    splits: dict[str, list[Prompt]],
+    taps: tuple[int, ...] | None = None,
+) -> Path:
+    """The directory holding a response to every prompt of `splits` ({split: prompts}), written where missing.
+
+    With `taps`, the features of what is written here are kept beside it (`pipelines.feature_store`).
+    """
     manifest = _manifest(recipe, target, splits)
     digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
     directory = Path(recipe.run.data_dir) / "responses" / digest
@@ -71,7 +82,8 @@ def prepare_responses(recipe: Recipe, target: Target, tokenizer: Tokenizer, spli
         kept = _encode(recipe, target, tokenizer, prompts, split)
         parts = shards.missing(directory / split, kept, recipe.responses.shard_size)
         if parts:
-            _write_shards(recipe, target, tokenizer, directory / split, parts)
+            store = None if taps is None else FeatureStore.of(recipe, taps, directory)
+            _write_shards(recipe, target, tokenizer, directory / split, parts, store)
         say(f"responses: {split}: {_summary(read_responses(directory, split))} in {directory / split}")
     return directory
 
@@ -119,26 +131,34 @@ def _encode(
 
 
 def _write_shards(
-    recipe: Recipe, target: Target, tokenizer: Tokenizer, folder: Path, parts: list[tuple[int, list[Any]]]
+    recipe: Recipe,
+    target: Target,
+    tokenizer: Tokenizer,
+    folder: Path,
+    parts: list[tuple[int, list[Any]]],
+    store: FeatureStore | None,
 ) -> None:
-    """Writes every missing shard as soon as its last response is there."""
-    pending: dict[int, dict[int, Response]] = {index: {} for index, _ in parts}
+    """Writes every missing shard as soon as its last response is there, its features first."""
+    pending: dict[int, dict[int, tuple[Response, np.ndarray | None]]] = {index: {} for index, _ in parts}
     sizes = {index: len(items) for index, items in parts}
     jobs = [(index, slot, *item) for index, items in parts for slot, item in enumerate(items)]
     if not recipe.responses.regenerate:
         answers = _given_responses(recipe, target, tokenizer, jobs)
     else:
-        answers = _generated_responses(recipe, target, jobs)
-    for index, slot, response in answers:
-        pending[index][slot] = response
+        answers = _generated_responses(recipe, target, jobs, store.tapped if store else None)
+    for index, slot, response, features in answers:
+        pending[index][slot] = (response, features)
         if len(pending[index]) == sizes[index]:
-            done = [response for _, response in sorted(pending.pop(index).items())]
+            whole = pending.pop(index)
+            done = [whole[slot][0] for slot in range(sizes[index])]
+            if store is not None and recipe.responses.regenerate:
+                store.write(folder.name, index, [whole[slot][1] for slot in range(sizes[index])])
             shards.write_shard(folder, index, [response.to_record() for response in done], _statistics(done))
 
 
 def _given_responses(
     recipe: Recipe, target: Target, tokenizer: Tokenizer, jobs: list[Any]
-) -> Iterator[tuple[int, int, Response]]:
+) -> Iterator[tuple[int, int, Response, None]]:
     """Responses found in the prompt files, cut to max_new_tokens."""
     say("responses: taken from the prompt files, not written by the target; expect less than half of the speedup")
     for index, slot, prompt, ids in jobs:
@@ -149,31 +169,35 @@ def _given_responses(
             )
         written = [*tokenizer.encode(prompt.response), *target.config.eos_ids[:1]]
         cut = tuple(written[: recipe.responses.max_new_tokens])
-        yield index, slot, Response(prompt.task, prompt.id, tuple(ids), cut, len(cut) == len(written))
+        yield index, slot, Response(prompt.task, prompt.id, tuple(ids), cut, len(cut) == len(written)), None
 
 
-def _generated_responses(recipe: Recipe, target: Target, jobs: list[Any]) -> Iterator[tuple[int, int, Response]]:
-    """The target's own responses, in order of completion, with a progress bar in tokens."""
+def _generated_responses(
+    recipe: Recipe, target: Target, jobs: list[Any], tapped: Tapped | None
+) -> Iterator[tuple[int, int, Response, np.ndarray | None]]:
+    """The target's own responses and their features, in order of completion, with a progress bar in tokens."""
     label = f"responses: {target.config.name} writes"
     started, tokens = time.monotonic(), 0
     with progress(label, len(jobs), "responses") as bar:
-        for number, written in generate_many(recipe, target, [ids for _, _, _, ids in jobs]):
+        for number, written, features in generate_many(recipe, target, [ids for _, _, _, ids in jobs], tapped):
             index, slot, prompt, ids = jobs[number]
             tokens += len(written)
             bar.advance(1, f"{tokens / (time.monotonic() - started):.0f} tokens/s")
             finished = written[-1] in target.config.eos_ids
-            yield index, slot, Response(prompt.task, prompt.id, tuple(ids), tuple(written), finished)
+            yield index, slot, Response(prompt.task, prompt.id, tuple(ids), tuple(written), finished), features
 
 
-def generate_many(recipe: Recipe, target: Target, prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[int]]]:
-    """(prompt number, response ids) in order of completion.
+def generate_many(
+    recipe: Recipe, target: Target, prompts: Sequence[Sequence[int]], tapped: Tapped | None
+) -> Iterator[tuple[int, list[int], np.ndarray | None]]:
+    """(prompt number, response ids, features [S, L*E] of prompt and response if asked) in order of completion.
 
     `responses.batch` rows run together; whenever REFILL of them are free (or nothing else is left to do) the next
     prompts, of similar length, take their place. A prefill is padded to a power of two.
     """
     section = recipe.responses
     rows = min(section.batch, len(prompts))
-    state = generate.empty_rows(target, rows, section.max_prompt_tokens + section.max_new_tokens)
+    state = generate.empty_rows(target, rows, section.max_prompt_tokens + section.max_new_tokens, tapped)
     waiting = _length_bucketed(prompts, 2 * section.batch)
     running: dict[int, int] = {}  # row -> prompt number
     while waiting or running:
@@ -186,7 +210,8 @@ def generate_many(recipe: Recipe, target: Target, prompts: Sequence[Sequence[int
         done, length = np.asarray(state.done), np.asarray(state.length)
         for row, number in [(row, number) for row, number in running.items() if done[row]]:
             del running[row]
-            yield number, np.asarray(state.tokens[row])[len(prompts[number]) : length[row]].tolist()
+            features = None if state.features is None else np.asarray(state.features[row])[: length[row]]
+            yield number, np.asarray(state.tokens[row])[len(prompts[number]) : length[row]].tolist(), features
 
 
 def _length_bucketed(prompts: Sequence[Sequence[int]], window: int) -> list[int]:

@@ -58,7 +58,9 @@ def test_what_plain_loaders_would_run_wrong_has_its_own_name(tmp_path: Path, cha
     assert "auto_map" not in config
 
 
-@pytest.mark.parametrize("changes", [{}, {"draft_vocab_size": 20}, {"causal": True, "sliding_window": 7}, {"markov_size": 12}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"draft_vocab_size": 20}, {"causal": True, "sliding_window": 7}, {"markov_size": 12}]
+)
 def test_round_trip_is_exact(tmp_path: Path, changes: dict):
     artifact = make_artifact(**changes)
     write_artifact(artifact, tmp_path / "a")

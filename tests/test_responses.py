@@ -16,7 +16,8 @@ from models.sources import load_target
 from models.target import Target
 from models.tokenizer import load_tokenizer
 from pipelines import responses, shards
-from pipelines.features import FeatureSource, packed_features, prepare_features
+from pipelines.feature_store import FeatureSource
+from pipelines.features import packed_features, prepare_features
 from pipelines.prompts import load_prompts
 from pipelines.responses import prepare_responses, read_responses
 from tests.tiny_run import make_tiny
@@ -116,20 +117,23 @@ def test_given_responses_only_when_asked_and_present(world, tmp_path: Path):
     assert tokenizer.decode(found[0].response_ids[:-1]) == "so be it"
 
 
+@pytest.mark.parametrize("kept", [True, False], ids=["kept by generation", "computed after it"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float16", 2e-3), ("bfloat16", 1e-2)])
-def test_features_belong_to_their_response(world, tmp_path: Path, dtype: str, tolerance: float):
+def test_features_belong_to_their_response(world, tmp_path: Path, dtype: str, tolerance: float, kept: bool):
     recipe, target, tokenizer, prompts = world
     recipe = in_directory(recipe, tmp_path)
     recipe = dataclasses.replace(recipe, features=dataclasses.replace(recipe.features, dtype=dtype))
-    written = prepare_responses(recipe, target, tokenizer, {"train": prompts[:10]})
+    written = prepare_responses(recipe, target, tokenizer, {"train": prompts[:10]}, (0, 1) if kept else None)
+    assert any(tmp_path.rglob("features/*/train/*.json")) == kept
     source = FeatureSource(prepare_features(recipe, target, (0, 1), written), "train", 32)
     for number, response in enumerate(read_responses(written, "train")):
         ids = jnp.asarray([response.prompt_ids + response.response_ids])
         alone = packed_features(
             target, ids, jnp.arange(ids.shape[1])[None], jnp.ones_like(ids), taps=(0, 1), final=True
         )
-        expected = np.asarray(alone)[0]
-        difference = np.abs(source[number].astype(np.float32) - expected).max()
+        expected = np.asarray(alone)[0, :-1]
+        assert source[number].shape == (response.length, expected.shape[1])
+        difference = np.abs(source[number].astype(np.float32)[:-1] - expected).max()
         assert difference <= tolerance * np.abs(expected).max()
 
 
