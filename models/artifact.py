@@ -1,8 +1,8 @@
 """The drafter artifact: config.json and model.safetensors in the public DFlash layout, written and read.
 
 The one place that knows the foreign names of drafters. A drafter that plain DFlash code would run wrong (in-block
-causal attention, a Markov head) or differently (a draft vocabulary) carries its own architecture name, so that no loader takes it
-for the plain kind:
+causal attention, a Markov head) or differently (a draft vocabulary) carries its own architecture name, so that no
+loader takes it for the plain kind:
 
     architectures ["DFlashDraftModel"]     plain
     architectures ["WideblockDraftModel"]  dflash_config.causal, .draft_vocab_size or .markov_size is set;

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from models.kv_cache import KVCache
 from models.masks import cached_mask
+from models.sampling import GREEDY, Sampling, sample
 from models.target import Target
 
 
@@ -35,6 +36,7 @@ class PlainState:
     length: Int[Array, " B"]  # tokens committed, prompt included
     stop: Int[Array, " B"]  # length at which the row ends
     done: Bool[Array, " B"]
+    fault: Int[Array, " B"]  # the position whose logits were not finite and ended the row; 0: none
     seed: Int[Array, " B"]  # names the row's random draws, so that they do not depend on its batch mates
     cache: KVCache
     features: Float[Array, "B S LE"] | None  # of the tokens fed, where they are kept
@@ -52,6 +54,7 @@ def empty_rows(target: Target, batch: int, capacity: int, tapped: Tapped | None 
         length=jnp.ones(batch, jnp.int32),
         stop=jnp.ones(batch, jnp.int32),
         done=jnp.ones(batch, bool),
+        fault=jnp.zeros(batch, jnp.int32),
         seed=jnp.zeros(batch, jnp.int32),
         cache=target.empty_cache(batch, capacity),
         features=features,
@@ -99,8 +102,8 @@ def insert(
     )
 
 
-@partial(jax.jit, static_argnames="temperature", donate_argnames="state")
-def plain_segment(target: Target, state: PlainState, num_steps: int | Array, temperature: float = 0.0) -> PlainState:
+@partial(jax.jit, static_argnames="sampling", donate_argnames="state")
+def plain_segment(target: Target, state: PlainState, num_steps: int | Array, sampling: Sampling = GREEDY) -> PlainState:
     """`state` after up to `num_steps` tokens per unfinished row; ends early when every row is done."""
 
     def unfinished(carry: tuple[Array, PlainState]) -> Array:
@@ -109,19 +112,21 @@ def plain_segment(target: Target, state: PlainState, num_steps: int | Array, tem
 
     def advance(carry: tuple[Array, PlainState]) -> tuple[Array, PlainState]:
         step, state = carry
-        return step + 1, plain_step(target, state, temperature)
+        return step + 1, plain_step(target, state, sampling)
 
     return jax.lax.while_loop(unfinished, advance, (jnp.int32(0), state))[1]
 
 
-def plain_step(target: Target, state: PlainState, temperature: float) -> PlainState:
+def plain_step(target: Target, state: PlainState, sampling: Sampling) -> PlainState:
     """One token for every unfinished row."""
     positions = state.length[:, None] - 1
     fed = jnp.take_along_axis(state.tokens, positions, axis=1)
     mask = cached_mask(positions, state.cache.capacity)
     taps = state.tapped.taps if state.tapped else ()
     hidden, features, cache = target(fed, positions, mask, cache=state.cache, taps=taps)
-    token = sample(target.logits(hidden[:, 0]), state.seed, state.length, temperature)
+    logits = target.logits(hidden[:, 0])
+    token = sample(logits, state.seed, state.length, sampling)
+    broken = ~jnp.isfinite(logits).all(axis=-1) & ~state.done
     length = jnp.where(state.done, state.length, state.length + 1)
     kept = jnp.take_along_axis(state.tokens, state.length[:, None], axis=1)[:, 0]
     placed = jnp.where(state.done, kept, token)
@@ -135,7 +140,8 @@ def plain_step(target: Target, state: PlainState, temperature: float) -> PlainSt
         features=seen,
         tokens=state.tokens.at[rows, state.length].set(placed),
         length=length,
-        done=state.done | (length >= state.stop) | is_eos(token, target.config.eos_ids),
+        done=state.done | (length >= state.stop) | is_eos(token, target.config.eos_ids) | broken,
+        fault=jnp.where(broken, state.length, state.fault),
         cache=cache,
     )
 
@@ -145,20 +151,6 @@ def _kept_features(target: Target, state: PlainState, hidden: Array, features: A
     if state.tapped.final:
         features = jnp.concatenate([features, target.normed(hidden)], axis=-1)
     return features.astype(state.tapped.dtype)
-
-
-def sample(
-    logits: Float[Array, "B V"], seed: Int[Array, " B"], position: Int[Array, " B"], temperature: float
-) -> Int[Array, " B"]:
-    """Greedy at temperature 0, else a draw from softmax(logits / temperature), fixed by (seed, position)."""
-    if temperature == 0.0:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-
-    def draw(row: Array, seed: Array, position: Array) -> Array:
-        key = jax.random.fold_in(jax.random.key(seed), position)
-        return jax.random.categorical(key, row / temperature)
-
-    return jax.vmap(draw)(logits, seed, position).astype(jnp.int32)
 
 
 def is_eos(tokens: Int[Array, "*b"], eos_ids: tuple[int, ...]) -> Bool[Array, "*b"]:

@@ -25,6 +25,7 @@ from configs.schema import Recipe
 from models import generate
 from models.generate import Tapped
 from models.prompts import Prompt
+from models.sampling import Sampling
 from models.target import Target, fingerprint
 from models.tokenizer import Tokenizer
 from pipelines import shards
@@ -206,7 +207,7 @@ def generate_many(
             taken = [(free.pop(0), waiting.pop(0)) for _ in range(min(REFILL, len(free), len(waiting)))]
             running.update(taken)
             state = _insert(recipe, target, state, taken, prompts)
-        state = generate.plain_segment(target, state, SEGMENT, section.temperature)
+        state = generate.plain_segment(target, state, SEGMENT, Sampling(section.temperature))
         done, length = np.asarray(state.done), np.asarray(state.length)
         for row, number in [(row, number) for row, number in running.items() if done[row]]:
             del running[row]

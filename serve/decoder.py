@@ -9,15 +9,18 @@ One step at anchor position p = length - 1 (the last committed token, not yet fe
 Both caches are addressed by absolute position and valid below `length - 1` alone (see `models.kv_cache`): rows that
 rejected tokens wrote are overwritten by the next step before anything may see them. Positions therefore follow the
 accepted length and nothing else.
+
+When sampling, the draws of a step are fixed by the row's seed and the step's anchor position.
 """
 
 import dataclasses
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from models import kv_cache
 from models.artifact import Artifact
@@ -26,8 +29,9 @@ from models.generate import is_eos
 from models.kv_cache import KVCache
 from models.layers import logits
 from models.masks import cached_mask
+from models.sampling import GREEDY, Sampling, distribution, draw, keys
 from models.target import Target
-from serve.verify import verify_greedy
+from serve.verify import all_finite, verify_block, verify_greedy, verify_tokens
 
 
 @struct.dataclass
@@ -40,6 +44,17 @@ class Engine:
     draft_vocab: Int[Array, " Vd"] | None  # token id of each head row; None when rows are token ids
 
 
+@dataclasses.dataclass(frozen=True)
+class Speculation:
+    """How a step drafts and verifies. Every value of it is a program of its own."""
+
+    width: int  # of the verified block; 1: the plain loop, with the drafter's context kept up to date
+    drafts: Literal["drafter", "ngram"] = "drafter"
+    sampling: Sampling = GREEDY
+    deterministic: bool = False  # the drafter's most likely tokens, where it could draw its own
+    block: bool = False  # block verification instead of token by token; matters when sampling
+
+
 @struct.dataclass
 class DecodeState:
     """Rows being decoded. Invariant: both caches hold positions < length - 1."""
@@ -48,6 +63,8 @@ class DecodeState:
     length: Int[Array, " B"]  # tokens committed, prompt included
     stop: Int[Array, " B"]  # length at which the row ends
     done: Bool[Array, " B"]
+    seed: Int[Array, " B"]
+    fault: Int[Array, " B"]  # the anchor position of the step whose logits were not finite and ended the row; 0: none
     cache: KVCache  # the target's
     context: KVCache  # the drafter's, of features
     num_steps: Int[Array, " B"]
@@ -67,6 +84,7 @@ def start(
     prompts: Int[Array, "B P"],
     lengths: Int[Array, " B"],
     stops: Int[Array, " B"],
+    seeds: Int[Array, " B"],
     *,
     capacity: int,
 ) -> DecodeState:
@@ -86,6 +104,8 @@ def start(
         length=lengths,
         stop=stops,
         done=lengths >= stops,
+        seed=seeds,
+        fault=zero,
         cache=kv_cache.write(target.empty_cache(batch, capacity), filled, zero),
         context=kv_cache.write(context, engine.drafter.context(features, positions), zero),
         num_steps=zero,
@@ -93,9 +113,9 @@ def start(
     )
 
 
-@partial(jax.jit, static_argnames="width", donate_argnames="state")
-def speculative_segment(engine: Engine, state: DecodeState, num_steps: int | Array, width: int) -> DecodeState:
-    """`state` after up to `num_steps` draft-verify steps of blocks `width` wide; ends early when all rows are done."""
+@partial(jax.jit, static_argnames="how", donate_argnames="state")
+def speculative_segment(engine: Engine, state: DecodeState, num_steps: int | Array, how: Speculation) -> DecodeState:
+    """`state` after up to `num_steps` draft-verify-commit steps; ends early when all rows are done."""
 
     def unfinished(carry: tuple[Array, DecodeState]) -> Array:
         step, state = carry
@@ -103,63 +123,126 @@ def speculative_segment(engine: Engine, state: DecodeState, num_steps: int | Arr
 
     def advance(carry: tuple[Array, DecodeState]) -> tuple[Array, DecodeState]:
         step, state = carry
-        return step + 1, speculative_step(engine, state, width)
+        return step + 1, speculative_step(engine, state, how)
 
     return jax.lax.while_loop(unfinished, advance, (jnp.int32(0), state))[1]
 
 
-def speculative_step(engine: Engine, state: DecodeState, width: int) -> DecodeState:
-    """One draft-verify-commit step for every unfinished row."""
+def speculative_step(engine: Engine, state: DecodeState, how: Speculation) -> DecodeState:
+    """One step for every unfinished row."""
     anchor = jnp.take_along_axis(state.tokens, state.length[:, None] - 1, axis=1)
-    drafts = draft(engine, anchor[:, 0], state.length - 1, state.context, width)
-    choices, features, cache = verify(engine, jnp.concatenate([anchor, drafts], axis=1), state)
-    accepted, committed = verify_greedy(drafts, choices)
-    context = engine.drafter.context(features, _block_positions(state, width))
-    return commit(
-        dataclasses.replace(state, cache=cache, context=kv_cache.write(state.context, context, state.length - 1)),
-        accepted,
-        committed,
-        engine.target.config.eos_ids,
+    draws = jax.vmap(lambda key: jax.random.split(key, 2))(keys(state.seed, state.length - 1))
+    drafts, q = draft(engine, state, how, draws[:, 0])
+    said, features, cache = verify(engine, jnp.concatenate([anchor, drafts], axis=1), state)
+    if how.sampling.greedy:
+        accepted, committed = verify_greedy(drafts, jnp.argmax(said, axis=-1).astype(jnp.int32))
+    else:
+        rule = verify_block if how.block else verify_tokens
+        assert q is not None
+        accepted, committed = jax.vmap(rule)(draws[:, 1], drafts, q, distribution(said, how.sampling))
+    broken = ~all_finite(said) & ~state.done
+    context = engine.drafter.context(features, _block_positions(state, how.width))
+    state = dataclasses.replace(
+        state,
+        cache=cache,
+        context=kv_cache.write(state.context, context, state.length - 1),
+        fault=jnp.where(broken, state.length - 1, state.fault),
+        done=state.done | broken,
     )
+    return commit(state, accepted, committed, engine.target.config.eos_ids)
 
 
 def draft(
-    engine: Engine, anchor: Int[Array, " B"], position: Int[Array, " B"], context: KVCache, width: int
-) -> Int[Array, "B W1"]:
-    """The drafter's greedy tokens for slots 1..W-1 of the blocks at `position`."""
-    config = engine.drafter.config
+    engine: Engine, state: DecodeState, how: Speculation, key: Key[Array, " B"]
+) -> tuple[Int[Array, "B W1"], Float[Array, "B W1 V"] | None]:
+    """Drafts for slots 1..W-1 of every row's block, and the distributions they were drawn from (None when greedy)."""
+    if how.drafts == "drafter" and how.width > 1:
+        tokens, q = _drafter_tokens(engine, state, how, key)
+    else:
+        tokens, q = ngram_tokens(state.tokens, state.length, how.width), None
+    if q is None and not how.sampling.greedy:
+        q = jax.nn.one_hot(tokens, engine.target.config.vocab_size)
+    return tokens, q
+
+
+def block_hidden(engine: Engine, state: DecodeState, width: int) -> Float[Array, "B W D"]:
+    """The drafter's final hidden states of every row's block."""
+    config, position = engine.drafter.config, state.length - 1
+    anchor = jnp.take_along_axis(state.tokens, position[:, None], axis=1)[:, 0]
     block = engine.target.embed(block_tokens(anchor, width, config.mask_token_id))[:, None]
-    places = jnp.arange(context.capacity)
+    places = jnp.arange(state.context.capacity)
     mask = places < position[:, None]
     if config.sliding_window is not None:
         mask = mask & (places >= position[:, None] - config.sliding_window)
-    hidden = engine.drafter(block, position[:, None], context, mask[:, None])[:, 0, 1:]
-    if config.markov_size is None:
-        return _best_tokens(engine, hidden)
-
-    def next_slot(before: Array, slot: Array) -> tuple[Array, Array]:
-        token = _best_tokens(engine, engine.drafter.corrected(slot, engine.target.embed(before)))
-        return token, token
-
-    _, tokens = jax.lax.scan(next_slot, anchor, hidden.swapaxes(0, 1))
-    return tokens.swapaxes(0, 1)
+    return engine.drafter(block, position[:, None], state.context, mask[:, None])[:, 0]
 
 
-def _best_tokens(engine: Engine, hidden: Float[Array, "*b D"]) -> Int[Array, "*b"]:
-    best = jnp.argmax(logits(hidden, engine.head), axis=-1).astype(jnp.int32)
-    return best if engine.draft_vocab is None else engine.draft_vocab[best]
+def _drafter_tokens(
+    engine: Engine, state: DecodeState, how: Speculation, key: Key[Array, " B"]
+) -> tuple[Int[Array, "B W1"], Float[Array, "B W1 V"] | None]:
+    """Slot after slot, each given the token before it where the drafter has a Markov head."""
+    hidden = block_hidden(engine, state, how.width)[:, 1:]
+    anchor = jnp.take_along_axis(state.tokens, state.length[:, None] - 1, axis=1)[:, 0]
+    drawn = not (how.sampling.greedy or how.deterministic)
+
+    def choose(before: Array, hidden: Array, slot: Array) -> tuple[Array, Array | None]:
+        scores = logits(engine.drafter.corrected(hidden, engine.target.embed(before)), engine.head)
+        if not drawn:
+            return _token_ids(engine, jnp.argmax(scores, axis=-1)), None
+        q = distribution(scores, how.sampling)
+        slots = jnp.broadcast_to(slot, q.shape[:-1])
+        places = jax.vmap(lambda k, s, row: draw(jax.random.fold_in(k, s), row))(key, slots, q)
+        return _token_ids(engine, places), _over_vocabulary(engine, q)
+
+    if engine.drafter.markov is None and not drawn:
+        return _token_ids(engine, jnp.argmax(logits(hidden, engine.head), axis=-1)), None
+
+    def next_slot(before: Array, slot: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array | None]]:
+        token, q = choose(before, *slot)
+        return token, (token, q)
+
+    slots = (hidden.swapaxes(0, 1), jnp.arange(how.width - 1))
+    _, (tokens, q) = jax.lax.scan(next_slot, anchor, slots)
+    return tokens.swapaxes(0, 1), None if q is None else q.swapaxes(0, 1)
+
+
+def _token_ids(engine: Engine, rows: Int[Array, "*b"]) -> Int[Array, "*b"]:
+    return (rows if engine.draft_vocab is None else engine.draft_vocab[rows]).astype(jnp.int32)
+
+
+def _over_vocabulary(engine: Engine, q: Float[Array, "*b Vd"]) -> Float[Array, "*b V"]:
+    """`q` with zeros for the tokens the draft vocabulary lacks."""
+    if engine.draft_vocab is None:
+        return q
+    return jnp.zeros((*q.shape[:-1], engine.target.config.vocab_size)).at[..., engine.draft_vocab].set(q)
+
+
+def ngram_tokens(tokens: Int[Array, "B S"], length: Int[Array, " B"], width: int, most: int = 3) -> Int[Array, "B W1"]:
+    """Prompt lookup: what followed the latest earlier occurrence of the row's last `most` tokens (or fewer).
+
+    The longest match wins, then the latest. Example: row 5 6 7 5 6, width 3 -> 7 5.
+    """
+    places = jnp.arange(tokens.shape[1])
+    last = length[:, None] - 1
+    matched, score = jnp.ones(tokens.shape, bool), jnp.zeros(tokens.shape, jnp.int32)
+    for back in range(most):
+        wanted = jnp.take_along_axis(tokens, jnp.maximum(last - back, 0), axis=1)
+        matched = matched & (jnp.roll(tokens, back, axis=1) == wanted) & (places >= back) & (places < last)
+        score = score + matched
+    best = jnp.argmax(score * tokens.shape[1] + places * (score > 0), axis=1)[:, None]
+    return jnp.take_along_axis(tokens, (best + jnp.arange(1, width)) % tokens.shape[1], axis=1)
 
 
 def verify(
     engine: Engine, block: Int[Array, "B W"], state: DecodeState
-) -> tuple[Int[Array, "B W"], Float[Array, "B W LD"], KVCache]:
-    """The target's own token after each of the block, the block's features, and the cache with the block in it."""
+) -> tuple[Float[Array, "B W V"], Float[Array, "B W LD"], KVCache]:
+    """The target's logits after each token of the block, the block's features, and the cache with the block in it."""
     positions = _block_positions(state, block.shape[1])
     mask = cached_mask(positions, state.cache.capacity)
     taps = engine.drafter.config.target_layer_ids
     hidden, features, cache = engine.target(block, positions, mask, cache=state.cache, taps=taps)
     assert cache is not None
-    return jnp.argmax(engine.target.logits(hidden), axis=-1).astype(jnp.int32), features, cache
+    return engine.target.logits(hidden), features, cache
 
 
 def commit(

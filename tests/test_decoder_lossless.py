@@ -6,7 +6,7 @@ import pytest
 
 import serve.decoder
 from models.generate import empty_rows, insert, plain_segment
-from serve.decoder import make_engine, speculative_segment, start
+from serve.decoder import Speculation, make_engine, ngram_tokens, speculative_segment, start
 from serve.verify import verify_greedy
 from tests.tiny import make_artifact, make_target
 
@@ -33,25 +33,29 @@ def outputs(state, prompts):
     return [tokens[i, len(p) : length[i]].tolist() for i, p in enumerate(prompts)]
 
 
-def speculate(engine, prompts, width, new=NEW):
+def speculate(engine, prompts, how, new=NEW):
     rows, lengths = padded(prompts)
-    state = start(engine, rows, lengths, lengths + new, capacity=128)
-    return speculative_segment(engine, state, 1000, width)
+    state = start(engine, rows, lengths, lengths + new, lengths, capacity=128)
+    return speculative_segment(engine, state, 1000, how)
 
 
 PROMPTS = [np.random.default_rng(seed).integers(3, 60, 5 + 4 * seed).tolist() for seed in range(4)]
 
 
-@pytest.mark.parametrize("width", [2, 3, 6])
-def test_random_drafter(width: int):
+HOWS = {f"width {width}": Speculation(width) for width in (1, 2, 3, 6)} | {"n-gram": Speculation(4, "ngram")}
+
+
+@pytest.mark.parametrize("how", HOWS.values(), ids=HOWS)
+@pytest.mark.parametrize("markov", [None, 24])
+def test_random_drafter(how: Speculation, markov: int | None):
     target = make_target()
-    engine = make_engine(target, make_artifact())
+    engine = make_engine(target, make_artifact(markov_size=markov))
     expected = plain(target, PROMPTS)
     assert len({len(text) for text in expected}) > 1, "some answers end early, some at the limit"
-    state = speculate(engine, PROMPTS, width)
+    state = speculate(engine, PROMPTS, how)
     assert outputs(state, PROMPTS) == expected
     for prompt, text in zip(PROMPTS, expected, strict=True):
-        assert outputs(speculate(engine, [prompt], width), [prompt]) == [text], "batch mates change nothing"
+        assert outputs(speculate(engine, [prompt], how), [prompt]) == [text], "batch mates change nothing"
 
 
 @pytest.mark.parametrize("new", [1, 7, NEW])
@@ -66,16 +70,16 @@ def test_scripted_drafts(monkeypatch: pytest.MonkeyPatch, rate: float, new: int)
     wrong = np.random.default_rng(3).random(script.shape) >= rate
     script = jnp.asarray(np.where(wrong, (script + 1) % 60, script))
 
-    def scripted(engine, anchor, position, context, width):
-        return jnp.take_along_axis(script, position[:, None] + jnp.arange(1, width), axis=1)
+    def scripted(engine, state, how, key):
+        return jnp.take_along_axis(script, state.length[:, None] - 1 + jnp.arange(1, how.width), axis=1), None
 
     monkeypatch.setattr(serve.decoder, "draft", scripted)
     width = {0.0: 3, 0.5: 4, 0.9: 5, 1.0: 6}[rate]  # a width of its own: jit keeps what it traced
     monkeypatch.setattr(serve.decoder, "speculative_segment", serve.decoder.speculative_segment.__wrapped__)
     rows, lengths = padded(PROMPTS)
     engine = make_engine(target, make_artifact())
-    state = start(engine, rows, lengths, lengths + new, capacity=128)
-    state = serve.decoder.speculative_segment(engine, state, 1000, width)
+    state = start(engine, rows, lengths, lengths + new, lengths, capacity=128)
+    state = serve.decoder.speculative_segment(engine, state, 1000, Speculation(width))
     expected = [text[:new] for text in answers]
     assert outputs(state, PROMPTS) == expected
     runs = [np.asarray(state.runs)[i, : int(state.num_steps[i])] for i in range(len(PROMPTS))]
@@ -84,6 +88,12 @@ def test_scripted_drafts(monkeypatch: pytest.MonkeyPatch, rate: float, new: int)
         assert all((run[:-1] == width).all() for run in runs), "right drafts are all accepted"
     if rate == 0.0:
         assert all((run == 1).all() for run in runs)
+
+
+def test_ngram_by_hand():
+    rows = jnp.array([[5, 6, 7, 5, 6, 0, 0, 0], [8, 9, 8, 4, 9, 8, 9, 0], [1, 2, 3, 4, 0, 0, 0, 0]])
+    drafts = ngram_tokens(rows, jnp.array([5, 7, 4]), 3)
+    assert drafts[:2].tolist() == [[7, 5], [8, 4]], "the longest match, then the latest; not the row's own end"
 
 
 def test_verify_by_hand():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from models.masks import packed_mask
-from serve.decoder import make_engine, speculative_step, start
+from serve.decoder import Speculation, make_engine, speculative_step, start
 from tests.tiny import make_artifact, make_target
 
 
@@ -19,27 +19,25 @@ def test_caches_equal_a_fresh_prefill(seed: int, monkeypatch: pytest.MonkeyPatch
     rng = np.random.default_rng(seed)
     prompt = jnp.asarray(rng.integers(3, 60, (2, 9)), jnp.int32)
     length = jnp.array([9, 6], jnp.int32)
-    state = start(engine, prompt, length, length + 60, capacity=96)
+    state = start(engine, prompt, length, length + 60, length, capacity=96)
     honest = serve.decoder.draft
 
-    def corrupted(engine, anchor, position, context, width):
+    def corrupted(engine, state, how, key):
         """The target's own next tokens where it can be known, else the drafter's: a mixture of right and wrong."""
-        return jnp.where(
-            rng.random((2, width - 1)) < 0.7,
-            best_drafts(engine, state, width),
-            honest(engine, anchor, position, context, width),
-        )
+        drafted, _ = honest(engine, state, how, key)
+        return jnp.where(rng.random(drafted.shape) < 0.7, best_drafts(engine, state, how.width), drafted), None
 
     monkeypatch.setattr(serve.decoder, "draft", corrupted)
     runs = set()
-    for width in (5, 3, 5, 4, 5, 5):
+    for width in (5, 3, 5, 1, 4, 5, 5):
         before = np.asarray(state.length)
-        state = speculative_step(engine, state, width)
+        state = speculative_step(engine, state, Speculation(width))
         runs |= set((np.asarray(state.length) - before).tolist())
     assert len(runs) > 2, f"accepts and rejects of several lengths, got {runs}"
     for row in range(2):
         end = int(state.length[row]) - 1
-        fresh = start(engine, state.tokens[row : row + 1, :end], jnp.array([end]), jnp.array([90]), capacity=96)
+        length, stop, seed = jnp.array([end]), jnp.array([90]), jnp.array([0])
+        fresh = start(engine, state.tokens[row : row + 1, :end], length, stop, seed, capacity=96)
         for grown, new in ((state.cache, fresh.cache), (state.context, fresh.context)):
             for ours, expected in zip(grown.keys, new.keys, strict=True):
                 assert np.abs(np.asarray(ours[row, :, :, :end] - expected[0, :, :, :end])).max() <= 1e-5

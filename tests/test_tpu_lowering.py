@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 
 from models.generate import empty_rows, plain_segment
-from serve.decoder import make_engine, speculative_segment, start
+from models.sampling import Sampling
+from serve.decoder import Speculation, make_engine, speculative_segment, start
 from tests.tiny import make_artifact, make_target
 from train.loss import LossSettings, Trainee, block_loss
 
@@ -45,15 +46,27 @@ def test_train_step(online: bool):
     lower_for_tpu(nnx.jit(step), trainee, optimizer, batch)
 
 
-def test_speculative_segment():
+SAMPLED = Sampling(temperature=0.7, top_k=20, top_p=0.9, min_p=0.05)
+HOWS = {
+    "greedy": Speculation(6),
+    "undrafted": Speculation(1, sampling=SAMPLED),
+    "sampled": Speculation(6, sampling=SAMPLED),
+    "block": Speculation(6, sampling=SAMPLED, block=True),
+    "deterministic": Speculation(6, sampling=SAMPLED, deterministic=True),
+    "n-gram": Speculation(6, "ngram", SAMPLED),
+}
+
+
+@pytest.mark.parametrize("how", HOWS.values(), ids=HOWS)
+def test_speculative_segment(how: Speculation):
     engine = make_engine(make_target(dtype="bfloat16"), make_artifact(draft_vocab_size=30, markov_size=16))
     prompt, length = np.ones((2, 8), np.int32), np.array([8, 5], np.int32)
-    state = start(engine, prompt, length, length + 20, capacity=64)
-    lower_for_tpu(lambda engine, state: speculative_segment(engine, state, 16, 6), engine, state)
+    state = start(engine, prompt, length, length + 20, length, capacity=64)
+    lower_for_tpu(lambda engine, state: speculative_segment(engine, state, 16, how), engine, state)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_plain_loop(temperature: float):
+@pytest.mark.parametrize("sampling", [Sampling(), SAMPLED])
+def test_plain_loop(sampling: Sampling):
     target = make_target(dtype="bfloat16")
     state = empty_rows(target, 4, 64)
-    lower_for_tpu(lambda target, state: plain_segment(target, state, 16, temperature), target, state)
+    lower_for_tpu(lambda target, state: plain_segment(target, state, 16, sampling), target, state)

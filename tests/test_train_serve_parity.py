@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.drafter import block_tokens
 from models.layers import logits
+from models.sampling import keys
 from pipelines.features import packed_features
-from serve.decoder import draft, make_engine, speculative_segment, start
+from serve.decoder import Speculation, draft, make_engine, speculative_segment, start
+from serve.decoder import block_hidden as decoder_hidden
 from tests.tiny import make_artifact, make_target
 from train.loss import Trainee, block_hidden, draft_context, slot_hidden
 
@@ -42,10 +43,9 @@ def test_block_logits_agree(case: str, width: int):
 
     context = draft_context(trainee, batch, features)
     for index, state in enumerate(finished):
-        decoded = np.asarray(decoder_logits(engine, state, width))
+        decoded = np.asarray(logits(decoder_hidden(engine, state, width), engine.head))[0]
         assert np.abs(trained[index] - decoded).max() <= 1e-4
-        anchor = state.tokens[:, int(state.length[0]) - 1]
-        drafts = draft(engine, anchor, state.length - 1, state.context, width)
+        drafts, _ = draft(engine, state, Speculation(width), keys(state.seed, state.length))
         slots = slot_hidden(trainee, batch, anchors[:, index : index + 1], drafts[None], context=context)
         rows = np.asarray(logits(slots, trainee.head[...])).argmax(axis=-1)[0, 0]
         expected = rows if artifact.draft_vocab is None else artifact.draft_vocab[rows]
@@ -55,8 +55,8 @@ def test_block_logits_agree(case: str, width: int):
 def decode(engine, prompt, *, num_steps, width):
     row = jnp.asarray([prompt + [0] * (32 - len(prompt))], jnp.int32)
     length = jnp.array([len(prompt)], jnp.int32)
-    state = start(engine, row, length, length + 40, capacity=128)
-    return speculative_segment(engine, state, num_steps, width)
+    state = start(engine, row, length, length + 40, length, capacity=128)
+    return speculative_segment(engine, state, num_steps, Speculation(width))
 
 
 def packed_row(texts):
@@ -71,15 +71,3 @@ def packed_row(texts):
         places.append(place)
         place += len(text)
     return jax.tree.map(jnp.asarray, batch), places
-
-
-def decoder_logits(engine, state, width):
-    """What `serve.decoder.draft` takes its argmax of."""
-    config, position = engine.drafter.config, state.length - 1
-    anchor = state.tokens[:, int(state.length[0]) - 1]
-    block = engine.target.embed(block_tokens(anchor, width, config.mask_token_id))[:, None]
-    places = jnp.arange(state.context.capacity)
-    mask = places < position[:, None]
-    if config.sliding_window is not None:
-        mask = mask & (places >= position[:, None] - config.sliding_window)
-    return logits(engine.drafter(block, position[:, None], state.context, mask[:, None]), engine.head)[0, 0]

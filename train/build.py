@@ -50,9 +50,6 @@ def drafter_config(recipe: Recipe, target: Target, tokenizer: Tokenizer) -> Draf
 
 def new_drafter(recipe: Recipe, config: DrafterConfig, target: Target) -> Drafter:
     """A drafter at step 0."""
-    rng = jax.random.key(recipe.run.seed)
-    if recipe.drafter.init == "target":
-        weights = target_weights(config, target, rng)
-    else:
-        weights = random_weights(config, rng)
+    rng, taken = jax.random.key(recipe.run.seed), recipe.drafter.init == "target"
+    weights = target_weights(config, target, rng) if taken else random_weights(config, rng)
     return Drafter(config, weights, recipe.train.dtype)
