@@ -5,13 +5,30 @@ import platform
 from pathlib import Path
 
 
-def keep_compiled_programs() -> None:
-    """Keeps compiled programs on disk, so that a second run of the same shapes compiles nothing."""
+def cache_directory() -> Path:
+    """Where compiled programs and measured step costs are kept between runs."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wideblock"
+
+
+def keep_compiled_programs() -> dict[str, int]:
+    """Keeps compiled programs on disk, so that a second run of the same shapes compiles nothing.
+
+    The dictionary returned counts from now on: programs "compiled" (those that took over half a second; smaller ones
+    are not kept) and read "from_disk".
+    """
     import jax
 
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wideblock" / "jax"
-    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    names = {"/jax/compilation_cache/cache_misses": "compiled", "/jax/compilation_cache/cache_hits": "from_disk"}
+    counts = dict.fromkeys(names.values(), 0)
+
+    def count(event: str, **_: object) -> None:
+        if event in names:
+            counts[names[event]] += 1
+
+    jax.monitoring.register_event_listener(count)
+    return counts
 
 
 def describe_device() -> str:

@@ -12,6 +12,7 @@ loader takes it for the plain kind:
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -47,6 +48,15 @@ class Artifact:
     def drafter(self, dtype: str) -> Drafter:
         """The network, computing in `dtype`."""
         return Drafter(self.config, self.weights, dtype)
+
+    @property
+    def acceptance(self) -> list[float]:
+        """Conditional acceptance of its slots on held-out responses, as far as training measured it; [0.5] if not."""
+        return list(self.origin.get("heldout_acceptance") or [0.5])
+
+    def shape_digest(self) -> str:
+        """Names everything that decides what a step costs, and nothing that training changes."""
+        return hashlib.sha256(json.dumps(dataclasses.asdict(self.config), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def write_artifact(artifact: Artifact, path: Path, dtype: str = "float32") -> None:

@@ -1,4 +1,4 @@
-"""python -m serve eval: decode tasks plainly and speculatively, and report what the drafter gains."""
+"""python -m serve: decode with a drafter, measure what it gains, compare reports, chat."""
 
 import argparse
 import sys
@@ -12,23 +12,54 @@ from configs.console import command, say
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m serve", description="Decode with a drafter, losslessly.")
     commands = parser.add_subparsers(dest="command", required=True)
-    text = "decode tasks plainly and speculatively in one run; writes report.html and report.json"
-    add_eval(commands.add_parser("eval", help=text, description=text))
-    return run_eval(parser.parse_args(arguments))
+    for name, text, add, run in (
+        (
+            "eval",
+            "decode tasks plainly and speculatively in one run; writes report.html, .md and .json",
+            add_eval,
+            run_eval,
+        ),
+        ("compare", "put several reports side by side", add_compare, run_compare),
+        ("chat", "answer in the terminal, what each step committed tinted", add_chat, run_chat),
+    ):
+        add(subparser := commands.add_parser(name, help=text, description=text))
+        subparser.set_defaults(run=run)
+    options = parser.parse_args(arguments)
+    return options.run(options)
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--target", required=True, help="smollm2-135m, or a Hugging Face directory")
+    parser.add_argument("--drafter", required=True, type=Path, help="a drafter artifact directory")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="(default %(default)s)")
+    parser.add_argument("--width", type=int, help="one block width to decode with (default: chosen while decoding)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy (default %(default)s)")
+    parser.add_argument("--top-k", type=int, help="sample among the k most likely tokens (default: all)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling (default %(default)s)")
+    parser.add_argument("--min-p", type=float, default=0.0, help="fraction of the likeliest (default %(default)s)")
 
 
 def add_eval(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--target", required=True, help="smollm2-135m, or a Hugging Face directory")
-    parser.add_argument("--drafter", required=True, type=Path, help="a drafter artifact directory")
+    add_engine(parser)
     parser.add_argument(
         "--tasks", required=True, help="comma-separated: shipped names, names in --task-dir, jsonl files"
     )
     parser.add_argument("--task-dir", type=Path, help="directory of NAME.jsonl files")
-    parser.add_argument("--out", required=True, type=Path, help="directory for report.html and report.json")
+    parser.add_argument("--out", required=True, type=Path, help="directory for report.html, report.md and report.json")
     parser.add_argument("--prompts", type=int, default=10, help="prompts per task (default %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="(default %(default)s)")
-    parser.add_argument("--width", type=int, help="block width to decode with (default: the one that measures fastest)")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="(default %(default)s)")
+
+
+def add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("reports", nargs="+", type=Path, help="report.json files, or directories holding one")
+
+
+def add_chat(parser: argparse.ArgumentParser) -> None:
+    add_engine(parser)
+    parser.add_argument("--max-new-tokens", type=int, default=512, help="(default %(default)s)")
+    parser.add_argument("--stop", action="append", default=[], help="end an answer before this text (repeatable)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws when sampling (default %(default)s)")
+    parser.add_argument("--message", help="answer this and end, in place of a conversation")
 
 
 def run_eval(options: argparse.Namespace) -> int:
@@ -48,43 +79,68 @@ def run_eval(options: argparse.Namespace) -> int:
     from serve.report import print_table, write_report
 
     write_report(report, options.out)
-    print_table(report, Console(), options.out)
+    print_table(report, Console(width=None if sys.stdout.isatty() else 120), options.out)
     return 0
+
+
+def run_compare(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from serve.report import print_comparison, read_report
+
+    print_comparison({str(path): read_report(path) for path in options.reports}, Console())
+    return 0
+
+
+def run_chat(options: argparse.Namespace) -> int:
+    from configs.device import keep_compiled_programs
+    from serve.chat import chat
+    from serve.load import load_decoder
+
+    keep_compiled_programs()
+    return chat(load_decoder(options), options)
 
 
 def evaluate_artifact(options: argparse.Namespace, tasks: dict) -> dict:
     """The whole report of one evaluation."""
+    from configs.device import keep_compiled_programs
     from configs.provenance import provenance
-    from models.artifact import check_fit, read_artifact
-    from models.sources import load_target
-    from models.tokenizer import load_tokenizer
-    from serve.decoder import make_engine
     from serve.evaluate import Evaluator, evaluate
+    from serve.load import load_engine, sampling_of, step_cost
+    from serve.session import context_capacity
 
-    artifact = read_artifact(options.drafter)
-    width = artifact.config.width
-    if options.width is not None and not 2 <= options.width <= width:
-        raise ValueError(f"--width: expected 2 to {width} (what {options.drafter} was trained at), got {options.width}")
-    say(f"eval: loading {options.target} and {options.drafter}")
-    target = load_target(options.target, options.dtype)
-    check_fit(artifact, target, options.drafter)
-    evaluator = Evaluator(make_engine(target, artifact), load_tokenizer(options.target), options.max_new_tokens)
-    measured = evaluate(evaluator, tasks, options.width)
-    full_width_tau = round(measured.pop("full_width_tau"), 3)
+    programs = keep_compiled_programs()
+    engine, tokenizer, artifact = load_engine(options)
+    longest = max(len(tokenizer.encode_chat(p.chat())) for prompts in tasks.values() for p in prompts)
+    tokens = longest + options.max_new_tokens
+    evaluator = Evaluator(
+        engine,
+        tokenizer,
+        options.max_new_tokens,
+        cost=step_cost(engine, artifact, tokens),
+        prior=artifact.acceptance,
+        width=options.width,
+        sampling=sampling_of(options),
+        capacity=context_capacity(tokens, artifact.config.width),
+    )
+    say(f"eval: {'width ' + str(options.width) if options.width else 'widths chosen while decoding'}")
+    measured = evaluate(evaluator, tasks)
+    config = artifact.config
     return {
-        "schema": 1,
+        "schema": 2,
         **provenance(["python", "-m", "serve", *sys.argv[1:]]),
         "target": options.target,
         "drafter": str(options.drafter),
         "dtype": options.dtype,
         "max_new_tokens": options.max_new_tokens,
+        "programs": dict(programs),
         "drafter_info": {
-            "trained width": width,
-            "layers": artifact.config.num_layers,
-            "taps": list(artifact.config.target_layer_ids),
-            "draft vocabulary": artifact.config.draft_vocab_size or artifact.config.vocab_size,
-            f"tau at width {width}, one prompt a task": full_width_tau,
-            "in-block attention": "causal" if artifact.config.causal else "bidirectional",
+            "trained width": config.width,
+            "layers": config.num_layers,
+            "taps": list(config.target_layer_ids),
+            "draft vocabulary": config.draft_vocab_size or config.vocab_size,
+            "Markov head": config.markov_size or "none",
+            "in-block attention": "causal" if config.causal else "bidirectional",
         },
         **measured,
     }

@@ -116,6 +116,25 @@ def survival_curves(survival: Mapping[str, Sequence[float]]) -> str:
     return plot.source()
 
 
+def tau_curves(curves: Mapping[str, Sequence[float | None]], *, step: int = 16) -> str:
+    """One curve a task: tau of the steps that began in each `step` tokens of the answer."""
+    known = [value for values in curves.values() for value in values if value is not None]
+    ticks = round_ticks(1.1 * max([1.0, *known]))
+    last = max(2, *(len(values) for values in curves.values()))
+    plot = Plot(span_x=(0, last), span_y=(0, ticks[-1]), top=10)
+    plot.rows(ticks, "g")
+    every = max(1, math.ceil(last / 8))
+    plot.columns(
+        {place: str(place * step) for place in range(0, last + 1, every)}, "tokens of the answer before the step"
+    )
+    for index, (task, values) in enumerate(curves.items()):
+        points = [(plot.x(i + 0.5), plot.y(v), v) for i, v in enumerate(values) if v is not None]
+        plot.mark("polyline", f"curve {series(index)}", points=" ".join(f"{x:g},{y:g}" for x, y, _ in points))
+        for x, y, value in points:
+            plot.mark("circle", f"dot {series(index)}", f"{task}: tau {value:.2f}", cx=x, cy=y, r=3)
+    return plot.source()
+
+
 def _legend(plot: Plot, names: Sequence[str], x: float) -> None:
     for index, name in enumerate(names):
         y = plot.top + 12 + 17 * index
@@ -151,7 +170,7 @@ def cost_bars(widths: Sequence[Mapping[str, Any]], *, plain_ms: float, chosen: i
     ticks = round_ticks(1.1 * max(plain_ms, *(row["draft_ms"] + row["verify_ms"] for row in widths)))
     plot = Plot(span_x=(-0.5, len(widths) - 0.5), span_y=(0, ticks[-1]), top=34)
     plot.rows(ticks, "g")
-    plot.columns(_width_labels(widths), "width W (the one decoded with is marked)")
+    plot.columns(_width_labels(widths), "width W (the one most steps chose is marked)")
     for place, row in enumerate(widths):
         left, base = plot.x(place - 0.32), 0.0
         span = plot.x(place + 0.32) - left
@@ -191,7 +210,7 @@ def expected_speedups(widths: Sequence[Mapping[str, Any]], *, chosen: int) -> st
     ticks = round_ticks(1.1 * max([1.0, *(value for _, _, value in known)]))
     plot = Plot(span_x=(-0.5, len(widths) - 0.5), span_y=(0, ticks[-1]))
     plot.rows(ticks, "g")
-    plot.columns(_width_labels(widths), "width W (the one decoded with is filled)")
+    plot.columns(_width_labels(widths), "width W (the one most steps chose is filled)")
     plot.line((plot.left, plot.width - plot.right), (plot.y(1), plot.y(1)), "reference")
     path = " ".join(f"{plot.x(place):g},{plot.y(value):g}" for place, _, value in known)
     plot.mark("polyline", "curve series-2", points=path)

@@ -1,13 +1,15 @@
-"""What a step costs on this device, and the width that pays best.
+"""What a step costs on this device: T_plain, T_draft(W') and T_verify(W'), measured once and kept on disk.
 
-speedup(W') = tau(W') * T_plain / T_step(W'), with tau(W') = 1 + sum over slots j < W' of the share of steps that
-accepted slots 1..j, measured while decoding. Steps are timed inside the loops that decode, where caches are updated
-in place; drafting is timed alone, and verification is what is left of the step.
+Steps are timed inside the loops that decode, where caches are updated in place; drafting is timed alone, and
+verification is what is left of the step. Owned here: costs/<digest>.json in the cache directory, one per device,
+target, drafter shape, type and context capacity.
 """
 
 import dataclasses
+import hashlib
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,26 +17,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from configs.device import cache_directory
 from models.generate import PlainState, plain_segment
-from serve.decoder import DecodeState, Engine, draft, speculative_segment
+from models.sampling import keys
+from serve.decoder import DecodeState, Engine, Speculation, draft, speculative_segment
 
-REPEATS = 5
+REPEATS = 7
 STEPS = 8  # per repeat
-WIDTHS = (2, 3, 4, 5, 6, 8, 12, 16, 32, 64)
+WIDTHS = (1, 2, 3, 4, 6, 8, 16, 32, 64, 128)
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Median milliseconds at batch 1."""
+    """Median milliseconds of a step of all rows."""
 
     plain_ms: float
-    draft_ms: dict[int, float]  # by width
+    draft_ms: dict[int, float]  # by width; 0 at width 1
     verify_ms: dict[int, float]
+
+    def step_ms(self, drafts: str, width: int) -> float:
+        """One speculative step; n-gram drafts cost nothing worth counting."""
+        return self.verify_ms[width] + (self.draft_ms[width] if drafts == "drafter" else 0.0)
 
     def expected_speedup(self, width: int, survival: Sequence[float]) -> float:
         """Speedup at `width` if slots survive as they did; `survival[j - 1]` is the share of steps accepting slot j."""
-        tau = expected_tau(width, survival)
-        return tau * self.plain_ms / (self.draft_ms[width] + self.verify_ms[width])
+        return expected_tau(width, survival) * self.plain_ms / self.step_ms("drafter", width)
 
 
 def expected_tau(width: int, survival: Sequence[float]) -> float:
@@ -42,51 +49,76 @@ def expected_tau(width: int, survival: Sequence[float]) -> float:
     return 1 + float(sum(survival[: width - 1]))
 
 
-def measure_cost(engine: Engine, state: DecodeState, plain: PlainState, widths: Sequence[int]) -> Cost:
-    """Times every width on the given states, which stay as they are. Both must have room for STEPS full blocks."""
-    drafts, verifies = {}, {}
-    position = state.length - 1
-    anchor = jnp.take_along_axis(state.tokens, position[:, None], axis=1)[:, 0]
-    for width in widths:
-        drafts[width] = _draft_ms(partial(_draft, engine, anchor, position, state.context, width=width))
-        step = partial(speculative_segment, engine, num_steps=STEPS, width=width)
-        verifies[width] = _loop_ms(step, state, lambda end: end.num_steps[0]) - drafts[width]
-    plain_step = partial(plain_segment, engine.target, num_steps=STEPS)
-    return Cost(_loop_ms(plain_step, plain, lambda end: end.length[0] - plain.length[0]), drafts, verifies)
-
-
-def best_width(cost: Cost, survival: Sequence[float]) -> int:
-    """The measured width with the highest expected speedup."""
-    return max(cost.verify_ms, key=lambda width: cost.expected_speedup(width, survival))
-
-
 def candidate_widths(width: int) -> list[int]:
-    """Widths worth measuring for a drafter trained at `width`."""
+    """Widths worth measuring for a drafter trained at `width`; 1 is the plain loop."""
     return sorted({w for w in WIDTHS if w < width} | {width})
 
 
-def _draft_ms(function: Callable[[], Any]) -> float:
-    """Median wall time of a compiled call, its result awaited."""
-    jax.block_until_ready(function())
-    times = []
-    for _ in range(REPEATS):
-        began = time.perf_counter()
-        for _ in range(STEPS):
-            jax.block_until_ready(function())
-        times.append((time.perf_counter() - began) / STEPS)
-    return float(np.median(times)) * 1e3
+def measure_cost(engine: Engine, state: DecodeState, plain: PlainState, widths: Sequence[int]) -> Cost:
+    """Times every width on the given states, which stay as they are. Both must have room for STEPS full blocks.
+
+    The ways alternate, one segment each in turn, so that a machine that slows down slows all of them.
+    """
+    drafting = {w: partial(_draft, engine, state, Speculation(w)) for w in widths if w > 1}
+    segments: dict[Any, Callable[[Any], Any]] = {
+        w: partial(speculative_segment, engine, num_steps=STEPS, how=Speculation(w)) for w in widths
+    }
+    segments["plain"] = partial(plain_segment, engine.target, num_steps=STEPS)
+    times: dict[Any, list[float]] = {name: [] for name in [*segments, *((w, "draft") for w in drafting)]}
+    for repeat in range(REPEATS + 1):  # the first compiles
+        for name, segment in segments.items():
+            taken = _plain_ms(segment, plain) if name == "plain" else _step_ms(segment, state)
+            times[name] += [taken] if repeat else []
+        for w, function in drafting.items():
+            taken = _call_ms(function)
+            times[(w, "draft")] += [taken] if repeat else []
+    median = {name: float(np.median(values)) for name, values in times.items()}
+    drafts = {w: median.get((w, "draft"), 0.0) for w in widths}
+    return Cost(median["plain"], drafts, {w: median[w] - drafts[w] for w in widths})
 
 
-def _loop_ms(segment: Callable[[Any], Any], state: Any, num_steps: Callable[[Any], jax.Array]) -> float:
-    """Median wall time of one step of a segment that consumes its state."""
-    jax.block_until_ready(segment(jax.tree.map(jnp.copy, state)))
-    times = []
-    for _ in range(REPEATS):
-        fresh = jax.block_until_ready(jax.tree.map(jnp.copy, state))
-        began = time.perf_counter()
-        end = jax.block_until_ready(segment(fresh))
-        times.append((time.perf_counter() - began) / max(int(num_steps(end)), 1))
-    return float(np.median(times)) * 1e3
+def kept_cost(identity: Mapping[str, Any], measure: Callable[[], Cost]) -> Cost:
+    """The cost on disk under `identity`, measured and written where it is not there."""
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    file = cache_directory() / "costs" / f"{digest}.json"
+    if file.is_file():
+        raw = json.loads(file.read_text())["cost"]
+        by_width = {name: {int(width): ms for width, ms in raw[name].items()} for name in ("draft_ms", "verify_ms")}
+        return Cost(raw["plain_ms"], **by_width)
+    cost = measure()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial_file = file.with_suffix(".partial")
+    partial_file.write_text(json.dumps({"identity": identity, "cost": dataclasses.asdict(cost)}, indent=1) + "\n")
+    partial_file.replace(file)
+    return cost
 
 
-_draft = jax.jit(draft, static_argnames="width")
+def _call_ms(function: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    for _ in range(STEPS):
+        jax.block_until_ready(function())
+    return (time.perf_counter() - began) / STEPS * 1e3
+
+
+def _step_ms(segment: Callable[[Any], Any], state: DecodeState) -> float:
+    """Wall time of one step of a segment that consumes its state."""
+    end, taken = _timed(segment, state)
+    return taken / max(int((end.num_steps - state.num_steps).max()), 1)
+
+
+def _plain_ms(segment: Callable[[Any], Any], state: PlainState) -> float:
+    end, taken = _timed(segment, state)
+    return taken / max(int((end.length - state.length).max()), 1)
+
+
+def _timed(segment: Callable[[Any], Any], state: Any) -> tuple[Any, float]:
+    """The segment's end and its milliseconds."""
+    fresh = jax.block_until_ready(jax.tree.map(jnp.copy, state))
+    began = time.perf_counter()
+    end = jax.block_until_ready(segment(fresh))
+    return end, (time.perf_counter() - began) * 1e3
+
+
+@partial(jax.jit, static_argnames="how")
+def _draft(engine: Engine, state: DecodeState, how: Speculation) -> jax.Array:
+    return draft(engine, state, how, keys(state.seed, state.length))[0]

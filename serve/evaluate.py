@@ -1,12 +1,18 @@
 """Evaluation: decode every prompt of some tasks plainly and speculatively in one alternating run, and compare.
 
-In: a target, a drafter artifact, tasks. Out: the report dictionary of `serve.report`. Batch 1, greedy. Both loops run
-on device from a prefilled prompt to their last token; prefill is not in the times. Every output is compared with the
-plain one; where they differ, the target's logit gap at the first difference tells a near-tie from a fault.
+In: an engine, tasks. Out: the report dictionary of `serve.report`. Each prompt is decoded three times, on device from a
+prefilled prompt to its last token, prefill apart:
+
+    plain        batch 1, the baseline
+    speculative  batch 1, at widths the chooser picks as it goes (or one that was asked for): the speedup
+    full width   all prompts of a task as one batch, at the width the drafter was trained for: tau and what each slot
+                 accepts, so that these numbers are the drafter's and not the chooser's
+
+Every speculative output is compared with the plain one; where they differ, the target's logit gap at the first
+difference tells a near-tie from a fault.
 """
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,138 +20,152 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs.console import progress, say
+from configs.console import progress
 from models import generate
 from models.masks import packed_mask
 from models.prompts import Prompt
+from models.sampling import GREEDY, Sampling
 from models.statistics import bootstrap_ratio
 from models.target import Target
 from models.tokenizer import Tokenizer
-from serve.cost import Cost, best_width, candidate_widths, expected_tau, measure_cost
-from serve.decoder import DecodeState, Engine, speculative_segment, start
+from serve.choose import Chooser, Way
+from serve.cost import Cost, expected_tau, measure_cost
+from serve.decoder import Engine, Speculation, start
+from serve.session import Answer, Decoder
 
-UNBOUNDED = 1 << 20  # steps; the row's own stop comes first
+POSITION_BIN = 16  # tokens of answer per point of the tau-over-position curve
+BATCH = 16  # rows decoded together at full width
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
-    """One answer, decoded twice."""
+    """One answer: plain, speculative, and the steps it took at full width."""
 
     task: str
     id: str
     prompt: str
-    prompt_ids: list[int]
-    plain_ids: list[int]
-    speculative_ids: list[int]
-    runs: list[int]  # tokens committed by each step
-    plain_ms: float  # whole answer, prefill apart
-    speculative_ms: float
+    plain: Answer
+    speculative: Answer
+    full_width_runs: list[int]
     logit_gap: float | None  # at the first difference, None when equal
 
     @property
     def exact(self) -> bool:
-        return self.plain_ids == self.speculative_ids
+        return self.plain.ids == self.speculative.ids
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A conversation up to a user turn that has no answer yet."""
+
+    task: str
+    id: str
+    text: str
+    ids: list[int]
 
 
 class Evaluator:
-    """Decodes conversations with one engine; compiled once per bucket of context capacity."""
+    """Decodes questions with one engine, plainly and at widths a chooser picks (`width`: one fixed width instead)."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, max_new_tokens: int):
-        self.engine, self.tokenizer, self.max_new_tokens = engine, tokenizer, max_new_tokens
-        self._warm: set[tuple[int, int, int]] = set()
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        max_new_tokens: int,
+        *,
+        cost: Cost,
+        prior: Sequence[float],
+        width: int | None = None,
+        sampling: Sampling = GREEDY,
+        capacity: int = 256,
+    ):
+        self.engine, self.tokenizer, self.max_new_tokens, self.capacity = engine, tokenizer, max_new_tokens, capacity
+        self.cost, self.prior, self.width, self.sampling = cost, prior, width, sampling
+        self.plain = self._decoder(None)
+        self._warm: set[int] = set()
 
-    def conversation(self, prompt: Prompt, width: int) -> list[Decoded]:
-        """Every answer of a conversation: one after each user turn that has none yet."""
+    def task(self, name: str, prompts: Sequence[Prompt], advance: Any) -> list[Decoded]:
+        """Every answer of a task. A chooser starts anew with each task and learns over its answers."""
+        speculative = self._speculative()
+        out = []
+        for prompt in prompts:
+            for question in self._questions(prompt):
+                out.append((question, *self._pair(question, speculative)))
+            advance(name, [answer for _, _, answer in out])
+        full = self._full_width([question.ids for question, _, _ in out])
+        return [
+            Decoded(q.task, q.id, q.text, plain, fast, runs, self._gap(q, plain, fast))
+            for (q, plain, fast), runs in zip(out, full, strict=True)
+        ]
+
+    def _speculative(self) -> Decoder:
+        if self.width is not None:
+            return self._decoder(Speculation(self.width))
+        return self._decoder(Speculation(1), Chooser(self.cost, self.prior))
+
+    def _decoder(self, how: Speculation | None, chooser: Chooser | None = None) -> Decoder:
+        settings = {"sampling": self.sampling, "capacity": self.capacity}
+        return Decoder(self.engine, self.tokenizer, how, chooser=chooser, **settings)
+
+    def _questions(self, prompt: Prompt) -> list[Question]:
+        """The conversation so far at every user turn without an answer; plain answers fill in as they are known."""
         said, out = [], []
         turns = prompt.chat()
         for index, turn in enumerate(turns):
             said.append(turn)
             following = turns[index + 1]["role"] if index + 1 < len(turns) else "user"
             if turn["role"] == "user" and following == "user":
-                decoded = self.decode(prompt, said, width)
-                said.append(
-                    {
-                        "role": "assistant",
-                        "content": self.tokenizer.decode(decoded.plain_ids, skip_special=True),
-                    }
-                )
-                out.append(decoded)
+                ids = self.tokenizer.encode_chat(said)
+                self._check_room(prompt, ids)
+                out.append(Question(prompt.task, prompt.id, turn["content"], ids))
+                if index + 1 < len(turns):
+                    (answer,) = self.plain.generate([ids], max_new_tokens=self.max_new_tokens)
+                    said.append({"role": "assistant", "content": answer.text})
         return out
 
-    def decode(self, prompt: Prompt, messages: Sequence[dict[str, str]], width: int) -> Decoded:
-        """One answer, plain and speculative; which goes first alternates by the prompt's length."""
-        ids = self.tokenizer.encode_chat(messages)
-        bucket, capacity = self._shapes(prompt, ids, width)
-        if (bucket, capacity, width) not in self._warm:
-            self._plain(ids, bucket, capacity)
-            self._speculative(ids, bucket, capacity, width)
-            self._warm.add((bucket, capacity, width))
-        if len(ids) % 2:
-            plain, plain_ms = self._plain(ids, bucket, capacity)
-            state, speculative_ms = self._speculative(ids, bucket, capacity, width)
-        else:
-            state, speculative_ms = self._speculative(ids, bucket, capacity, width)
-            plain, plain_ms = self._plain(ids, bucket, capacity)
-        speculative = _written(state, len(ids))
-        return Decoded(
-            prompt.task,
-            prompt.id,
-            messages[-1]["content"],
-            ids,
-            plain,
-            speculative,
-            np.asarray(state.runs)[0, : int(state.num_steps[0])].tolist(),
-            plain_ms,
-            speculative_ms,
-            None if plain == speculative else logit_gap(self.engine.target, ids, plain, speculative),
-        )
-
-    def states(self, prompt: Prompt, width: int) -> tuple[DecodeState, generate.PlainState]:
-        """Freshly prefilled states, for timing steps."""
-        ids = self.tokenizer.encode_chat(prompt.chat())
-        bucket, capacity = self._shapes(prompt, ids, width)
-        return self._start(ids, bucket, capacity), self._insert(ids, bucket, capacity)
-
-    def _shapes(self, prompt: Prompt, ids: Sequence[int], width: int) -> tuple[int, int]:
-        """Prompt bucket and context capacity, powers of two where the target's context allows."""
+    def _check_room(self, prompt: Prompt, ids: Sequence[int]) -> None:
         limit = self.engine.target.config.max_positions
         if len(ids) + self.max_new_tokens > limit:
             raise ValueError(
                 f"prompt {prompt.task}/{prompt.id}: {len(ids)} tokens + --max-new-tokens {self.max_new_tokens} exceed "
                 f"the context of {self.engine.target.config.name} ({limit}); lower --max-new-tokens or drop the prompt"
             )
-        bucket = max(64, 1 << (len(ids) - 1).bit_length())
-        return bucket, max(256, 1 << (len(ids) + self.max_new_tokens + width - 1).bit_length())
 
-    def _padded(self, ids: Sequence[int], bucket: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        row = np.zeros((1, bucket), np.int32)
-        row[0, : len(ids)] = ids
-        length = np.array([len(ids)], np.int32)
-        return row, length, length + self.max_new_tokens
+    def _pair(self, question: Question, speculative: Decoder) -> tuple[Answer, Answer]:
+        """Plain and speculative; which goes first alternates by the prompt's length."""
+        ids = question.ids
+        bucket = (len(ids) - 1).bit_length()
+        if bucket not in self._warm:
+            self.plain.warm(ids, self.max_new_tokens)
+            speculative.warm(ids, self.max_new_tokens)
+            self._warm.add(bucket)
+        pair = [self.plain, speculative] if len(ids) % 2 else [speculative, self.plain]
+        answers = {decoder: decoder.generate([ids], max_new_tokens=self.max_new_tokens)[0] for decoder in pair}
+        return answers[self.plain], answers[speculative]
 
-    def _start(self, ids: Sequence[int], bucket: int, capacity: int) -> DecodeState:
-        return start(self.engine, *self._padded(ids, bucket), capacity=capacity)
+    def _full_width(self, prompts: Sequence[list[int]]) -> list[list[int]]:
+        """The runs of every prompt at the drafter's own width."""
+        decoder, out = self._decoder(Speculation(self.engine.drafter.config.width)), []
+        for begin in range(0, len(prompts), BATCH):
+            batch = prompts[begin : begin + BATCH]
+            out += [answer.runs for answer in decoder.generate(batch, max_new_tokens=self.max_new_tokens)]
+        return out
 
-    def _insert(self, ids: Sequence[int], bucket: int, capacity: int) -> generate.PlainState:
-        row = np.zeros(1, np.int32)
-        empty = generate.empty_rows(self.engine.target, 1, capacity)
-        return generate.insert(self.engine.target, empty, row, *self._padded(ids, bucket), row)
-
-    def _plain(self, ids: Sequence[int], bucket: int, capacity: int) -> tuple[list[int], float]:
-        state = jax.block_until_ready(self._insert(ids, bucket, capacity))
-        began = time.perf_counter()
-        state = jax.block_until_ready(generate.plain_segment(self.engine.target, state, UNBOUNDED))
-        return _written(state, len(ids)), (time.perf_counter() - began) * 1e3
-
-    def _speculative(self, ids: Sequence[int], bucket: int, capacity: int, width: int) -> tuple[DecodeState, float]:
-        state = jax.block_until_ready(self._start(ids, bucket, capacity))
-        began = time.perf_counter()
-        state = jax.block_until_ready(speculative_segment(self.engine, state, UNBOUNDED, width))
-        return state, (time.perf_counter() - began) * 1e3
+    def _gap(self, question: Question, plain: Answer, fast: Answer) -> float | None:
+        if plain.ids == fast.ids:
+            return None
+        return logit_gap(self.engine.target, question.ids, plain.ids, fast.ids)
 
 
-def _written(state: DecodeState | generate.PlainState, prompt_length: int) -> list[int]:
-    return np.asarray(state.tokens)[0, prompt_length : int(state.length[0])].tolist()
+def time_steps(engine: Engine, capacity: int, widths: Sequence[int]) -> Cost:
+    """What steps cost at batch 1 with `capacity` positions of context, a quarter of them filled."""
+    target = engine.target
+    ids = np.random.default_rng(0).integers(0, target.config.vocab_size, (1, capacity // 4)).astype(np.int32)
+    length, zero = np.array([ids.shape[1]], np.int32), np.zeros(1, np.int32)
+    stop = length + capacity // 2
+    state = start(engine, ids, length, stop, zero, capacity=capacity)
+    plain = generate.insert(target, generate.empty_rows(target, 1, capacity), zero, ids, length, stop, zero)
+    return measure_cost(engine, state, plain, widths)
 
 
 def logit_gap(target: Target, prompt: Sequence[int], plain: Sequence[int], other: Sequence[int]) -> float:
@@ -171,122 +191,129 @@ def _last_logits(target: Target, tokens: jax.Array, last: jax.Array) -> jax.Arra
     return target.logits(jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0])
 
 
-def evaluate(
-    evaluator: Evaluator, tasks: dict[str, list[Prompt]], width: int | None, *, sample: int = 2
-) -> dict[str, Any]:
-    """The measured part of the report: width, cost, tasks, average.
-
-    Without a width, one prompt a task is decoded at the drafter's own width to learn how slots survive, and the width
-    with the highest expected speedup is taken for everything that is reported.
-    """
-    trained = evaluator.engine.drafter.config.width
-    first = [prompts[0] for prompts in tasks.values()]
-    with progress("eval: one prompt a task at full width", len(first), "prompts") as bar:
-        probe = []
-        for prompt in first:
-            probe += evaluator.conversation(prompt, trained)
-            bar.advance(1)
-    survival = survival_of(probe, trained)
-    say("eval: timing draft and verify")
-    widths = [width] if width else candidate_widths(trained)
-    cost = measure_cost(evaluator.engine, *evaluator.states(first[0], trained), widths)
-    chosen = width or best_width(cost, survival)
-    say(f"eval: decoding at width {chosen} ({'as asked' if width else 'the fastest expected'}), trained at {trained}")
+def evaluate(evaluator: Evaluator, tasks: dict[str, list[Prompt]], *, sample: int = 2) -> dict[str, Any]:
+    """The measured part of the report: cost, tasks, average."""
     results: dict[str, list[Decoded]] = {}
     total = sum(map(len, tasks.values()))
-    with progress("eval: plain and speculative", total, "prompts") as bar:
+    with progress("eval: plain, speculative, full width", total, "prompts") as bar:
+
+        def advance(name: str, answers: Sequence[Answer]) -> None:
+            done = sum(len(answer.ids) for answer in answers) / sum(len(answer.runs) for answer in answers)
+            bar.advance(1, f"{name}: {done:.2f} tokens a step")
+
         for name, prompts in tasks.items():
-            results[name] = []
-            for prompt in prompts:
-                results[name] += evaluator.conversation(prompt, chosen)
-                bar.advance(1, f"{name}: tau {tau_of(results[name]):.2f}")
-    summaries = {name: summarise(evaluator, decoded, chosen, sample) for name, decoded in results.items()}
+            results[name] = evaluator.task(name, prompts, advance)
+    summaries = {name: summarise(evaluator, decoded, sample) for name, decoded in results.items()}
+    everything = [answer for decoded in results.values() for answer in decoded]
     return {
-        "width": chosen,
-        "full_width_tau": tau_of(probe),
-        "cost": _describe_cost(cost, survival),
+        "width": evaluator.engine.drafter.config.width,
+        "asked_width": evaluator.width,
+        "sampling": dataclasses.asdict(evaluator.sampling),
+        "cost": _describe_cost(evaluator.cost, survival_of(everything, evaluator.engine.drafter.config.width)),
         "tasks": summaries,
         "average": _average(summaries),
     }
 
 
 def survival_of(decoded: Sequence[Decoded], width: int) -> list[float]:
-    """Share of steps that accepted at least j drafts, j = 1..W-1; the last step of an answer, cut short, left out."""
-    accepted = np.array([run - 1 for answer in decoded for run in answer.runs[:-1]] or [0])
+    """Share of full-width steps accepting at least j drafts, j = 1..W-1; an answer's last step, cut short, left out."""
+    accepted = np.array([run - 1 for answer in decoded for run in answer.full_width_runs[:-1]] or [0])
     return [float((accepted >= slot).mean()) for slot in range(1, width)]
 
 
 def tau_of(decoded: Sequence[Decoded]) -> float:
-    """Tokens committed per verify step."""
-    return sum(len(answer.speculative_ids) for answer in decoded) / max(sum(len(answer.runs) for answer in decoded), 1)
+    """Tokens committed per verify step at full width."""
+    runs = [answer.full_width_runs for answer in decoded]
+    return sum(map(sum, runs)) / max(sum(map(len, runs)), 1)
 
 
-def summarise(evaluator: Evaluator, decoded: Sequence[Decoded], width: int, sample: int) -> dict[str, Any]:
+def tau_over_position(decoded: Sequence[Decoded]) -> list[float | None]:
+    """tau of the full-width steps that began in each POSITION_BIN tokens of the answer; null where none did."""
+    longest = max((sum(answer.full_width_runs) for answer in decoded), default=0)
+    tokens, steps = np.zeros(longest // POSITION_BIN + 1), np.zeros(longest // POSITION_BIN + 1)
+    for answer in decoded:
+        place = 0
+        for run in answer.full_width_runs[:-1]:
+            tokens[place // POSITION_BIN] += run
+            steps[place // POSITION_BIN] += 1
+            place += run
+    return [float(t / s) if s else None for t, s in zip(tokens, steps, strict=True)]
+
+
+def summarise(evaluator: Evaluator, decoded: Sequence[Decoded], sample: int) -> dict[str, Any]:
     """One task's entry of the report. Intervals are 95 % bootstrap over prompts; spreads are quartiles over prompts."""
+    width = evaluator.engine.drafter.config.width
     survival = survival_of(decoded, width)
-    plain = np.array([answer.plain_ms / len(answer.plain_ids) for answer in decoded])
-    speculative = np.array([answer.speculative_ms / len(answer.speculative_ids) for answer in decoded])
-    fresh = [a for a in decoded if generate.repetition(a.plain_ids) <= generate.REPETITIVE]
-    differing = [answer for answer in decoded if not answer.exact]
-    histogram = np.bincount([run for answer in decoded for run in answer.runs], minlength=width + 1)
+    fresh = [a for a in decoded if generate.repetition(a.plain.ids) <= generate.REPETITIVE]
+    histogram = np.bincount([run for a in decoded for run in a.full_width_runs], minlength=width + 1)
+    steps = [
+        Way(drafts, w) for a in decoded for drafts, w in zip(a.speculative.drafts, a.speculative.widths, strict=True)
+    ]
     return {
         "prompts": len(decoded),
-        "tokens": sum(len(answer.speculative_ids) for answer in decoded),
+        "tokens": sum(len(a.speculative.ids) for a in decoded),
         "tau": tau_of(decoded),
-        "tau_interval": bootstrap_ratio([(len(a.speculative_ids), len(a.runs)) for a in decoded]),
+        "tau_interval": bootstrap_ratio([(sum(a.full_width_runs), len(a.full_width_runs)) for a in decoded]),
         "acceptance": [
             after / before if before > 0 else None for before, after in zip([1.0, *survival], survival, strict=False)
         ],
         "survival": survival,
         "accepted_lengths": histogram.tolist(),
-        "plain_ms_per_token": _spread(plain),
-        "speculative_ms_per_token": _spread(speculative),
+        "tau_over_position": tau_over_position(decoded),
+        "prefill_ms": _spread([a.plain.prefill_ms for a in decoded]),
+        "plain_ms_per_token": _spread([a.plain.ms_per_token for a in decoded]),
+        "speculative_ms_per_token": _spread([a.speculative.ms_per_token for a in decoded]),
+        "tokens_per_step": sum(len(a.speculative.ids) for a in decoded) / len(steps),
+        "ways": _shares(steps),
         "speedup": speedup_of(decoded),
-        "speedup_interval": bootstrap_ratio(
-            [(a.plain_ms / len(a.plain_ids), a.speculative_ms / len(a.speculative_ids)) for a in decoded]
-        ),
-        "exact": len(decoded) - len(differing),
-        "mismatches": [
-            {
-                "id": a.id,
-                "position": next(
-                    (i for i, (x, y) in enumerate(zip(a.plain_ids, a.speculative_ids, strict=False)) if x != y),
-                    min(len(a.plain_ids), len(a.speculative_ids)),
-                ),
-                "logit_gap": a.logit_gap,
-            }
-            for a in differing
-        ],
+        "speedup_interval": bootstrap_ratio([(a.plain.ms_per_token, a.speculative.ms_per_token) for a in decoded]),
+        "exact": sum(a.exact for a in decoded),
+        "mismatches": [_mismatch(a) for a in decoded if not a.exact],
         "repetition_rate": 1 - len(fresh) / len(decoded),
         "tau_without_repetition": tau_of(fresh) if fresh else None,
         "samples": [
             {
-                "prompt": answer.prompt,
-                "output": evaluator.tokenizer.decode(answer.speculative_ids),
-                "pieces": _pieces(evaluator.tokenizer, answer),
-                "runs": answer.runs,
+                "prompt": a.prompt,
+                "output": evaluator.tokenizer.decode(a.speculative.ids),
+                "pieces": _pieces(evaluator.tokenizer, a.speculative),
+                "runs": a.speculative.runs,
             }
-            for answer in decoded[:sample]
+            for a in decoded[:sample]
         ],
     }
 
 
-def _pieces(tokenizer: Tokenizer, answer: Decoded) -> list[str]:
+def _mismatch(answer: Decoded) -> dict[str, Any]:
+    plain, other = answer.plain.ids, answer.speculative.ids
+    shorter = min(len(plain), len(other))
+    place = next((i for i, (x, y) in enumerate(zip(plain, other, strict=False)) if x != y), shorter)
+    return {"id": answer.id, "position": place, "logit_gap": answer.logit_gap}
+
+
+def _shares(steps: Sequence[Way]) -> list[dict[str, Any]]:
+    """How the steps were drafted, most frequent first."""
+    found = {way: steps.count(way) / len(steps) for way in set(steps)}
+    ordered = sorted(found, key=lambda way: (-found[way], way.drafts, way.width))
+    return [
+        {"drafts": "none" if way.width == 1 else way.drafts, "width": way.width, "share": found[way]} for way in ordered
+    ]
+
+
+def _pieces(tokenizer: Tokenizer, answer: Answer) -> list[str]:
     """The answer's text, one piece a step."""
     pieces, place = [], 0
     for run in answer.runs:
-        pieces.append(tokenizer.decode(answer.speculative_ids[place : place + run]))
+        pieces.append(tokenizer.decode(answer.ids[place : place + run]))
         place += run
     return pieces
 
 
 def speedup_of(decoded: Sequence[Decoded]) -> float:
     """Plain over speculative time per token, totals over all prompts of this run."""
-    plain = sum(a.plain_ms / len(a.plain_ids) for a in decoded)
-    return plain / sum(a.speculative_ms / len(a.speculative_ids) for a in decoded)
+    return sum(a.plain.ms_per_token for a in decoded) / sum(a.speculative.ms_per_token for a in decoded)
 
 
-def _spread(values: np.ndarray) -> dict[str, float]:
+def _spread(values: Sequence[float]) -> dict[str, float]:
     low, median, high = np.percentile(values, [25, 50, 75])
     return {"median": float(median), "low": float(low), "high": float(high)}
 
@@ -307,9 +334,7 @@ def _describe_cost(cost: Cost, survival: Sequence[float]) -> dict[str, Any]:
 
 def _average(tasks: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Means over tasks, as published tables have them; counts are sums."""
-    return {
-        "tau": float(np.mean([task["tau"] for task in tasks.values()])),
-        "speedup": float(np.mean([task["speedup"] for task in tasks.values()])),
-        "exact": sum(task["exact"] for task in tasks.values()),
-        "prompts": sum(task["prompts"] for task in tasks.values()),
+    mean = {
+        name: float(np.mean([task[name] for task in tasks.values()])) for name in ("tau", "tokens_per_step", "speedup")
     }
+    return mean | {name: sum(task[name] for task in tasks.values()) for name in ("exact", "prompts")}

@@ -1,34 +1,43 @@
-"""The report of an evaluation: a dictionary comes in, report.json, report.html and a terminal table go out.
+"""The report of an evaluation: a dictionary comes in; report.json, report.md, report.html and a terminal table go out.
 
 This module owns the format, of the dictionary and of report.json alike; other keys are kept, not shown:
 
-    schema            1
+    schema            2
     command           the command line that produced it
     device            what it ran on, in words
     revision          the git revision of this code
     versions          {package: version}
     target, drafter   what was decoded, and with which artifact
     dtype             of the computation, such as "float32"
-    width             W the blocks were decoded with: the anchor and W-1 drafted tokens
+    width             W the drafter was trained for: the anchor and W-1 drafted tokens
+    asked_width       the one width of the speculative loop; null where it was chosen while decoding
+    sampling          {temperature, top_k, top_p, min_p}
     max_new_tokens    limit of every answer
+    programs          {compiled, from_disk}: how many were compiled, how many found on disk
     drafter_info      {name: value} about the drafter: trained width, num_layers, parameters, ...
     cost              plain_ms: one step of the plain loop
                       widths: a list of {width, draft_ms, verify_ms, expected_tau, expected_speedup},
-                      ascending; the expected values may be null
+                      ascending, 1 among them: a plain step that keeps the drafter's context; expected values
+                      may be null
     tasks             {name: task}, in the order to show
-    average           tau and speedup averaged over the tasks; exact and prompts summed
+    average           tau, tokens_per_step and speedup averaged over the tasks; exact and prompts summed
 
 A task holds
 
     prompts, tokens          counts of prompts, and of tokens generated for them
-    tau, tau_interval        tokens committed per verify step, the bonus token included; [low, high]
+    tau, tau_interval        tokens committed per verify step at `width`, the bonus token included; [low, high]
     acceptance               W-1 values: of the blocks accepted up to slot i-1, the share accepted at slot i;
                              null where no block came that far
     survival                 W-1 values: the share of all blocks accepted up to and including slot i
     accepted_lengths         a histogram: entry n counts the verify steps that committed n tokens, so its mean
                              is tau and entry 0 is 0
+    tau_over_position        tau of the steps beginning in tokens 0-15, 16-31, ... of the answer; null where none
+    prefill_ms               {median, low, high} over the prompts: reading the prompt, in none of the times below
     plain_ms_per_token       {median, low, high} over the prompts
     speculative_ms_per_token the same
+    tokens_per_step          of the speculative loop, at the widths it chose
+    ways                     how its steps drafted, most frequent first: a list of {drafts, width, share};
+                             drafts is "drafter", "ngram" or "none" (width 1, the plain loop)
     speedup, speedup_interval  plain time over speculative time; [low, high]
     exact                    how many outputs equal those of plain greedy decoding
     mismatches               the others: a list of {id, position, logit_gap} at the first difference
@@ -37,7 +46,8 @@ A task holds
     samples                  a list of {prompt, output, runs}; runs are the tokens each verify step committed.
                              With `pieces`, the text of each run, the page tints the runs in the output
 
-Both files are written whole or not at all.
+Acceptance (tau, acceptance, survival, accepted_lengths, tau_over_position) is of the batch decoded at full width;
+times are of the batch-1 loops. Every file is written whole or not at all.
 """
 
 import json
@@ -56,7 +66,7 @@ from rich.table import Table
 
 from serve import charts
 
-SCHEMA = 1
+SCHEMA = 2
 NEAR_TIE = 1e-3
 
 
@@ -84,8 +94,12 @@ TASK = {
     "acceptance": [Maybe(float)],
     "survival": [float],
     "accepted_lengths": [int],
+    "tau_over_position": [Maybe(float)],
+    "prefill_ms": SPREAD,
     "plain_ms_per_token": SPREAD,
     "speculative_ms_per_token": SPREAD,
+    "tokens_per_step": float,
+    "ways": [{"drafts": str, "width": int, "share": float}],
     "speedup": float,
     "speedup_interval": (float, float),
     "exact": int,
@@ -104,11 +118,14 @@ REPORT = {
     "drafter": str,
     "dtype": str,
     "width": int,
+    "asked_width": Maybe(int),
+    "sampling": {"temperature": float, "top_k": Maybe(int), "top_p": float, "min_p": float},
     "max_new_tokens": int,
+    "programs": {"compiled": int, "from_disk": int},
     "drafter_info": {str: object},
     "cost": {"plain_ms": float, "widths": [WIDTH]},
     "tasks": {str: TASK},
-    "average": {"tau": float, "speedup": float, "exact": int, "prompts": int},
+    "average": {"tau": float, "tokens_per_step": float, "speedup": float, "exact": int, "prompts": int},
 }
 
 
@@ -142,7 +159,7 @@ def _expect(holds: bool, where: str, expected: str, got: Any) -> None:
 
 
 def write_report(report: dict[str, Any], directory: Path) -> None:
-    """Write report.json and report.html into `directory`, making it if need be.
+    """Write report.json, report.md and report.html into `directory`, making it if need be.
 
     Raises ValueError if the dictionary departs from the format, OSError if the directory cannot be written.
     """
@@ -151,6 +168,7 @@ def write_report(report: dict[str, Any], directory: Path) -> None:
     _expect(bool(report["tasks"]), "report.tasks", "at least one task", report["tasks"])
     texts = {
         "report.json": json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        "report.md": markdown(report),
         "report.html": page(report),
     }
     try:
@@ -174,17 +192,57 @@ def _replace(path: Path, text: str) -> None:
         unfinished.unlink(missing_ok=True)
 
 
+def markdown(report: dict[str, Any]) -> str:
+    """The report as one table and the lines that say what it measured."""
+    tau = f"tau (W={report['width']})"
+    times = ["plain ms/token", "speculative ms/token", "speedup (95 % interval)"]
+    rows = [["task", "prompts", tau, "tokens/step", *times, "exact"], ["---"] * 8]
+    for name, task in report["tasks"].items():
+        low, high = task["speedup_interval"]
+        rows.append(
+            [
+                name,
+                str(task["prompts"]),
+                "{:.2f} ({:.2f}-{:.2f})".format(task["tau"], *task["tau_interval"]),
+                f"{task['tokens_per_step']:.2f}",
+                f"{task['plain_ms_per_token']['median']:.1f}",
+                f"{task['speculative_ms_per_token']['median']:.1f}",
+                f"{task['speedup']:.2f}x ({low:.2f}-{high:.2f})",
+                f"{task['exact']}/{task['prompts']}",
+            ]
+        )
+    mean = report["average"]
+    bold = [f"{mean['tau']:.2f}", f"{mean['tokens_per_step']:.2f}", f"{mean['speedup']:.2f}x"]
+    exact = f"{mean['exact']}/{mean['prompts']}"
+    rows.append(["**average**", "", f"**{bold[0]}**", f"**{bold[1]}**", "", "", f"**{bold[2]}**", f"**{exact}**"])
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    what = f"{report['target']}, drafter {report['drafter']}, {report['dtype']}"
+    how = f"at most {report['max_new_tokens']} new tokens, on {report['device']}, revision {report['revision']}"
+    return f"{table}\n\n{what}, {how}.\n\n    {report['command']}\n"
+
+
+def most_used_width(tasks: Mapping[str, Any]) -> int:
+    """The width most steps of the speculative loops had, every task counting the same."""
+    shares: dict[int, float] = {}
+    for task in tasks.values():
+        for way in task["ways"]:
+            shares[way["width"]] = shares.get(way["width"], 0.0) + way["share"]
+    return max(shares, key=lambda width: shares[width])
+
+
 def page(report: dict[str, Any]) -> str:
     """The report as one self-contained HTML page: style and charts inline, no script, nothing fetched."""
     tasks = report["tasks"]
     cost = report["cost"]
     survival = {name: task["survival"] for name, task in tasks.items()}
     speedups = {name: (task["speedup"], *task["speedup_interval"]) for name, task in tasks.items()}
+    chosen = most_used_width(tasks)
     drawings = {
+        "positions": charts.tau_curves({name: task["tau_over_position"] for name, task in tasks.items()}),
         "survival": charts.survival_curves(survival),
         "speedup": charts.speedup_bars(speedups),
-        "cost": charts.cost_bars(cost["widths"], plain_ms=cost["plain_ms"], chosen=report["width"]),
-        "expected": charts.expected_speedups(cost["widths"], chosen=report["width"]),
+        "cost": charts.cost_bars(cost["widths"], plain_ms=cost["plain_ms"], chosen=chosen),
+        "expected": charts.expected_speedups(cost["widths"], chosen=chosen),
     }
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("serve").joinpath("report.html.jinja").read_text("utf-8"))
@@ -220,18 +278,70 @@ def _chosen_samples(tasks: Mapping[str, Any]) -> list[tuple[str, Mapping[str, An
     return [(name, tasks[name]["samples"][0]) for name in dict.fromkeys(ranked[:1] + ranked[-1:])]
 
 
+def read_report(path: Path) -> dict[str, Any]:
+    """The report in a report.json, or in a directory holding one.
+
+    Raises:
+      ValueError: there is none, or it is not a report of this schema.
+    """
+    file = path / "report.json" if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"{path}: no report.json there; python -m serve eval --out DIR writes one")
+    try:
+        report = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file}: not JSON ({error}); write it again with python -m serve eval") from error
+    check(report, REPORT, str(file))
+    _expect(report["schema"] == SCHEMA, f"{file}: schema", str(SCHEMA), report["schema"])
+    return report
+
+
+def print_comparison(reports: Mapping[str, dict[str, Any]], console: Console) -> None:
+    """One row a task; tau, speedup and exact outputs of every report side by side."""
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("task", no_wrap=True)
+    for name, report in reports.items():
+        for column in (f"{name}\ntau W={report['width']}", "\nspeedup", "\nexact"):
+            table.add_column(column, justify="right")
+    tasks = list(dict.fromkeys(task for report in reports.values() for task in report["tasks"]))
+
+    def cells(found: Mapping[str, Any] | None) -> list[str]:
+        if found is None:
+            return ["", "", ""]
+        return [f"{found['tau']:.2f}", f"{found['speedup']:.2f}x", f"{found['exact']}/{found['prompts']}"]
+
+    for task in tasks:
+        table.add_row(task, *(cell for report in reports.values() for cell in cells(report["tasks"].get(task))))
+    table.add_section()
+    table.add_row("average", *(c for report in reports.values() for c in cells(report["average"])), style="bold")
+    console.print(table)
+    settings = ("target", "dtype", "sampling", "max_new_tokens", "device")
+    differing = [name for name in settings if len({str(report[name]) for report in reports.values()}) > 1]
+    if differing:
+        console.print(f"not like for like: {', '.join(differing)} differ", style="yellow")
+
+
 def print_table(report: dict[str, Any], console: Console, directory: Path | None = None) -> None:
     """Print one row a task and their average, then where the files lie if `directory` is given."""
-    title = f"{report['target']}, width {report['width']}, {report['dtype']}"
+    title = f"{report['target']}, drafter of width {report['width']}, {report['dtype']}"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     table.add_column("task", no_wrap=True)
-    for name in ("prompts", "tau", "plain\nms/token", "speculative\nms/token", "speedup", "exact"):
+    for name in (
+        "prompts",
+        f"tau\nW={report['width']}",
+        "tokens\na step",
+        "plain\nms/token",
+        "speculative\nms/token",
+        "speedup",
+        "exact",
+    ):
         table.add_column(name, justify="right", no_wrap=True)
     for name, task in report["tasks"].items():
         table.add_row(
             name,
             str(task["prompts"]),
             f"{task['tau']:.2f}",
+            f"{task['tokens_per_step']:.2f}",
             f"{task['plain_ms_per_token']['median']:.2f}",
             f"{task['speculative_ms_per_token']['median']:.2f}",
             f"{task['speedup']:.2f}x",
@@ -244,6 +354,7 @@ def print_table(report: dict[str, Any], console: Console, directory: Path | None
         "average",
         str(average["prompts"]),
         f"{average['tau']:.2f}",
+        f"{average['tokens_per_step']:.2f}",
         "",
         "",
         f"{average['speedup']:.2f}x",

@@ -49,6 +49,10 @@ def made_up_task(*, decay: float, speedup: float, exact: int = 24) -> dict[str, 
             "low": 18.9 / speedup,
             "high": 24.2 / speedup,
         },
+        "tau_over_position": [tau + 0.2, tau, None, tau - 0.1],
+        "prefill_ms": {"median": 31.0, "low": 29.5, "high": 40.2},
+        "tokens_per_step": 1.5,
+        "ways": [{"drafts": "drafter", "width": 4, "share": 0.75}, {"drafts": "none", "width": 1, "share": 0.25}],
         "speedup": speedup,
         "speedup_interval": [speedup - 0.07, speedup + 0.09],
         "exact": exact,
@@ -71,7 +75,7 @@ def made_up_report() -> dict[str, Any]:
     step = {1: 20.3, 2: 21.9, 4: 23.8, 8: 26.7, 16: 33.9, 32: 62.4}
     expected = {2: (1.60, 1.01), 4: (2.11, 1.10), 8: (2.40, 1.11), 16: (2.45, 1.13), 32: (2.46, 0.71)}
     return {
-        "schema": 1,
+        "schema": 2,
         "command": "python -m serve eval --target smollm2-135m --drafter exports/wide_block --out runs/x",
         "device": "cpu, 2 cores, made-up processor",
         "revision": "0123abc",
@@ -80,7 +84,10 @@ def made_up_report() -> dict[str, Any]:
         "drafter": "exports/wide_block",
         "dtype": "float32",
         "width": WIDTH,
+        "asked_width": None,
+        "sampling": {"temperature": 0.0, "top_k": None, "top_p": 1.0, "min_p": 0.0},
         "max_new_tokens": 128,
+        "programs": {"compiled": 3, "from_disk": 9},
         "drafter_info": {
             "width": 32,
             "num_layers": 3,
@@ -107,7 +114,7 @@ def made_up_report() -> dict[str, Any]:
             "rewriting": made_up_task(decay=0.58, speedup=1.11),
             "knowledge": made_up_task(decay=0.52, speedup=1.03),
         },
-        "average": {"tau": 2.45, "speedup": 1.128, "exact": 119, "prompts": 120},
+        "average": {"tau": 2.45, "tokens_per_step": 1.5, "speedup": 1.128, "exact": 119, "prompts": 120},
     }
 
 
@@ -154,10 +161,10 @@ def test_json_equals_the_dictionary(tmp_path: Path):
     assert report == given
 
 
-def test_nothing_but_the_two_files_is_left(tmp_path: Path):
+def test_nothing_but_the_files_is_left(tmp_path: Path):
     write_report(made_up_report(), tmp_path)
     write_report(made_up_report(), tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json", "report.md"]
 
 
 def test_page_table_shows_the_dictionarys_numbers(tmp_path: Path):
@@ -165,7 +172,7 @@ def test_page_table_shows_the_dictionarys_numbers(tmp_path: Path):
     cells = TableCells("tasks")
     cells.feed(written(report, tmp_path))
     header, *rows, average = cells.rows
-    assert len(header) == 10
+    assert len(header) == 13
     assert [row[0].strip() for row in rows] == list(report["tasks"])
     for row, task in zip(rows, report["tasks"].values(), strict=True):
         plain, fast = task["plain_ms_per_token"], task["speculative_ms_per_token"]
@@ -173,17 +180,34 @@ def test_page_table_shows_the_dictionarys_numbers(tmp_path: Path):
             [task["prompts"]],
             [task["tokens"]],
             [task["tau"], *task["tau_interval"]],
+            [1.5],
+            [4, 75, 1, 25],
+            [31],
             [plain["median"], plain["low"], plain["high"]],
             [fast["median"], fast["low"], fast["high"]],
             [task["speedup"], *task["speedup_interval"]],
             [task["exact"], task["prompts"]],
         ]
-        for cell, values in zip(row[1:8], expected, strict=True):
+        for cell, values in zip(row[1:11], expected, strict=True):
             assert numbers(cell) == pytest.approx(values, abs=0.0051)
-        assert numbers(row[8]) == pytest.approx([100 * task["repetition_rate"]], abs=0.051)
+        assert numbers(row[11]) == pytest.approx([100 * task["repetition_rate"]], abs=0.051)
     assert numbers(average[3]) == [2.45]
-    assert numbers(average[6]) == [1.13]
-    assert numbers(average[7]) == [119, 120]
+    assert numbers(average[4]) == [1.5]
+    assert numbers(average[9]) == [1.13]
+    assert numbers(average[10]) == [119, 120]
+
+
+def test_markdown_shows_the_same_numbers(tmp_path: Path):
+    report = made_up_report()
+    write_report(report, tmp_path)
+    lines = (tmp_path / "report.md").read_text(encoding="utf-8").splitlines()
+    cells = [cell.strip() for cell in lines[2].split("|")[1:-1]]
+    task = report["tasks"]["word-problems"]
+    assert cells[:2] == ["word-problems", "24"]
+    assert numbers(cells[2])[0] == pytest.approx(task["tau"], abs=0.0051)
+    assert [numbers(cell)[0] for cell in cells[3:7]] == pytest.approx([1.5, 20.3, 20.31 / 1.34, 1.34], abs=0.051)
+    assert cells[7] == "24/24"
+    assert numbers(lines[7]) == [2.45, 1.5, 1.13, 119, 120]
 
 
 def test_terminal_table_shows_the_same_numbers(tmp_path: Path):
@@ -199,6 +223,7 @@ def test_terminal_table_shows_the_same_numbers(tmp_path: Path):
         expected = [
             task["prompts"],
             task["tau"],
+            1.5,
             20.31,
             fast,
             task["speedup"],
@@ -207,7 +232,7 @@ def test_terminal_table_shows_the_same_numbers(tmp_path: Path):
         ]
         assert shown == pytest.approx(expected, abs=0.0051)
     (average,) = [line for line in lines if " average " in line]
-    assert numbers(average) == [120, 2.45, 1.13, 119, 120]
+    assert numbers(average) == [120, 2.45, 1.5, 1.13, 119, 120]
     assert lines[-1] == f"report: {tmp_path / 'report.html'} and {tmp_path / 'report.json'}"
 
 

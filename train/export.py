@@ -61,10 +61,20 @@ def export(run: Path, out: Path, which: str | int, dtype: str) -> Path:
         raise ValueError(f"{out}: exists and is not a drafter artifact; choose another --out")
     params, _, step = load_params(run / "checkpoints", which)
     weights = drafter_weights(params)
-    write_artifact(Artifact(config, weights, vocab, {**origin, "step": step}), out, dtype)
+    origin |= {"step": step, **_heldout_acceptance(run)}
+    write_artifact(Artifact(config, weights, vocab, origin), out, dtype)
     size = sum(np.asarray(value).size for value in _leaves(weights))
     say(f"export: step {step} of {run}: {config.num_layers} layers, {size / 1e6:.1f} M parameters -> {out}")
     return out
+
+
+def _heldout_acceptance(run: Path, least: int = 30) -> dict[str, list[float]]:
+    """Conditional acceptance per slot as far as `least` steps reached it: where a decoder starts its estimates."""
+    file = run / "acceptance.json"
+    if not file.is_file():
+        return {}
+    slots = json.loads(file.read_text())["slots"]
+    return {"heldout_acceptance": [round(slot["acceptance"], 4) for slot in slots if slot["reached"] >= least]}
 
 
 def drafter_weights(params: Mapping[str, Any]) -> dict[str, Any]:

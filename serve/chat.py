@@ -1,0 +1,74 @@
+"""A conversation in the terminal: the answer streams in, what each step committed is tinted, tau and speed go along."""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.style import Style
+from rich.text import Text
+
+from models.tokenizer import Tokenizer
+from serve.session import Decoder, Row
+
+PLAIN = Style()
+TINTS = (Style(color="cyan"), Style(color="green"))  # alternating accepted runs; single tokens stay as they are
+
+
+def chat(decoder: Decoder, options: argparse.Namespace) -> int:
+    """Answers user messages until the input ends (or the one of --message); returns the exit code."""
+    console = Console(highlight=False)
+    said: list[dict[str, str]] = []
+    messages = [options.message] if options.message is not None else _ask(console)
+    for turn, message in enumerate(messages):
+        said.append({"role": "user", "content": message})
+        ids = decoder.tokenizer.encode_chat(said)
+        said.append({"role": "assistant", "content": answer(decoder, ids, options, console, options.seed + turn)})
+    return 0
+
+
+def _ask(console: Console):
+    while True:
+        try:
+            message = console.input("[bold]> [/bold]") if sys.stdin.isatty() else input()
+        except EOFError:
+            return
+        if message.strip():
+            yield message
+
+
+def answer(decoder: Decoder, ids: Sequence[int], options: argparse.Namespace, console: Console, seed: int) -> str:
+    """Streams one answer and returns its text."""
+    shown, began = 0, time.perf_counter()
+    text = ""
+    stream = decoder.stream([ids], max_new_tokens=options.max_new_tokens, stop=options.stop, seeds=[seed])
+    for (row,), answers in stream:
+        pieces = tinted(decoder.tokenizer, row, holding=row.finished is None)
+        if row.cut is not None:
+            pieces = pieces[: row.cut]
+        if len(pieces) > shown:
+            console.print(pieces[shown:], end="", soft_wrap=True)
+            shown = len(pieces)
+        text = answers[0].text if answers else text
+    seconds = time.perf_counter() - began
+    console.print()
+    tau, rate = len(row.ids) / max(len(row.runs), 1), len(row.ids) / seconds
+    console.print(f"{len(row.ids)} tokens, {tau:.2f} a step, {rate:.1f} tokens/s", style="dim")
+    return text
+
+
+def tinted(tokenizer: Tokenizer, row: Row, *, holding: bool) -> Text:
+    """The answer so far, every run of several tokens in a tint of its own.
+
+    While more is to come, an unfinished character at the end is held back.
+    """
+    text, place, before = Text(), 0, ""
+    for step, run in enumerate(row.runs):
+        place += run
+        so_far = tokenizer.decode(row.ids[:place], skip_special=True)
+        if so_far.endswith("�") and (holding or place < len(row.ids)):
+            continue
+        text.append(so_far[len(before) :], TINTS[step % 2] if run > 1 else PLAIN)
+        before = so_far
+    return text

@@ -1,0 +1,244 @@
+"""Decoding from the host's side: prompts in, answers out, segment by segment.
+
+A segment runs SEGMENT steps on the device; between two the host streams what was written, looks for stop strings and
+lets a chooser pick how to draft next. The plain loop runs through the same code, so both stop at the same token.
+
+    Decoder(engine, tokenizer, Speculation(16)).generate(["Why is the sky blue?"], max_new_tokens=128)
+"""
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from models.generate import PlainState, empty_rows, insert, plain_segment
+from models.masks import cached_mask
+from models.sampling import GREEDY, Sampling
+from models.target import Target
+from models.tokenizer import Tokenizer
+from serve.choose import Chooser, Way
+from serve.decoder import DecodeState, Engine, Speculation, speculative_segment, start
+
+SEGMENT = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What was written after one prompt. `ids` ends with the token that ended it; `text` ends before a stop string."""
+
+    ids: list[int]
+    text: str
+    finished: Literal["eos", "stop", "length"]
+    runs: list[int]  # tokens each step committed; they sum to len(ids)
+    widths: list[int]  # of each step; 1 is a plain step
+    drafts: list[str]  # where each step's drafts came from
+    prefill_ms: float  # of the batch the answer was written in
+    decode_ms: float  # the same
+
+    @property
+    def ms_per_token(self) -> float:
+        return self.decode_ms / max(len(self.ids), 1)
+
+
+@dataclasses.dataclass
+class Row:
+    """One answer in the making."""
+
+    prompt: list[int]
+    ids: list[int] = dataclasses.field(default_factory=list)
+    runs: list[int] = dataclasses.field(default_factory=list)
+    ways: list[Way] = dataclasses.field(default_factory=list)
+    finished: Literal["eos", "stop", "length"] | None = None
+    cut: int | None = None  # characters of the text before a stop string
+
+
+class Decoder:
+    """Answers prompts with one engine.
+
+    `how` says how to speculate, None the plain loop. With a chooser, its picks replace how's drafts and width.
+    Context buffers hold at least `capacity` positions: one value for many prompts is one shape to compile.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        how: Speculation | None,
+        *,
+        chooser: Chooser | None = None,
+        sampling: Sampling = GREEDY,
+        capacity: int = 256,
+    ):
+        self.engine, self.tokenizer, self.chooser, self.capacity = engine, tokenizer, chooser, capacity
+        self.how = None if how is None else dataclasses.replace(how, sampling=sampling)
+        self.sampling = sampling
+
+    def generate(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        *,
+        max_new_tokens: int,
+        stop: Sequence[str] = (),
+        seeds: Sequence[int] | None = None,
+    ) -> list[Answer]:
+        """The answers to `prompts` (user messages, or token ids), written together, one row each.
+
+        Raises:
+          ValueError: a prompt and max_new_tokens exceed the target's context; logits that are not finite.
+        """
+        *_, (_, answers) = self.stream(prompts, max_new_tokens=max_new_tokens, stop=stop, seeds=seeds)
+        return answers
+
+    def stream(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        *,
+        max_new_tokens: int,
+        stop: Sequence[str] = (),
+        seeds: Sequence[int] | None = None,
+    ) -> Iterator[tuple[list[Row], list[Answer]]]:
+        """The rows after every segment, as far as they are; with the answers at the end."""
+        rows = [Row(self._ids(prompt)) for prompt in prompts]
+        began = time.perf_counter()
+        state = jax.block_until_ready(self._start(rows, max_new_tokens, list(seeds or range(len(rows)))))
+        prefill_ms, began = (time.perf_counter() - began) * 1e3, time.perf_counter()
+        while any(row.finished is None for row in rows):
+            way = self._way()
+            state = self._advance(state, way)
+            state = self._look(state, rows, way, stop)
+            yield rows, []
+        decode_ms = (time.perf_counter() - began) * 1e3
+        yield rows, [self._answer(row, prefill_ms, decode_ms) for row in rows]
+
+    def warm(self, prompt: Sequence[int], max_new_tokens: int) -> None:
+        """Compiles everything an answer of this shape may use."""
+        row = Row(list(prompt))
+        ways = [None] if self.how is None else self.chooser.ways if self.chooser else [self._way()]
+        for way in ways:
+            jax.block_until_ready(self._advance(self._start([row], max_new_tokens, [0]), way))
+
+    def _ids(self, prompt: str | Sequence[int]) -> list[int]:
+        if isinstance(prompt, str):
+            return list(self.tokenizer.encode_chat([{"role": "user", "content": prompt}]))
+        return list(prompt)
+
+    def _way(self) -> Way | None:
+        if self.how is None:
+            return None
+        return self.chooser.pick() if self.chooser else Way(self.how.drafts, self.how.width)
+
+    def _start(self, rows: Sequence[Row], max_new_tokens: int, seeds: Sequence[int]) -> DecodeState | PlainState:
+        """Prefilled rows; prompt buffer and context capacity are powers of two, so that few shapes are compiled."""
+        longest, target = max(len(row.prompt) for row in rows), self.engine.target
+        limit = target.config.max_positions
+        if longest + max_new_tokens > limit:
+            raise ValueError(
+                f"prompt of {longest} tokens + max_new_tokens={max_new_tokens} exceed the context of "
+                f"{target.config.name} ({limit}); shorten one of them"
+            )
+        bucket = max(64, 1 << (longest - 1).bit_length())
+        prompts = np.zeros((len(rows), bucket), np.int32)
+        for line, row in zip(prompts, rows, strict=True):
+            line[: len(row.prompt)] = row.prompt
+        lengths = np.array([len(row.prompt) for row in rows], np.int32)
+        stops, seed = lengths + max_new_tokens, np.asarray(seeds, np.int32)
+        capacity = context_capacity(longest + max_new_tokens, self.engine.drafter.config.width, self.capacity)
+        if self.how is not None:
+            return start(self.engine, prompts, lengths, stops, seed, capacity=capacity)
+        empty = empty_rows(target, len(rows), capacity)
+        places = np.arange(len(rows), dtype=np.int32)
+        return insert(target, empty, places, prompts, lengths, stops, seed)
+
+    def _advance(self, state: DecodeState | PlainState, way: Way | None) -> DecodeState | PlainState:
+        if isinstance(state, PlainState):
+            return plain_segment(self.engine.target, state, SEGMENT, self.sampling)
+        assert way is not None
+        assert self.how is not None
+        how = dataclasses.replace(self.how, drafts=way.drafts, width=way.width)
+        return speculative_segment(self.engine, state, SEGMENT, how)
+
+    def _look(
+        self, state: DecodeState | PlainState, rows: list[Row], way: Way | None, stop: Sequence[str]
+    ) -> DecodeState | PlainState:
+        """Takes over what a segment wrote; rows at a stop string are marked done on the device too."""
+        speculative = isinstance(state, DecodeState)
+        found = (state.tokens, state.length, state.done, state.fault)
+        tokens, length, done, fault = jax.device_get(found)
+        runs = jax.device_get((state.runs, state.num_steps)) if speculative else None
+        if fault.any():
+            raise ValueError(self._diagnosis(tokens, fault))
+        stopped = []
+        for index, row in enumerate(rows):
+            if row.finished is not None:
+                continue
+            written = tokens[index, len(row.prompt) : length[index]].tolist()
+            if runs is None:
+                new = [1] * (len(written) - len(row.ids))
+            else:
+                new = runs[0][index, len(row.runs) : runs[1][index]].tolist()
+            row.ids, row.runs = written, row.runs + new
+            row.ways += [way or Way("drafter", 1)] * len(new)
+            if self.chooser is not None and way is not None:
+                # the last step may have been cut short by the answer's end: it says nothing about its drafts
+                self.chooser.observe(way, new[: len(new) - bool(done[index])], row.prompt + row.ids)
+            if done[index]:
+                ended = written[-1] in self.engine.target.config.eos_ids
+                row.finished = "eos" if ended else "length"
+            if stop and self._cut_at_stop(row, stop):
+                stopped.append(index)
+        return dataclasses.replace(state, done=state.done.at[jnp.array(stopped)].set(True)) if stopped else state
+
+    def _cut_at_stop(self, row: Row, stop: Sequence[str]) -> bool:
+        """Ends `row` at the first token that completes a stop string."""
+        if not any(word in self.tokenizer.decode(row.ids, skip_special=True) for word in stop):
+            return False
+        for count in range(1, len(row.ids) + 1):
+            text = self.tokenizer.decode(row.ids[:count], skip_special=True)
+            places = [text.find(word) for word in stop if word in text]
+            if places:
+                row.ids, row.finished, row.cut = row.ids[:count], "stop", min(places)
+                break
+        left = len(row.ids)
+        for step, run in enumerate(row.runs):
+            if run >= left:
+                row.runs, row.ways = [*row.runs[:step], left], row.ways[: step + 1]
+                break
+            left -= run
+        return True
+
+    def _answer(self, row: Row, prefill_ms: float, decode_ms: float) -> Answer:
+        assert row.finished is not None
+        text = self.tokenizer.decode(row.ids, skip_special=True)
+        widths, drafts = [way.width for way in row.ways], [way.drafts for way in row.ways]
+        return Answer(row.ids, text[: row.cut], row.finished, row.runs, widths, drafts, prefill_ms, decode_ms)
+
+    def _diagnosis(self, tokens: np.ndarray, fault: np.ndarray) -> str:
+        """Which layer first gave values that are not finite, for the first row it happened to."""
+        index = int(np.flatnonzero(fault)[0])
+        position = int(fault[index])
+        layer = first_broken_layer(self.engine.target, tokens[index, : position + 1])
+        where = "the LM head" if layer is None else f"layer {layer}"
+        return (
+            f"{self.engine.target.config.name}: logits at position {position} of row {index} are not finite (first in "
+            f"{where}); check the target's weights, or decode in float32"
+        )
+
+
+def context_capacity(tokens: int, width: int, least: int = 256) -> int:
+    """Length of the context buffers: a power of two with room for a last block."""
+    return max(least, 1 << (tokens + width - 1).bit_length())
+
+
+def first_broken_layer(target: Target, tokens: np.ndarray) -> int | None:
+    """The first layer whose output over `tokens` holds a NaN or an infinity; None when all layers are fine."""
+    num_layers = target.config.num_layers
+    row = jnp.asarray(tokens)[None]
+    positions = jnp.arange(len(tokens))[None]
+    mask = cached_mask(positions, len(tokens))
+    _, features, _ = target(row, positions, mask, taps=tuple(range(num_layers)))
+    fine = np.asarray(jnp.isfinite(features).reshape(len(tokens), num_layers, -1).all(axis=(0, 2)))
+    return None if fine.all() else int(np.argmin(fine))
