@@ -105,14 +105,17 @@ def evaluate_artifact(options: argparse.Namespace, tasks: dict) -> dict:
     """The whole report of one evaluation."""
     from configs.device import keep_compiled_programs
     from configs.provenance import provenance
-    from serve.evaluate import Evaluator, evaluate
+    from serve.evaluate import Evaluator, check_room, evaluate
     from serve.load import load_engine, sampling_of, step_cost
     from serve.session import context_capacity
 
     programs = keep_compiled_programs()
     engine, tokenizer, artifact = load_engine(options)
-    longest = max(len(tokenizer.encode_chat(p.chat())) for prompts in tasks.values() for p in prompts)
-    tokens = longest + options.max_new_tokens
+    tokens = 0
+    for prompt in (prompt for prompts in tasks.values() for prompt in prompts):
+        ids = tokenizer.encode_chat(prompt.chat())
+        check_room(engine.target, prompt, ids, options.max_new_tokens)
+        tokens = max(tokens, len(ids) + options.max_new_tokens)
     evaluator = Evaluator(
         engine,
         tokenizer,

@@ -16,7 +16,8 @@ import numpy as np
 from serve.cost import Cost
 
 PRIOR = 6.0  # steps a prior is worth
-FADE = 0.9  # of older observations, per look
+FADE = 0.9  # of older observations, per look with something new to see
+FORGET = 0.97  # the same, per look with nothing new: how soon drafts that failed are tried again
 MARGIN = 1.02  # a draft must promise this much over the plain loop: a wrong guess costs more than a missed gain
 NGRAM_PRIOR = (0.15, 0.5, 0.6)
 
@@ -36,23 +37,29 @@ class SlotAcceptance:
     """Running conditional acceptance of slots 1..W-1."""
 
     def __init__(self, prior: Sequence[float], num_slots: int):
-        self.prior = np.array([prior[min(slot, len(prior) - 1)] for slot in range(num_slots)])
+        known = np.array([prior[min(slot, len(prior) - 1)] for slot in range(num_slots)])
+        self.prior = np.clip(known, 0.01, 0.99)
         self.passed, self.reached = np.zeros(num_slots), np.zeros(num_slots)
 
     @property
     def conditional(self) -> np.ndarray:
-        return (PRIOR * self.prior + self.passed) / (PRIOR + self.reached)
+        """A slot that was seen little follows the one before it: as far from its prior, in log-odds."""
+        out, shift = np.empty(len(self.prior)), 0.0
+        for slot, odds in enumerate(np.log(self.prior / (1 - self.prior))):
+            supposed = 1 / (1 + np.exp(-odds - shift))
+            out[slot] = (PRIOR * supposed + self.passed[slot]) / (PRIOR + self.reached[slot])
+            shift = np.log(out[slot] / (1 - out[slot])) - odds
+        return out
 
     def tau(self, width: int) -> float:
         """Expected tokens of a step at `width`."""
         return 1.0 + float(np.cumprod(self.conditional[: width - 1]).sum())
 
-    def fade(self) -> None:
-        self.passed *= FADE
-        self.reached *= FADE
-
     def observe(self, accepted: Sequence[int], width: int) -> None:
         """Steps at `width` and how many drafts each accepted; slots past width - 1 stay unknown."""
+        fade = FADE if accepted else FORGET
+        self.passed *= fade
+        self.reached *= fade
         for count in accepted:
             seen = min(count + 1, width - 1)
             self.reached[:seen] += 1
@@ -79,10 +86,8 @@ class Chooser:
 
     def observe(self, way: Way, runs: Sequence[int], text: Sequence[int]) -> None:
         """A segment: tokens committed by each of its steps, and the row's whole text, prompt included, after it."""
-        for known in self.acceptance.values():
-            known.fade()
-        if way.drafts == "drafter" and way.width > 1:
-            self.acceptance["drafter"].observe([run - 1 for run in runs], way.width)
+        drafted = way.drafts == "drafter" and way.width > 1
+        self.acceptance["drafter"].observe([run - 1 for run in runs] if drafted else [], way.width)
         most = max((other.width for other in self.ways if other.drafts == "ngram"), default=1)
         if most > 1:
             places = len(text) - np.cumsum([0, *runs[::-1]])[1:]  # of the tokens each step started to write

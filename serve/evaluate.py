@@ -116,20 +116,12 @@ class Evaluator:
             following = turns[index + 1]["role"] if index + 1 < len(turns) else "user"
             if turn["role"] == "user" and following == "user":
                 ids = self.tokenizer.encode_chat(said)
-                self._check_room(prompt, ids)
+                check_room(self.engine.target, prompt, ids, self.max_new_tokens)
                 out.append(Question(prompt.task, prompt.id, turn["content"], ids))
                 if index + 1 < len(turns):
                     (answer,) = self.plain.generate([ids], max_new_tokens=self.max_new_tokens)
                     said.append({"role": "assistant", "content": answer.text})
         return out
-
-    def _check_room(self, prompt: Prompt, ids: Sequence[int]) -> None:
-        limit = self.engine.target.config.max_positions
-        if len(ids) + self.max_new_tokens > limit:
-            raise ValueError(
-                f"prompt {prompt.task}/{prompt.id}: {len(ids)} tokens + --max-new-tokens {self.max_new_tokens} exceed "
-                f"the context of {self.engine.target.config.name} ({limit}); lower --max-new-tokens or drop the prompt"
-            )
 
     def _pair(self, question: Question, speculative: Decoder) -> tuple[Answer, Answer]:
         """Plain and speculative; which goes first alternates by the prompt's length."""
@@ -155,6 +147,16 @@ class Evaluator:
         if plain.ids == fast.ids:
             return None
         return logit_gap(self.engine.target, question.ids, plain.ids, fast.ids)
+
+
+def check_room(target: Target, prompt: Prompt, ids: Sequence[int], max_new_tokens: int) -> None:
+    """Raises ValueError when a prompt and its answer exceed the target's context."""
+    limit = target.config.max_positions
+    if len(ids) + max_new_tokens > limit:
+        raise ValueError(
+            f"prompt {prompt.task}/{prompt.id}: {len(ids)} tokens + --max-new-tokens {max_new_tokens} exceed "
+            f"the context of {target.config.name} ({limit}); lower --max-new-tokens or drop the prompt"
+        )
 
 
 def time_steps(engine: Engine, capacity: int, widths: Sequence[int]) -> Cost:

@@ -43,10 +43,35 @@ def test_chain_and_its_report(tiny: Tiny):
     report = json.loads((tiny.root / "report" / "report.json").read_text())
     task = report["tasks"]["prompts"]
     assert task["exact"] == task["prompts"] == 2
-    assert 1 <= task["tau"] <= 3
-    assert report["width"] == 3
+    assert 1 <= task["tokens_per_step"] <= 3
+    assert (report["width"], report["asked_width"]) == (4, 3)
+    assert {way["width"] for way in task["ways"]} == {3}
     assert "<html" in (tiny.root / "report" / "report.html").read_text()
     assert (tiny.root / "run" / "acceptance.json").is_file()
+
+
+def test_widths_chosen_while_decoding_and_reports_compared(tiny: Tiny):
+    out = tiny.root / "report"
+    done = evaluate(tiny, "--temperature", "0")
+    assert done.returncode == 0, done.stderr
+    shown = command(["serve", "compare", str(out), str(out / "report.json")])
+    assert shown.returncode == 0, shown.stderr
+    (average,) = [line.split() for line in shown.stdout.splitlines() if line.strip().startswith("average")]
+    assert average[1:4] == average[4:7], "the same report twice"
+    refused(command(["serve", "compare", str(tiny.root)]), "no report.json")
+
+
+def test_chat_answers_as_the_plain_loop(tiny: Tiny):
+    engine = ["--target", str(tiny.root / "target"), "--drafter", str(tiny.root / "artifact")]
+    call = ["serve", "chat", *engine, "--message", "what is it", "--max-new-tokens", "12"]
+    answers = []
+    for width in ("1", "4"):
+        done = command([*call, "--width", width])
+        assert done.returncode == 0, done.stderr
+        *answer, summary = done.stdout.splitlines()[1:]
+        assert "tokens/s" in summary
+        answers.append(answer)
+    assert answers[0] == answers[1]
 
 
 def test_recipe_mistakes(tiny: Tiny):
@@ -91,7 +116,8 @@ def test_export_mistakes(tiny: Tiny, tmp_path: Path):
 
 def test_eval_mistakes(tiny: Tiny):
     refused(evaluate(tiny, tasks="gsm9k"), "gsm9k")
-    refused(evaluate(tiny, "--width", "9"), "--width", "2 to 4")
+    refused(evaluate(tiny, "--width", "9"), "--width", "1 to 4")
+    refused(evaluate(tiny, "--temperature", "-1"), "temperature", "at least 0")
     refused(evaluate(tiny, "--max-new-tokens", "250"), "--max-new-tokens", "256")
     refused(evaluate(tiny, drafter="run"), "no config.json")
     refused(evaluate(tiny, target="nowhere"), "nowhere")

@@ -1,0 +1,105 @@
+"""Answers do not depend on how they were decoded: plain or drafted, alone or in a batch, stops and all."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models.sampling import Sampling
+from models.tokenizer import Tokenizer
+from serve.choose import Chooser, Way
+from serve.cost import Cost
+from serve.decoder import Speculation, make_engine
+from serve.session import Decoder
+from tests.tiny import make_artifact, make_target
+
+PROMPTS = [np.random.default_rng(seed).integers(3, 60, 4 + 3 * seed).tolist() for seed in range(8)]
+COST = Cost(10.0, {1: 0.0, 3: 1.0, 6: 1.0}, {1: 10.0, 3: 10.5, 6: 11.0})
+
+
+class Letters(Tokenizer):
+    """Token ids as pairs of digits, so that stop strings can cross token boundaries."""
+
+    def __init__(self):
+        super().__init__(None, 0)
+
+    def decode(self, ids, *, skip_special=False):
+        return "".join(f"{token:02d}" for token in ids)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return make_engine(make_target(), make_artifact(markov_size=16))
+
+
+def decoder(engine, how, **options) -> Decoder:
+    return Decoder(engine, Letters(), how, **options)
+
+
+def chosen(engine) -> Decoder:
+    ways = [Way("drafter", 1), Way("drafter", 3), Way("drafter", 6), Way("ngram", 3)]
+    return decoder(engine, Speculation(1), chooser=Chooser(COST, [0.6], ways))
+
+
+@pytest.mark.parametrize("stop", [(), ("1", "55"), ("2",)], ids=["no stop", "stops", "early stop"])
+def test_equal_to_the_plain_loop(engine, stop: tuple[str, ...]):
+    plain = decoder(engine, None).generate(PROMPTS, max_new_tokens=30, stop=stop)
+    ended = {answer.finished for answer in plain}
+    assert ended == ({"eos", "length"} if not stop else ended | {"stop"})
+    for other in (decoder(engine, Speculation(6)), chosen(engine)):
+        answers = other.generate(PROMPTS, max_new_tokens=30, stop=stop)
+        assert [(a.ids, a.text, a.finished) for a in answers] == [(a.ids, a.text, a.finished) for a in plain]
+        for answer in answers:
+            assert sum(answer.runs) == len(answer.ids)
+            assert len(answer.runs) == len(answer.widths) == len(answer.drafts)
+    for answer in plain:
+        assert not any(word in answer.text for word in stop)
+        if answer.finished == "stop":
+            whole, before = Letters().decode(answer.ids), Letters().decode(answer.ids[:-1])
+            assert any(word in whole for word in stop), "the last token completed it"
+            assert not any(word in before for word in stop), "and none before did"
+
+
+@pytest.mark.parametrize("how", [Speculation(4), Speculation(4, deterministic=True), Speculation(4, block=True)])
+def test_sampled_rows_do_not_see_their_batch(engine, how: Speculation):
+    sampled = decoder(engine, how, sampling=Sampling(0.8, top_p=0.9))
+    together = sampled.generate(PROMPTS, max_new_tokens=20, seeds=range(8))
+    for index in (0, 3, 7):
+        (alone,) = sampled.generate([PROMPTS[index]], max_new_tokens=20, seeds=[index])
+        assert alone.ids == together[index].ids
+    assert sampled.generate(PROMPTS, max_new_tokens=20, seeds=range(8, 16))[0].ids != together[0].ids
+
+
+def test_too_long_for_the_context(engine):
+    with pytest.raises(ValueError, match=r"4 tokens \+ max_new_tokens=600 exceed the context of tiny \(512\)"):
+        decoder(engine, None).generate([PROMPTS[0]], max_new_tokens=600)
+
+
+@pytest.mark.parametrize("how", [None, Speculation(4)], ids=["plain", "drafted"])
+def test_not_finite_logits_name_the_layer(how: Speculation | None):
+    target = make_target()
+    broken = target.layers[2].down
+    broken[...] = broken[...].at[0, 0].set(jnp.nan)
+    with pytest.raises(ValueError, match=r"logits at position \d+ of row 0 are not finite \(first in layer 2\)"):
+        decoder(make_engine(target, make_artifact()), how).generate([PROMPTS[0]], max_new_tokens=20)
+
+
+def test_nothing_is_compiled_twice(engine):
+    """Prompts of other lengths in the same bucket, other seeds, other answers: the same programs."""
+    from serve.decoder import speculative_segment, start
+
+    drafted = decoder(engine, Speculation(5))
+    drafted.generate(PROMPTS[:2], max_new_tokens=20)
+    before = start._cache_size(), speculative_segment._cache_size()
+    drafted.generate(PROMPTS[2:4], max_new_tokens=25, seeds=[4, 5])
+    assert (start._cache_size(), speculative_segment._cache_size()) == before
+
+
+def test_pieces_of_an_answer_arrive_in_order(engine):
+    whole = dataclasses.replace(decoder(engine, Speculation(6)).generate([PROMPTS[1]], max_new_tokens=30)[0])
+    seen: list[int] = []
+    for (row,), _ in decoder(engine, Speculation(6)).stream([PROMPTS[1]], max_new_tokens=30):
+        assert row.ids[: len(seen)] == seen
+        seen = list(row.ids)
+    assert seen == whole.ids
