@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CONFIG ?= wide_block.yaml
+, := ,
 NAME := $(basename $(notdir $(CONFIG)))
 TASKS ?= word-problems,code,chat,rewriting,knowledge
 # Carries the default target's weights file; installed without its dependencies, which serve its plugin only.
@@ -16,13 +17,24 @@ LARGE_ONLY := sed -nu -e 's|^ *Downloading \([^ ]*/\)\{0,1\}\([^ /]*\) (\([0-9]\
   -e 's|^Installing collected packages.*|  unpacking|p'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow demo bench-train lint types clean
+# Z-lab's own decoder and the transformers it needs, beside ours; for comparisons only.
+PEERS_VENV := .venv-peers
+PEERS := dflash==0.1.0 transformers==5.15.0
+DRAFTER ?= exports/wide_block
+# Evaluation prompts by path where there are some; the shipped tasks where not.
+TASK_DIR ?= $(wildcard ../shared/tasks)
+BENCH_TASKS ?= $(if $(TASK_DIR),gsm8k$(,)humaneval$(,)mt-bench$(,)alpaca-eval$(,)math500,$(TASKS))
+BENCH_FLAGS := --target smollm2-135m --drafter $(DRAFTER) --tasks $(BENCH_TASKS) $(if $(TASK_DIR),--task-dir $(TASK_DIR))
+
+.PHONY: help setup test test-slow demo bench-train bench-decode bench-peers lint types clean
 
 help:
 	@echo "make setup         the environment in $(VENV)"
 	@echo "make demo          prepare, train, export and evaluate a drafter for the embedded target"
 	@echo "make test          the default test suite   (test-slow: the longer ones)"
 	@echo "make bench-train   speed of a training step"
+	@echo "make bench-decode  speed of the decoder, part by part and per task, with DRAFTER=$(DRAFTER)"
+	@echo "make bench-peers   the same drafter in z-lab's PyTorch decoder (an environment of its own, $(PEERS_VENV))"
 	@echo "make lint          ruff                     (types: pyright)"
 	@echo "make clean         remove $(VENV) and caches; runs/ and exports/ stay"
 
@@ -73,6 +85,23 @@ bench-train: setup
 	@echo "bench-train: a training step with cached and with online features"
 	$(BIN)/python -m train.bench
 
+bench-decode: setup $(DRAFTER)
+	@echo "bench-decode: close other work first; this times the machine"
+	$(BIN)/python -m serve.bench $(BENCH_FLAGS)
+
+bench-peers: $(PEERS_VENV)/.peers $(DRAFTER)
+	@echo "bench-peers: close other work first; this times the machine"
+	$(PEERS_VENV)/bin/python -m serve.bench_peers $(BENCH_FLAGS)
+
+$(PEERS_VENV)/.peers: pyproject.toml constraints.txt
+	@$(MAKE) --no-print-directory setup VENV=$(PEERS_VENV)
+	@echo "peers: $(PEERS)"
+	@$(PEERS_VENV)/bin/python -m pip install --quiet --no-deps $(PEERS)
+	@touch $@
+
+$(DRAFTER):
+	@echo "bench: no drafter at $(DRAFTER); expected an artifact: run make demo, or name one with DRAFTER=PATH" >&2; exit 2
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -81,5 +110,5 @@ types: setup
 	$(BIN)/pyright
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS_VENV) build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

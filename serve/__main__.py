@@ -1,6 +1,7 @@
 """python -m serve: decode with a drafter, measure what it gains, compare reports, chat."""
 
 import argparse
+import resource
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,12 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--drafter", required=True, type=Path, help="a drafter artifact directory")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="(default %(default)s)")
     parser.add_argument("--width", type=int, help="one block width to decode with (default: chosen while decoding)")
+    parser.add_argument(
+        "--drafts",
+        default="drafter",
+        choices=["drafter", "ngram"],
+        help="with --width: who drafts (default %(default)s)",
+    )
     parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy (default %(default)s)")
     parser.add_argument("--top-k", type=int, help="sample among the k most likely tokens (default: all)")
     parser.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling (default %(default)s)")
@@ -106,7 +113,7 @@ def evaluate_artifact(options: argparse.Namespace, tasks: dict) -> dict:
     from configs.device import keep_compiled_programs
     from configs.provenance import provenance
     from serve.evaluate import Evaluator, check_room, evaluate
-    from serve.load import load_engine, sampling_of, step_cost
+    from serve.load import load_engine, sampling_of, step_cost, way_of
     from serve.session import context_capacity
 
     programs = keep_compiled_programs()
@@ -122,7 +129,7 @@ def evaluate_artifact(options: argparse.Namespace, tasks: dict) -> dict:
         options.max_new_tokens,
         cost=step_cost(engine, artifact, tokens),
         prior=artifact.acceptance,
-        width=options.width,
+        way=way_of(options),
         sampling=sampling_of(options),
         capacity=context_capacity(tokens, artifact.config.width),
     )
@@ -136,6 +143,7 @@ def evaluate_artifact(options: argparse.Namespace, tasks: dict) -> dict:
         "drafter": str(options.drafter),
         "dtype": options.dtype,
         "max_new_tokens": options.max_new_tokens,
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "programs": dict(programs),
         "drafter_info": {
             "trained width": config.width,

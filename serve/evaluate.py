@@ -65,7 +65,7 @@ class Question:
 
 
 class Evaluator:
-    """Decodes questions with one engine, plainly and at widths a chooser picks (`width`: one fixed width instead)."""
+    """Decodes questions with one engine, plainly and as a chooser picks (`way`: one fixed way instead)."""
 
     def __init__(
         self,
@@ -75,22 +75,22 @@ class Evaluator:
         *,
         cost: Cost,
         prior: Sequence[float],
-        width: int | None = None,
+        way: Way | None = None,
         sampling: Sampling = GREEDY,
         capacity: int = 256,
     ):
         self.engine, self.tokenizer, self.max_new_tokens, self.capacity = engine, tokenizer, max_new_tokens, capacity
-        self.cost, self.prior, self.width, self.sampling = cost, prior, width, sampling
+        self.cost, self.prior, self.way, self.sampling = cost, prior, way, sampling
         self.plain = self._decoder(None)
         self._warm: set[int] = set()
 
     def task(self, name: str, prompts: Sequence[Prompt], advance: Any) -> list[Decoded]:
         """Every answer of a task. A chooser starts anew with each task and learns over its answers."""
-        speculative = self._speculative()
+        speculative = self.speculative()
         out = []
         for prompt in prompts:
-            for question in self._questions(prompt):
-                out.append((question, *self._pair(question, speculative)))
+            for question in self.questions(prompt):
+                out.append((question, *self.pair(question, speculative)))
             advance(name, [answer for _, _, answer in out])
         full = self._full_width([question.ids for question, _, _ in out])
         return [
@@ -98,16 +98,16 @@ class Evaluator:
             for (q, plain, fast), runs in zip(out, full, strict=True)
         ]
 
-    def _speculative(self) -> Decoder:
-        if self.width is not None:
-            return self._decoder(Speculation(self.width))
+    def speculative(self) -> Decoder:
+        if self.way is not None:
+            return self._decoder(Speculation(self.way.width, self.way.drafts))
         return self._decoder(Speculation(1), Chooser(self.cost, self.prior))
 
     def _decoder(self, how: Speculation | None, chooser: Chooser | None = None) -> Decoder:
         settings = {"sampling": self.sampling, "capacity": self.capacity}
         return Decoder(self.engine, self.tokenizer, how, chooser=chooser, **settings)
 
-    def _questions(self, prompt: Prompt) -> list[Question]:
+    def questions(self, prompt: Prompt) -> list[Question]:
         """The conversation so far at every user turn without an answer; plain answers fill in as they are known."""
         said, out = [], []
         turns = prompt.chat()
@@ -123,7 +123,7 @@ class Evaluator:
                     said.append({"role": "assistant", "content": answer.text})
         return out
 
-    def _pair(self, question: Question, speculative: Decoder) -> tuple[Answer, Answer]:
+    def pair(self, question: Question, speculative: Decoder) -> tuple[Answer, Answer]:
         """Plain and speculative; which goes first alternates by the prompt's length."""
         ids = question.ids
         bucket = (len(ids) - 1).bit_length()
@@ -209,7 +209,7 @@ def evaluate(evaluator: Evaluator, tasks: dict[str, list[Prompt]], *, sample: in
     everything = [answer for decoded in results.values() for answer in decoded]
     return {
         "width": evaluator.engine.drafter.config.width,
-        "asked_width": evaluator.width,
+        "asked_width": None if evaluator.way is None else evaluator.way.width,
         "sampling": dataclasses.asdict(evaluator.sampling),
         "cost": _describe_cost(evaluator.cost, survival_of(everything, evaluator.engine.drafter.config.width)),
         "tasks": summaries,

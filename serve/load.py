@@ -10,7 +10,7 @@ from models.sampling import Sampling
 from models.sources import load_target
 from models.target import fingerprint
 from models.tokenizer import Tokenizer, load_tokenizer
-from serve.choose import Chooser
+from serve.choose import Chooser, Way
 from serve.cost import Cost, candidate_widths, kept_cost
 from serve.decoder import Engine, Speculation, make_engine
 from serve.evaluate import time_steps
@@ -37,6 +37,13 @@ def sampling_of(options: argparse.Namespace) -> Sampling:
     return Sampling(options.temperature, options.top_k, options.top_p, options.min_p)
 
 
+def way_of(options: argparse.Namespace) -> Way | None:
+    """The one way of drafting that was asked for; None where it is to be chosen while decoding."""
+    if options.width is None and options.drafts != "drafter":
+        raise ValueError(f"--drafts {options.drafts}: expected --width with it, got none; add --width 4")
+    return None if options.width is None else Way(options.drafts, options.width)
+
+
 def step_cost(engine: Engine, artifact: Artifact, tokens: int) -> Cost:
     """What steps cost for answers that fill `tokens` of context; measured once on this device."""
     config = engine.drafter.config
@@ -61,9 +68,9 @@ def step_cost(engine: Engine, artifact: Artifact, tokens: int) -> Cost:
 def load_decoder(options: argparse.Namespace) -> Decoder:
     """A decoder as `options` describe it, choosing its widths unless one is given."""
     engine, tokenizer, artifact = load_engine(options)
-    sampling = sampling_of(options)
-    if options.width is not None:
-        return Decoder(engine, tokenizer, Speculation(options.width), sampling=sampling)
+    sampling, way = sampling_of(options), way_of(options)
+    if way is not None:
+        return Decoder(engine, tokenizer, Speculation(way.width, way.drafts), sampling=sampling)
     chooser = Chooser(step_cost(engine, artifact, options.max_new_tokens), artifact.acceptance)
     return Decoder(engine, tokenizer, Speculation(1), chooser=chooser, sampling=sampling)
 

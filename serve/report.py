@@ -13,6 +13,7 @@ This module owns the format, of the dictionary and of report.json alike; other k
     asked_width       the one width of the speculative loop; null where it was chosen while decoding
     sampling          {temperature, top_k, top_p, min_p}
     max_new_tokens    limit of every answer
+    peak_memory_bytes resident, of the process, loading included
     programs          {compiled, from_disk}: how many were compiled, how many found on disk
     drafter_info      {name: value} about the drafter: trained width, num_layers, parameters, ...
     cost              plain_ms: one step of the plain loop
@@ -121,6 +122,7 @@ REPORT = {
     "asked_width": Maybe(int),
     "sampling": {"temperature": float, "top_k": Maybe(int), "top_p": float, "min_p": float},
     "max_new_tokens": int,
+    "peak_memory_bytes": int,
     "programs": {"compiled": int, "from_disk": int},
     "drafter_info": {str: object},
     "cost": {"plain_ms": float, "widths": [WIDTH]},

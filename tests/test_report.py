@@ -87,6 +87,7 @@ def made_up_report() -> dict[str, Any]:
         "asked_width": None,
         "sampling": {"temperature": 0.0, "top_k": None, "top_p": 1.0, "min_p": 0.0},
         "max_new_tokens": 128,
+        "peak_memory_bytes": 1_400_000_000,
         "programs": {"compiled": 3, "from_disk": 9},
         "drafter_info": {
             "width": 32,

@@ -1,0 +1,189 @@
+"""python -m serve.bench_peers: the same drafter, target and prompts in z-lab's PyTorch decoder (PyPI `dflash`).
+
+Runs in an environment that has it (`make bench-peers` makes one). The drafter's plain part alone is compared, since
+that is all plain DFlash computes: a draft vocabulary and a Markov head are left off for both. The target is handed to
+PyTorch as a Hugging Face model with our weights. Prompts alternate between the two decoders. The last line is
+
+    {"peers": {"zlab": {tokens_per_second_ratio, ratio_spread, equal_steps_fraction, steps, equal_outputs, prompts,
+                        width, tokens_per_second, their_tokens_per_second}}}
+
+tokens_per_second_ratio is ours over theirs (median over prompts; spread: quartiles), decoding alone, prefill apart.
+equal_steps_fraction is the share of verify steps with equal accepted lengths, prompt by prompt, the last step before
+the token limit left out: there z-lab's decoder shrinks its block.
+"""
+
+import argparse
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from configs.console import command, progress, say
+
+
+@command
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m serve.bench_peers", description="Against z-lab's decoder.")
+    parser.add_argument("--target", default="smollm2-135m")
+    parser.add_argument("--drafter", type=Path, required=True)
+    parser.add_argument("--tasks", required=True)
+    parser.add_argument("--task-dir", type=Path)
+    parser.add_argument("--prompts", type=int, default=3, help="prompts per task (default %(default)s)")
+    parser.add_argument("--max-new-tokens", type=int, default=96, help="(default %(default)s)")
+    parser.add_argument("--width", type=int, default=8, help="block size of both (default %(default)s)")
+    options = parser.parse_args(arguments)
+    options.dtype, options.command = "float32", "bench"
+    print(json.dumps({"peers": {"zlab": measure(options)}}))
+    return 0
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    from configs.device import keep_compiled_programs
+    from models.prompts import load_task
+    from models.sources import load_target
+    from models.tokenizer import load_tokenizer
+    from serve.decoder import Speculation, make_engine
+    from serve.session import Decoder
+
+    keep_compiled_programs()
+    artifact = plain_part(options.drafter)
+    target, tokenizer = load_target(options.target, "float32"), load_tokenizer(options.target)
+    ours = Decoder(make_engine(target, artifact), tokenizer, Speculation(options.width), capacity=512)
+    theirs = Theirs(target, artifact, options.width)
+    prompts = [p for name in options.tasks.split(",") for p in load_task(name, options.task_dir)[: options.prompts]]
+    say(f"bench: {len(prompts)} prompts, width {options.width}, both decoders in turn")
+    rows = []
+    with progress("bench: ours and z-lab's", len(prompts), "prompts") as bar:
+        for prompt in prompts:
+            rows.append(one_prompt(ours, theirs, tokenizer.encode_chat(prompt.chat()), options.max_new_tokens))
+            bar.advance(1, f"{rows[-1]['ratio']:.2f}x")
+    ratios = [row["ratio"] for row in rows]
+    steps = sum(row["steps"] for row in rows)
+    return {
+        "tokens_per_second_ratio": round(float(np.median(ratios)), 3),
+        "ratio_spread": [round(float(value), 3) for value in np.percentile(ratios, [25, 75])],
+        "equal_steps_fraction": round(sum(row["equal"] for row in rows) / steps, 4),
+        "steps": steps,
+        "equal_outputs": sum(row["same"] for row in rows),
+        "prompts": len(rows),
+        "width": options.width,
+        "tokens_per_second": round(float(np.median([row["ours"] for row in rows])), 1),
+        "their_tokens_per_second": round(float(np.median([row["theirs"] for row in rows])), 1),
+    }
+
+
+def plain_part(path: Path) -> Any:
+    """The artifact at `path` without draft vocabulary and Markov head."""
+    from models.artifact import read_artifact
+
+    artifact = read_artifact(path)
+    config = dataclasses.replace(artifact.config, draft_vocab_size=None, markov_size=None)
+    weights = {name: value for name, value in artifact.weights.items() if name != "markov"}
+    return dataclasses.replace(artifact, config=config, weights=weights, draft_vocab=None)
+
+
+def one_prompt(ours: Any, theirs: "Theirs", ids: list[int], new: int) -> dict[str, Any]:
+    """Both decode `ids`. Their first token comes from prefill, so ours starts behind it too."""
+    found = theirs.generate(ids, new)
+    begun = [*ids, found.tokens[0]]
+    ours.generate([begun], max_new_tokens=new - 1)  # compiles what this shape needs
+    (answer,) = ours.generate([begun], max_new_tokens=new - 1)
+    again = theirs.generate(ids, new)
+    mine, other = answer.runs[:-1], found.runs[:-1]
+    counted = max(len(mine), len(other))
+    rate, their_rate = 1e3 / answer.ms_per_token, len(again.tokens) / again.seconds
+    return {
+        "ratio": rate / their_rate,
+        "ours": rate,
+        "theirs": their_rate,
+        "steps": counted,
+        "equal": sum(a == b for a, b in zip(mine, other, strict=False)),
+        "same": answer.ids == found.tokens[1:],
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    tokens: list[int]
+    runs: list[int]
+    seconds: float
+
+
+class Theirs:
+    """z-lab's `dflash_generate` over PyTorch copies of our target and drafter."""
+
+    def __init__(self, target: Any, artifact: Any, width: int):
+        import tempfile
+
+        import dflash.model
+        import torch
+
+        from models.artifact import write_artifact
+
+        # dflash 0.1.0 times itself with torch.cuda.synchronize, which a CPU build does not have.
+        dflash.model._cuda_time = time.perf_counter
+        self.generate_tokens, self.width = dflash.model.dflash_generate, width
+        self.target = torch_target(target)
+        self.eos = list(target.config.eos_ids)
+        with tempfile.TemporaryDirectory() as folder:
+            write_artifact(artifact, Path(folder))
+            self.drafter = dflash.model.DFlashDraftModel.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def generate(self, ids: list[int], new: int) -> Found:
+        import torch
+
+        found = self.generate_tokens(
+            self.drafter, self.target, torch.tensor([ids]), new, self.eos, block_size=self.width, return_stats=True
+        )
+        tokens = found.output_ids[0, len(ids) :].tolist()
+        seconds = found.time_per_output_token * found.num_output_tokens
+        return Found(tokens, list(found.acceptance_lengths), seconds)
+
+
+def torch_target(target: Any) -> Any:
+    """Our target (Llama family) as a transformers model on the CPU."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = target.config
+    config = LlamaConfig(
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.mlp_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        rms_norm_eps=shape.rms_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
+        max_position_embeddings=shape.max_positions,
+        tie_word_embeddings=shape.tied_head,
+    )
+    model = LlamaForCausalLM(config)
+    q, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    named = {"model.embed_tokens.weight": target.embedding, "model.norm.weight": target.norm}
+    tensors = {name: np.asarray(value[...]) for name, value in named.items()}
+    for index, layer in enumerate(target.layers):
+        base = f"model.layers.{index}"
+        qkv, gate_up = np.asarray(layer.qkv[...]), np.asarray(layer.gate_up[...])
+        parts = dict(zip("qkv", np.split(qkv, [q, q + kv], axis=1), strict=True)) | {"o": np.asarray(layer.out[...])}
+        tensors |= {f"{base}.self_attn.{part}_proj.weight": value.T for part, value in parts.items()}
+        gate, up = np.split(gate_up, 2, axis=1)
+        mlp = {"gate": gate, "up": up, "down": np.asarray(layer.down[...])}
+        tensors |= {f"{base}.mlp.{part}_proj.weight": value.T for part, value in mlp.items()}
+        tensors[f"{base}.input_layernorm.weight"] = np.asarray(layer.attention_norm[...])
+        tensors[f"{base}.post_attention_layernorm.weight"] = np.asarray(layer.mlp_norm[...])
+    state = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert set(missing) <= {"lm_head.weight"}
+    model.tie_weights()
+    return model.eval()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

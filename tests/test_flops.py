@@ -1,0 +1,38 @@
+"""The FLOPs we count for a step are those XLA counts in its compiled program, which adds elementwise work to them."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from tests.test_loss import make_batch
+from tests.tiny import make_artifact, make_target
+from train.flops import step_flops
+from train.loss import LossSettings, Trainee, block_loss
+
+LARGE = {"hidden_size": 256, "num_heads": 8, "num_kv_heads": 4, "head_dim": 32, "mlp_size": 512, "vocab_size": 2048}
+
+
+@pytest.mark.parametrize("markov_size", [None, 256])
+@pytest.mark.parametrize("online", [False, True])
+def test_step_flops(online: bool, markov_size: int | None):
+    target = make_target(**LARGE)
+    artifact = make_artifact(**LARGE, target_hidden_size=256, markov_size=markov_size)
+    trainee = Trainee(artifact.drafter("float32"), target, None, online=online)
+    batch = make_batch(target, final=False)
+    if online:
+        del batch["features"]
+    settings = LossSettings("dpace", gamma=2.0, soft=0.0, head_chunk=1024, remat=False)  # one chunk: no loop to count
+
+    @jax.jit
+    def gradients(trainee, batch):
+        return nnx.grad(lambda model: block_loss(model, batch, settings)[0])(trainee)
+
+    counted = gradients.lower(trainee, batch).compile().cost_analysis()["flops"]
+    rows, length = batch["tokens"].shape
+    blocks = {6: batch["anchors_w6"].shape[1], 3: batch["anchors_w3"].shape[1]}
+    ours = step_flops(artifact.config, target.config, rows=rows, row_length=length, blocks=blocks, online=online)
+    slots = sum(rows * count * (width - 1) for width, count in blocks.items())
+    head_padding = (1024 - slots) * 4 * 256 * 2048  # the rest of the chunk is computed and thrown away
+    assert 0.97 <= (counted - head_padding) / ours <= 1.10
+    assert jnp.isfinite(counted)
