@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs.device import cache_directory
-from models.generate import PlainState, plain_segment
+from models.generate import PlainState, empty_rows, insert, plain_segment
 from models.sampling import keys
-from serve.decoder import DecodeState, Engine, Speculation, draft, speculative_segment
+from serve.decoder import DecodeState, Engine, Speculation, draft, speculative_segment, start
 
 REPEATS = 7
 STEPS = 8  # per repeat
@@ -75,6 +75,17 @@ def measure_cost(engine: Engine, state: DecodeState, plain: PlainState, widths: 
     median = {name: float(np.median(values)) for name, values in times.items()}
     drafts = {w: median.get((w, "draft"), 0.0) for w in widths}
     return Cost(median["plain"], drafts, {w: median[w] - drafts[w] for w in widths})
+
+
+def time_steps(engine: Engine, capacity: int, widths: Sequence[int]) -> Cost:
+    """What steps cost at batch 1 with `capacity` positions of context, a quarter of them filled."""
+    target = engine.target
+    ids = np.random.default_rng(0).integers(0, target.config.vocab_size, (1, capacity // 4)).astype(np.int32)
+    length, zero = np.array([ids.shape[1]], np.int32), np.zeros(1, np.int32)
+    stop = length + capacity // 2
+    state = start(engine, ids, length, stop, zero, capacity=capacity)
+    plain = insert(target, empty_rows(target, 1, capacity), zero, ids, length, stop, zero)
+    return measure_cost(engine, state, plain, widths)
 
 
 def kept_cost(identity: Mapping[str, Any], measure: Callable[[], Cost]) -> Cost:

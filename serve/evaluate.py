@@ -29,8 +29,8 @@ from models.statistics import bootstrap_ratio
 from models.target import Target
 from models.tokenizer import Tokenizer
 from serve.choose import Chooser, Way
-from serve.cost import Cost, expected_tau, measure_cost
-from serve.decoder import Engine, Speculation, start
+from serve.cost import Cost, expected_tau
+from serve.decoder import Engine, Speculation
 from serve.session import Answer, Decoder
 
 POSITION_BIN = 16  # tokens of answer per point of the tau-over-position curve
@@ -157,17 +157,6 @@ def check_room(target: Target, prompt: Prompt, ids: Sequence[int], max_new_token
             f"prompt {prompt.task}/{prompt.id}: {len(ids)} tokens + --max-new-tokens {max_new_tokens} exceed "
             f"the context of {target.config.name} ({limit}); lower --max-new-tokens or drop the prompt"
         )
-
-
-def time_steps(engine: Engine, capacity: int, widths: Sequence[int]) -> Cost:
-    """What steps cost at batch 1 with `capacity` positions of context, a quarter of them filled."""
-    target = engine.target
-    ids = np.random.default_rng(0).integers(0, target.config.vocab_size, (1, capacity // 4)).astype(np.int32)
-    length, zero = np.array([ids.shape[1]], np.int32), np.zeros(1, np.int32)
-    stop = length + capacity // 2
-    state = start(engine, ids, length, stop, zero, capacity=capacity)
-    plain = generate.insert(target, generate.empty_rows(target, 1, capacity), zero, ids, length, stop, zero)
-    return measure_cost(engine, state, plain, widths)
 
 
 def logit_gap(target: Target, prompt: Sequence[int], plain: Sequence[int], other: Sequence[int]) -> float:

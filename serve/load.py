@@ -1,7 +1,6 @@
 """From command-line options to an engine, and to what the chooser needs to know about it."""
 
 import argparse
-from pathlib import Path
 
 from configs.console import say
 from configs.device import describe_device
@@ -11,9 +10,8 @@ from models.sources import load_target
 from models.target import fingerprint
 from models.tokenizer import Tokenizer, load_tokenizer
 from serve.choose import Chooser, Way
-from serve.cost import Cost, candidate_widths, kept_cost
+from serve.cost import Cost, candidate_widths, kept_cost, time_steps
 from serve.decoder import Engine, Speculation, make_engine
-from serve.evaluate import time_steps
 from serve.session import Decoder, context_capacity
 
 
@@ -73,10 +71,3 @@ def load_decoder(options: argparse.Namespace) -> Decoder:
         return Decoder(engine, tokenizer, Speculation(way.width, way.drafts), sampling=sampling)
     chooser = Chooser(step_cost(engine, artifact, options.max_new_tokens), artifact.acceptance)
     return Decoder(engine, tokenizer, Speculation(1), chooser=chooser, sampling=sampling)
-
-
-def engine_from(target: str, drafter: str | Path, dtype: str = "float32") -> tuple[Engine, Tokenizer, Artifact]:
-    """`load_engine` by name."""
-    return load_engine(
-        argparse.Namespace(target=target, drafter=Path(drafter), dtype=dtype, width=None, command="serve")
-    )
