@@ -65,6 +65,7 @@ class Drafter:
     draft_vocab_size: int | None  # most frequent response tokens; the whole vocabulary when null
     markov_size: int | None  # hidden width of the head that corrects a slot by the token before it; none when null
     init: Literal["target", "random"]
+    init_from: str | None  # a drafter artifact to start from instead
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,14 +1,19 @@
 """The drafter artifact: config.json and model.safetensors in the public DFlash layout, written and read.
 
 The one place that knows the foreign names of drafters. A drafter that plain DFlash code would run wrong (in-block
-causal attention, a Markov head) or differently (a draft vocabulary) carries its own architecture name, so that no
-loader takes it for the plain kind:
+causal attention, a window counted from the anchor, a Markov head) or differently (a draft vocabulary) carries its own
+architecture name, so that no loader takes it for the plain kind:
 
     architectures ["DFlashDraftModel"]     plain
-    architectures ["WideblockDraftModel"]  dflash_config.causal, .draft_vocab_size or .markov_size is set;
+    architectures ["WideblockDraftModel"]  dflash_config.causal, .sliding_window, .draft_vocab_size or .markov_size is
+                                           set;
                                            draft_vocab_ids [Vd] int32 holds the draft vocabulary's token ids,
                                            markov.into.weight [M, 2D] and markov.out.weight [D, M] the Markov head
     wideblock {target, target_fingerprint, ...}   where it comes from; other loaders ignore it
+
+Drafters that others trained are read too: names with or without `model.`, dflash_config nested or at the top level,
+both RoPE spellings, any float type, sharded files. A field that changes the computation and that we do not honour is
+refused by name.
 """
 
 import dataclasses
@@ -88,7 +93,7 @@ def read_artifact(path: Path) -> Artifact:
     """
     raw = _read_config(path)
     config = _from_json(raw, path)
-    tensors = _read_tensors(path / "model.safetensors")
+    tensors = _read_tensors(path)
     draft_vocab = tensors.pop("draft_vocab_ids", None)
     if (draft_vocab is None) != (config.draft_vocab_size is None):
         raise ValueError(f"{path}: dflash_config.draft_vocab_size and tensor draft_vocab_ids: one without the other")
@@ -119,6 +124,11 @@ def check_fit(artifact: Artifact, target: Target, path: Path) -> None:
         differing.append(f"taps: layers {taps} do not exist in {shape.name} ({shape.num_layers} layers)")
     if differing:
         raise ValueError(f"{path}: this drafter was made for another target ({'; '.join(differing)}); pass that target")
+
+
+def is_plain(config: DrafterConfig) -> bool:
+    """Whether plain DFlash code computes the same drafts."""
+    return not any(getattr(config, name) for name in _EXTRAS)
 
 
 def _to_tensors(artifact: Artifact) -> dict[str, np.ndarray]:
@@ -194,14 +204,13 @@ def _as_arrays(tree: Any) -> Any:
 
 def _to_json(artifact: Artifact, dtype: str) -> dict[str, Any]:
     config = artifact.config
-    extras = {"causal": config.causal, "draft_vocab_size": config.draft_vocab_size, "markov_size": config.markov_size}
-    own = any(extras.values())
+    extras = {name: getattr(config, name) for name in _EXTRAS}
+    own = not is_plain(config)
     dflash = {"mask_token_id": config.mask_token_id, "target_layer_ids": list(config.target_layer_ids)}
     if own:
         dflash |= extras
     scaling = config.rope_scaling
     rope = {"rope_type": "llama3", **dataclasses.asdict(scaling)} if scaling else None
-    kind = "full_attention" if config.sliding_window is None else "sliding_attention"
     out = {
         "architectures": [OWN if own else PLAIN],
         "model_type": "qwen3",
@@ -209,7 +218,7 @@ def _to_json(artifact: Artifact, dtype: str) -> dict[str, Any]:
         "dflash_config": dflash,
         "num_target_layers": config.num_target_layers,
         "num_hidden_layers": config.num_layers,
-        "layer_types": [kind] * config.num_layers,
+        "layer_types": ["full_attention"] * config.num_layers,
         "hidden_size": config.hidden_size,
         "target_hidden_size": config.target_hidden_size,
         "intermediate_size": config.mlp_size,
@@ -223,8 +232,8 @@ def _to_json(artifact: Artifact, dtype: str) -> dict[str, Any]:
         "hidden_act": "silu",
         "attention_bias": False,
         "attention_dropout": 0.0,
-        "sliding_window": config.sliding_window,
-        "use_sliding_window": config.sliding_window is not None,
+        "sliding_window": None,
+        "use_sliding_window": False,
         "max_position_embeddings": config.max_positions,
         "vocab_size": config.vocab_size,
         "tie_word_embeddings": config.tied_head,
@@ -241,25 +250,24 @@ def _from_json(raw: Mapping[str, Any], path: Path) -> DrafterConfig:
     architecture = (raw.get("architectures") or [None])[0]
     if architecture not in (PLAIN, OWN):
         raise ValueError(f"{where}: architectures {architecture!r}; expected a drafter ({PLAIN} or {OWN})")
-    dflash = raw.get("dflash_config") or {}
-    supported = {"mask_token_id", "target_layer_ids"} | (
-        {"causal", "draft_vocab_size", "markov_size"} if architecture == OWN else set()
-    )
+    dflash = {name: raw[name] for name in _PLACED_EITHER_WAY if name in raw} | (raw.get("dflash_config") or {})
+    supported = {*_PLACED_EITHER_WAY, *(_EXTRAS if architecture == OWN else ())}
     unknown = sorted(set(dflash) - supported)
     if unknown:
         raise ValueError(
             f"{where}: dflash_config.{unknown[0]} is not supported; this drafter has parts we do not compute"
         )
-    if raw.get("attention_bias") or raw.get("hidden_act", "silu") != "silu":
-        raise ValueError(f"{where}: attention_bias or an activation other than silu is not supported")
+    for name, harmless in _ONLY_HARMLESS.items():
+        if raw.get(name, harmless) not in (harmless, None):
+            raise ValueError(f"{where}: {name}={raw[name]!r} is not supported; expected {harmless!r}")
     kinds = set(raw.get("layer_types") or ["full_attention"])
-    if len(kinds) > 1:
-        raise ValueError(f"{where}: layer_types mixes {sorted(kinds)}; expected one kind for all layers")
+    if kinds != {"full_attention"}:
+        raise ValueError(f"{where}: layer_types {sorted(kinds)}: only full_attention layers are supported")
     rope = raw.get("rope_parameters") or {}
     scaling = raw.get("rope_scaling") or (rope if rope.get("rope_type", "default") != "default" else None)
     try:
         return DrafterConfig(
-            width=raw["block_size"],
+            width=dflash["block_size"],
             num_layers=raw["num_hidden_layers"],
             target_layer_ids=tuple(dflash["target_layer_ids"]),
             num_target_layers=raw["num_target_layers"],
@@ -274,15 +282,28 @@ def _from_json(raw: Mapping[str, Any], path: Path) -> DrafterConfig:
             rope_scaling=_rope_scaling(scaling, where),
             max_positions=raw["max_position_embeddings"],
             vocab_size=raw["vocab_size"],
-            tied_head=raw["tie_word_embeddings"],
+            tied_head=raw.get("tie_word_embeddings", False),
             mask_token_id=dflash["mask_token_id"],
-            causal=bool(dflash.get("causal", False)),
-            sliding_window=raw["sliding_window"] if kinds == {"sliding_attention"} else None,
+            causal=bool(dflash.get("causal", raw.get("is_causal") or False)),
+            sliding_window=dflash.get("sliding_window"),
             draft_vocab_size=dflash.get("draft_vocab_size"),
             markov_size=dflash.get("markov_size"),
         )
     except KeyError as error:
         raise ValueError(f"{where}: field {error} is missing; expected a DFlash drafter config") from error
+
+
+_EXTRAS = ("causal", "sliding_window", "draft_vocab_size", "markov_size")
+_PLACED_EITHER_WAY = ("block_size", "mask_token_id", "target_layer_ids")
+_ONLY_HARMLESS = {
+    "attention_bias": False,
+    "hidden_act": "silu",
+    "input_embedding_scale": 1.0,
+    "output_multiplier": 1.0,
+    "final_logit_softcapping": None,
+    "conv_kernel_size": None,
+    "selector_rank": None,
+}
 
 
 def _rope_scaling(raw: Mapping[str, Any] | None, where: str) -> RopeScaling | None:
@@ -304,7 +325,20 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ValueError(f"{file}: not JSON ({error}); export the drafter again") from error
 
 
-def _read_tensors(file: Path) -> dict[str, np.ndarray]:
+def _read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """All tensors of a directory, from one file or from the shards its index names, without a `model.` prefix."""
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    else:
+        files = ["model.safetensors"]
+    tensors: dict[str, np.ndarray] = {}
+    for name in files:
+        tensors |= _read_file(path / name)
+    return {name.removeprefix("model."): value for name, value in tensors.items()}
+
+
+def _read_file(file: Path) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError, safe_open
 
     if not file.is_file():

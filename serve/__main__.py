@@ -21,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run_eval,
         ),
         ("compare", "put several reports side by side", add_compare, run_compare),
+        ("inspect", "say what target and drafter directories are, and whether they fit", add_inspect, run_inspect),
         ("chat", "answer in the terminal, what each step committed tinted", add_chat, run_chat),
     ):
         add(subparser := commands.add_parser(name, help=text, description=text))
@@ -61,6 +62,10 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("reports", nargs="+", type=Path, help="report.json files, or directories holding one")
 
 
+def add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("paths", nargs="+", help="drafter artifacts, targets (directories, or smollm2-135m)")
+
+
 def add_chat(parser: argparse.ArgumentParser) -> None:
     add_engine(parser)
     parser.add_argument("--max-new-tokens", type=int, default=512, help="(default %(default)s)")
@@ -99,13 +104,21 @@ def run_compare(options: argparse.Namespace) -> int:
     return 0
 
 
+def run_inspect(options: argparse.Namespace) -> int:
+    from serve.inspect import inspect
+
+    return inspect(options.paths)
+
+
 def run_chat(options: argparse.Namespace) -> int:
     from configs.device import keep_compiled_programs
     from serve.chat import chat
-    from serve.load import load_decoder
+    from serve.load import open_decoder, sampling_of, way_of
 
     keep_compiled_programs()
-    return chat(load_decoder(options), options)
+    choices = {"dtype": options.dtype, "way": way_of(options), "sampling": sampling_of(options)}
+    decoder = open_decoder(options.target, options.drafter, **choices, context=2 * options.max_new_tokens)
+    return chat(decoder, options)
 
 
 def evaluate_artifact(options: argparse.Namespace, tasks: dict) -> dict:
@@ -113,11 +126,14 @@ def evaluate_artifact(options: argparse.Namespace, tasks: dict) -> dict:
     from configs.device import keep_compiled_programs
     from configs.provenance import provenance
     from serve.evaluate import Evaluator, check_room, evaluate
-    from serve.load import load_engine, sampling_of, step_cost, way_of
+    from serve.load import check_way, load_engine, sampling_of, step_cost, way_of
     from serve.session import context_capacity
 
     programs = keep_compiled_programs()
-    engine, tokenizer, artifact = load_engine(options)
+    way, sampling = way_of(options), sampling_of(options)
+    engine, tokenizer, artifact = load_engine(options.target, options.drafter, options.dtype)
+    if way is not None:
+        check_way(way, artifact, options.drafter)
     tokens = 0
     for prompt in (prompt for prompts in tasks.values() for prompt in prompts):
         ids = tokenizer.encode_chat(prompt.chat())
@@ -129,8 +145,8 @@ def evaluate_artifact(options: argparse.Namespace, tasks: dict) -> dict:
         options.max_new_tokens,
         cost=step_cost(engine, artifact, tokens),
         prior=artifact.acceptance,
-        way=way_of(options),
-        sampling=sampling_of(options),
+        way=way,
+        sampling=sampling,
         capacity=context_capacity(tokens, artifact.config.width),
     )
     say(f"eval: {'width ' + str(options.width) if options.width else 'widths chosen while decoding'}")

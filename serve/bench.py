@@ -45,7 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompts", type=int, default=20, help="prompts per task (default %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="(default %(default)s)")
     options = parser.parse_args(arguments)
-    options.width, options.dtype, options.command = None, "float32", "bench"
     print(json.dumps(measure(options)))
     return 0
 
@@ -60,7 +59,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         Path(name).name.split(".")[0]: load_task(name, options.task_dir)[: options.prompts]
         for name in options.tasks.split(",")
     }
-    engine, tokenizer, artifact = load_engine(options)
+    engine, tokenizer, artifact = load_engine(options.target, options.drafter, "float32")
     say("bench: plain, draft and verify steps, alone and in their loops")
     parts = time_parts(engine)
     say(f"bench: {json.dumps(parts)}")

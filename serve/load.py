@@ -1,11 +1,12 @@
-"""From command-line options to an engine, and to what the chooser needs to know about it."""
+"""From names and command-line options to a decoder, and to what its chooser needs to know."""
 
 import argparse
+from pathlib import Path
 
 from configs.console import say
 from configs.device import describe_device
 from models.artifact import Artifact, check_fit, read_artifact
-from models.sampling import Sampling
+from models.sampling import GREEDY, Sampling
 from models.sources import load_target
 from models.target import fingerprint
 from models.tokenizer import Tokenizer, load_tokenizer
@@ -15,20 +16,41 @@ from serve.decoder import Engine, Speculation, make_engine
 from serve.session import Decoder, context_capacity
 
 
-def load_engine(options: argparse.Namespace) -> tuple[Engine, Tokenizer, Artifact]:
-    """The engine `options` name.
+def open_decoder(
+    target: str,
+    drafter: str | Path,
+    *,
+    dtype: str = "float32",
+    way: Way | None = None,
+    sampling: Sampling = GREEDY,
+    context: int = 1024,
+) -> Decoder:
+    """A decoder for a target (a Hugging Face directory, or smollm2-135m) and a drafter artifact.
 
+    It chooses its widths unless `way` fixes one; the first time on a device that takes a timing of steps with `context`
+    positions.
     Raises:
       ValueError: no such target or drafter, one that does not fit the other, a width beyond the trained one.
     """
-    artifact = read_artifact(options.drafter)
-    width = artifact.config.width
-    if options.width is not None and not 1 <= options.width <= width:
-        raise ValueError(f"--width: expected 1 to {width} (what {options.drafter} was trained at), got {options.width}")
-    say(f"{options.command}: loading {options.target} and {options.drafter}")
-    target = load_target(options.target, options.dtype)
-    check_fit(artifact, target, options.drafter)
-    return make_engine(target, artifact), load_tokenizer(options.target), artifact
+    engine, tokenizer, artifact = load_engine(target, Path(drafter), dtype)
+    if way is not None:
+        check_way(way, artifact, Path(drafter))
+        return Decoder(engine, tokenizer, Speculation(way.width, way.drafts), sampling=sampling)
+    chooser = Chooser(step_cost(engine, artifact, context), artifact.acceptance)
+    return Decoder(engine, tokenizer, Speculation(1), chooser=chooser, sampling=sampling)
+
+
+def load_engine(target: str, drafter: Path, dtype: str) -> tuple[Engine, Tokenizer, Artifact]:
+    """The engine of a target and a drafter.
+
+    Raises:
+      ValueError: no such target or drafter, or one that does not fit the other.
+    """
+    artifact = read_artifact(drafter)
+    say(f"serve: loading {target} and {drafter}")
+    loaded = load_target(target, dtype)
+    check_fit(artifact, loaded, drafter)
+    return make_engine(loaded, artifact), load_tokenizer(target), artifact
 
 
 def sampling_of(options: argparse.Namespace) -> Sampling:
@@ -40,6 +62,13 @@ def way_of(options: argparse.Namespace) -> Way | None:
     if options.width is None and options.drafts != "drafter":
         raise ValueError(f"--drafts {options.drafts}: expected --width with it, got none; add --width 4")
     return None if options.width is None else Way(options.drafts, options.width)
+
+
+def check_way(way: Way, artifact: Artifact, drafter: Path) -> None:
+    """Raises ValueError for a width the drafter was not trained for."""
+    width = artifact.config.width
+    if not 1 <= way.width <= width:
+        raise ValueError(f"width: expected 1 to {width} (what {drafter} was trained at), got {way.width}")
 
 
 def step_cost(engine: Engine, artifact: Artifact, tokens: int) -> Cost:
@@ -61,13 +90,3 @@ def step_cost(engine: Engine, artifact: Artifact, tokens: int) -> Cost:
         return time_steps(engine, capacity, widths)
 
     return kept_cost(identity, measure)
-
-
-def load_decoder(options: argparse.Namespace) -> Decoder:
-    """A decoder as `options` describe it, choosing its widths unless one is given."""
-    engine, tokenizer, artifact = load_engine(options)
-    sampling, way = sampling_of(options), way_of(options)
-    if way is not None:
-        return Decoder(engine, tokenizer, Speculation(way.width, way.drafts), sampling=sampling)
-    chooser = Chooser(step_cost(engine, artifact, options.max_new_tokens), artifact.acceptance)
-    return Decoder(engine, tokenizer, Speculation(1), chooser=chooser, sampling=sampling)

@@ -114,9 +114,44 @@ def test_export_mistakes(tiny: Tiny, tmp_path: Path):
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "precious"
 
 
+def test_card_and_plain_export(tiny: Tiny):
+    card = (tiny.root / "artifact" / "README.md").read_text()
+    assert 'num_speculative_tokens": 3' in card
+    assert "--speculative-num-draft-tokens 4" in card
+    assert "| task | tau |" in card
+    own = tiny.train(tiny.root / "own", "drafter.markov_size=8", "drafter.draft_vocab_size=20")
+    assert own.returncode == 0, own.stderr
+    export = ["train", "export", "--run", str(tiny.root / "own"), "--out"]
+    refused(command([*export, str(tiny.root / "p"), "--plain"]), "--plain", "markov_size", "train without")
+    assert command([*export, str(tiny.root / "own_artifact")]).returncode == 0
+    assert "a draft vocabulary and a Markov head" in (tiny.root / "own_artifact" / "README.md").read_text()
+
+
+def test_training_goes_on_from_an_artifact(tiny: Tiny):
+    start = f"drafter.init_from={tiny.root}/artifact"
+    done = tiny.train(tiny.root / "further", start, "drafter.markov_size=8")
+    assert done.returncode == 0, done.stderr
+    refused(tiny.train(tiny.root / "x", start, "drafter.num_layers=2"), "init_from", "num_layers: artifact 1, recipe 2")
+
+
+def test_inspect_says_what_fits(tiny: Tiny):
+    from tests.tiny_run import write_target
+
+    done = command(["serve", "inspect", str(tiny.root / "artifact"), str(tiny.root / "target")])
+    assert done.returncode == 0, done.stderr
+    assert "artifact: a drafter" in done.stdout
+    assert "num_speculative_tokens=3" in done.stdout
+    assert "artifact fits" in done.stdout
+    write_target(tiny.root / "stranger", seed=8)
+    done = command(["serve", "inspect", str(tiny.root / "artifact"), str(tiny.root / "stranger")])
+    assert done.returncode == 1
+    assert "made for another target" in done.stdout
+    refused(command(["serve", "inspect", str(tiny.root)]), "no config.json")
+
+
 def test_eval_mistakes(tiny: Tiny):
     refused(evaluate(tiny, tasks="gsm9k"), "gsm9k")
-    refused(evaluate(tiny, "--width", "9"), "--width", "1 to 4")
+    refused(evaluate(tiny, "--width", "9"), "width", "1 to 4")
     refused(evaluate(tiny, "--drafts", "ngram"), "--drafts ngram", "--width")
     refused(evaluate(tiny, "--temperature", "-1"), "temperature", "at least 0")
     refused(evaluate(tiny, "--max-new-tokens", "250"), "--max-new-tokens", "256")

@@ -85,6 +85,7 @@ def test_a_planted_wrong_import_is_found(tmp_path: Path, file: str, line: str):
         "train export --help",
         "serve --help",
         "serve eval --help",
+        "serve chat --help",
     ],
 )
 def test_help_answers_at_once(arguments: str):

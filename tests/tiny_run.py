@@ -122,6 +122,7 @@ def recipe(root: Path) -> dict[str, dict[str, Any]]:
             "draft_vocab_size": None,
             "markov_size": None,
             "init": "random",
+            "init_from": None,
         },
         "batches": {"rows": 2, "row_length": 128, "blocks": {3: 4, 4: 4}},
         "loss": {"weighting": "dpace", "gamma": 4.0, "soft": 0.5, "head_chunk": 64},

@@ -44,6 +44,7 @@ def run_export(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", required=True, type=Path, help="directory for the artifact")
     parser.add_argument("--checkpoint", default="best", help="best (held-out tau), last, or a step (default: best)")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="(default: float32)")
+    parser.add_argument("--plain", action="store_true", help="plain DFlash for other engines, or the reason why not")
     options = parser.parse_args(arguments)
     which = int(options.checkpoint) if options.checkpoint.isdigit() else options.checkpoint
     if which not in ("best", "last") and not isinstance(which, int):
@@ -51,7 +52,7 @@ def run_export(arguments: Sequence[str]) -> int:
 
     from train.export import export
 
-    export(options.run, options.out, which, options.dtype)
+    export(options.run, options.out, which, options.dtype, plain=options.plain)
     say(f"next: python -m serve eval --target TARGET --drafter {options.out} --tasks TASK,... --out DIR")
     return 0
 

@@ -1,9 +1,14 @@
 """Building what a recipe describes: the drafter's shape, its first weights, the trainee."""
 
+import dataclasses
+from pathlib import Path
+from typing import Any
+
 import jax
 
 from configs.schema import Recipe
-from models.drafter import Drafter, DrafterConfig, random_weights, target_weights
+from models.artifact import check_fit, read_artifact
+from models.drafter import Drafter, DrafterConfig, markov_weights, random_weights, target_weights
 from models.target import Target
 from models.tokenizer import Tokenizer
 from pipelines.prepare import taps_of
@@ -49,7 +54,31 @@ def drafter_config(recipe: Recipe, target: Target, tokenizer: Tokenizer) -> Draf
 
 
 def new_drafter(recipe: Recipe, config: DrafterConfig, target: Target) -> Drafter:
-    """A drafter at step 0."""
+    """A drafter at step 0.
+
+    Raises:
+      ValueError: drafter.init_from is not an artifact, or not of the shape the recipe describes.
+    """
+    if recipe.drafter.init_from is not None:
+        return Drafter(config, _weights_of(Path(recipe.drafter.init_from), config, target), recipe.train.dtype)
     rng, taken = jax.random.key(recipe.run.seed), recipe.drafter.init == "target"
     weights = target_weights(config, target, rng) if taken else random_weights(config, rng)
     return Drafter(config, weights, recipe.train.dtype)
+
+
+def _weights_of(path: Path, config: DrafterConfig, target: Target) -> dict[str, Any]:
+    """The weights of the artifact at `path`, for a drafter of `config`.
+
+    Width and draft vocabulary may differ: they are no weights. A Markov head the artifact lacks starts without effect.
+    """
+    artifact = read_artifact(path)
+    check_fit(artifact, target, path)
+    theirs, ours = dataclasses.asdict(artifact.config), dataclasses.asdict(config)
+    free = {"width", "draft_vocab_size", "max_positions"} | (
+        {"markov_size"} if theirs["markov_size"] is None else set()
+    )
+    differing = [name for name in ours if name not in free and theirs[name] != ours[name]]
+    if differing:
+        listed = "; ".join(f"{name}: artifact {theirs[name]!r}, recipe {ours[name]!r}" for name in differing)
+        raise ValueError(f"drafter.init_from={path}: another shape than the recipe's ({listed}); change the recipe")
+    return artifact.weights | ({} if "markov" in artifact.weights else markov_weights(config, jax.random.key(0)))

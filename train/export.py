@@ -1,6 +1,7 @@
 """Export: a run's checkpoint becomes a drafter artifact (see `models.artifact`).
 
-In: a run directory: drafter.json (what the drafter is; owned here) and the Orbax checkpoints. Out: an artifact.
+In: a run directory: drafter.json (what the drafter is; owned here) and the Orbax checkpoints. Out: an artifact, with a
+model card beside it (README.md, see `train.card`).
 
     drafter.json  {"config": DrafterConfig fields, "draft_vocab": [token ids] or null, "origin": {...}}
 """
@@ -18,6 +19,7 @@ from models.artifact import Artifact, write_artifact
 from models.drafter import DrafterConfig
 from models.layers import RopeScaling
 from pipelines.shards import write_json
+from train.card import card
 
 
 def write_description(
@@ -48,24 +50,47 @@ def read_description(run: Path) -> tuple[DrafterConfig, np.ndarray | None, dict[
         raise ValueError(f"{file}: damaged ({error}); it is written again by: python -m train ... --resume") from error
 
 
-def export(run: Path, out: Path, which: str | int, dtype: str) -> Path:
+def export(run: Path, out: Path, which: str | int, dtype: str, *, plain: bool = False) -> Path:
     """Writes the artifact of checkpoint `which` ("best", "last" or a step) of `run` into `out`.
 
+    `plain` leaves the draft vocabulary out, so that any DFlash loader reads the drafter: it then drafts from the whole
+    vocabulary, through the same head.
+
     Raises:
-      ValueError: no such run or checkpoint, or `out` holds something that is not an artifact.
+      ValueError: no such run or checkpoint, `out` holds something that is not an artifact, or the drafter computes what
+        plain DFlash cannot.
     """
     from train.checkpoint import load_params
 
     config, vocab, origin = read_description(run)
+    if plain:
+        config, vocab = plain_config(config, run), None
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "config.json").is_file())):
         raise ValueError(f"{out}: exists and is not a drafter artifact; choose another --out")
     params, _, step = load_params(run / "checkpoints", which)
     weights = drafter_weights(params)
     origin |= {"step": step, **_heldout_acceptance(run)}
     write_artifact(Artifact(config, weights, vocab, origin), out, dtype)
+    (out / "README.md").write_text(card(run, out, config, origin, dtype))
     size = sum(np.asarray(value).size for value in _leaves(weights))
     say(f"export: step {step} of {run}: {config.num_layers} layers, {size / 1e6:.1f} M parameters -> {out}")
     return out
+
+
+def plain_config(config: DrafterConfig, run: Path) -> DrafterConfig:
+    """`config` as plain DFlash computes it.
+
+    Raises:
+      ValueError: it has parts whose absence would change the drafts it was trained to make.
+    """
+    parts = {"markov_size": "a Markov head", "causal": "causal in-block attention", "sliding_window": "a window"}
+    held = [f"drafter.{name} ({what})" for name, what in parts.items() if getattr(config, name)]
+    if held:
+        raise ValueError(
+            f"{run}: --plain: the drafter was trained with {', '.join(held)}, which plain DFlash loaders do not "
+            "compute; train without, or export it under its own architecture name (leave --plain out)"
+        )
+    return dataclasses.replace(config, draft_vocab_size=None)
 
 
 def _heldout_acceptance(run: Path, least: int = 30) -> dict[str, list[float]]:

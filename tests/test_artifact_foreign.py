@@ -1,0 +1,98 @@
+"""Drafters written by others load as the same drafter, however they spell it; what we do not compute is refused."""
+
+import json
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from models.artifact import read_artifact, write_artifact
+from tests.tiny import make_artifact
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    write_artifact(make_artifact(), tmp_path / "a")
+    return tmp_path / "a"
+
+
+def edit(path: Path, *, drop: tuple[str, ...] = (), **changes) -> None:
+    config = json.loads((path / "config.json").read_text())
+    config = {name: value for name, value in (config | changes).items() if name not in drop}
+    (path / "config.json").write_text(json.dumps(config))
+
+
+def assert_same(path: Path, tolerance: float = 0.0) -> None:
+    expected, found = make_artifact(), read_artifact(path)
+    assert found.config == expected.config
+    close = jax.tree.map(lambda a, b: bool(np.abs(a - b).max() <= tolerance), found.weights, expected.weights)
+    assert jax.tree.all(close)
+
+
+def test_names_with_a_prefix(written: Path):
+    file = written / "model.safetensors"
+    tensors = {f"model.{name}": value for name, value in load_file(file).items()}
+    save_file(tensors, file)
+    assert_same(written)
+
+
+def test_sharded(written: Path):
+    file = written / "model.safetensors"
+    tensors = load_file(file)
+    file.unlink()
+    names = sorted(tensors)
+    index = {}
+    for part, mine in enumerate((names[::2], names[1::2]), start=1):
+        shard = f"model-{part:05d}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in mine}, written / shard)
+        index |= dict.fromkeys(mine, shard)
+    (written / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    assert_same(written)
+    (written / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"model-00002-of-00002\.safetensors: missing"):
+        read_artifact(written)
+
+
+def test_bfloat16(written: Path):
+    file = written / "model.safetensors"
+    save_file({name: value.astype(ml_dtypes.bfloat16) for name, value in load_file(file).items()}, file)
+    assert_same(written, tolerance=0.02)
+
+
+def test_fields_at_the_top_level_and_block_size_nested(written: Path):
+    config = json.loads((written / "config.json").read_text())
+    edit(written, **config["dflash_config"], drop=("dflash_config",))
+    assert_same(written)
+    edit(written, dflash_config={**config["dflash_config"], "block_size": 6}, drop=("block_size",))
+    assert_same(written)
+
+
+@pytest.mark.parametrize("drop", ["rope_theta", "rope_parameters"])
+def test_both_rope_spellings(written: Path, drop: str):
+    edit(written, drop=(drop, "rope_scaling", "tie_word_embeddings"))
+    assert_same(written)
+
+
+def test_causal_by_its_public_name(written: Path):
+    edit(written, is_causal=True)
+    assert read_artifact(written).config.causal
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "only full_attention layers"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0 is not supported; expected None"),
+        ({"input_embedding_scale": 2.0}, "input_embedding_scale=2.0 is not supported; expected 1.0"),
+        ({"architectures": ["DFlash2DraftModel"]}, "architectures 'DFlash2DraftModel'"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling 'yarn' is not supported"),
+        ({"attention_bias": True}, "attention_bias=True is not supported"),
+    ],
+)
+def test_what_we_do_not_compute_is_refused_by_name(written: Path, changes: dict, said: str):
+    edit(written, **changes)
+    with pytest.raises(ValueError, match=said.replace(".", r"\.")):
+        read_artifact(written)

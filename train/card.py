@@ -1,0 +1,90 @@
+"""The model card of an exported drafter: what it is, what it gained, how to serve it where."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from models.artifact import is_plain
+from models.drafter import DrafterConfig
+
+
+def card(run: Path, out: Path, config: DrafterConfig, origin: Mapping[str, Any], dtype: str) -> str:
+    """README.md of the artifact at `out`, from what the run directory knows."""
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    provenance = json.loads((run / "provenance.json").read_text())
+    target = origin["target"]
+    lines = [
+        f"# DFlash drafter for {target}",
+        "",
+        f"Width {config.width} (1 anchor + {config.width - 1} drafted tokens), {config.num_layers} layers, taps "
+        f"{list(config.target_layer_ids)}, {dtype}. It drafts for {target} alone (weights "
+        f"{origin['target_fingerprint']}) and owns neither its embedding nor its LM head.",
+        "",
+        f"Trained by wideblock, recipe `{recipe['run']['name']}`, step {origin['step']}, on the target's own responses "
+        f"to prompts from {', '.join(recipe['prompts']['sources'])}; revision {provenance['revision']}, on "
+        f"{provenance['device']}.",
+        "",
+        *_acceptance(run),
+        "## Serve it",
+        "",
+        *(_plain_commands(out, config, target) if is_plain(config) else _own_commands(out, config, target)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _acceptance(run: Path) -> list[str]:
+    """The tables the run has: held-out acceptance, and the report of an evaluation if there was one."""
+    lines = []
+    heldout, report = run / "acceptance.json", run / "report.json"
+    if heldout.is_file():
+        raw = json.loads(heldout.read_text())
+        lines += [f"Held-out acceptance length (greedy walk, width {raw['width']}):", "", "| task | tau |", "|---|---|"]
+        lines += [f"| {name} | {task['tau']:.2f} |" for name, task in raw["tasks"].items()] + [""]
+    if report.is_file():
+        raw = json.loads(report.read_text())
+        lines += [f"Decoded on {raw['device']} ({raw['dtype']}, batch 1):", ""]
+        lines += ["| task | tau | speedup | exact |", "|---|---|---|---|"]
+        for name, task in raw["tasks"].items():
+            lines.append(f"| {name} | {task['tau']:.2f} | {task['speedup']:.2f}x | {task['exact']}/{task['prompts']} |")
+        lines.append("")
+    return lines
+
+
+def _own_commands(out: Path, config: DrafterConfig, target: str) -> list[str]:
+    parts = {
+        "a draft vocabulary": config.draft_vocab_size,
+        "a Markov head": config.markov_size,
+        "causal in-block attention": config.causal,
+        "a context window": config.sliding_window,
+    }
+    held = " and ".join(name for name, value in parts.items() if value)
+    return [
+        f"This drafter has {held}, beyond plain DFlash: its architecture is named WideblockDraftModel so that no other "
+        "engine loads it and silently runs it wrong.",
+        "",
+        f"    python -m serve eval --target {target} --drafter {out} --tasks word-problems,code --out report",
+    ]
+
+
+def _plain_commands(out: Path, config: DrafterConfig, target: str) -> list[str]:
+    """Each engine counts width its own way: block_size W includes the anchor, num_speculative_tokens does not."""
+    drafted, width = config.width - 1, config.width
+    spec = json.dumps({"method": "dflash", "model": str(out), "num_speculative_tokens": drafted})
+    return [
+        f"W = {width} counts the anchor (`block_size`); vLLM counts drafted tokens, {drafted}.",
+        "",
+        "    # wideblock",
+        f"    python -m serve eval --target {target} --drafter {out} --tasks word-problems,code --out report",
+        "    # vLLM, and vLLM on TPU (tpu-inference)",
+        f"    vllm serve {target} --speculative-config '{spec}'",
+        "    # SGLang (sglang-jax: the same options of sgl_jax.launch_server); counts the anchor",
+        f"    python -m sglang.launch_server --model-path {target} --speculative-algorithm DFLASH \\",
+        f"        --speculative-draft-model-path {out} --speculative-num-draft-tokens {width}",
+        "    # z-lab's transformers backend (PyPI dflash); takes block_size from config.json",
+        f"    DFlashDraftModel.from_pretrained({str(out)!r}).spec_generate(target, input_ids, 256, [eos])",
+        "",
+        "The commands for other engines are theirs as documented in November 2026; only the first is run by our tests.",
+    ]
