@@ -79,7 +79,7 @@ demo: setup
 	$(BIN)/python -m train export --run runs/$(NAME) --out exports/$(NAME)
 	@echo "demo: [3/3] decoding with it, against the plain loop -> runs/$(NAME)/report.html"
 	$(BIN)/python -m serve eval --target smollm2-135m --drafter exports/$(NAME) \
-	  --tasks $(TASKS) --out runs/$(NAME)
+	  --tasks $(TASKS) --prompts 8 --out runs/$(NAME)
 
 bench-train: setup
 	@echo "bench-train: a training step with cached and with online features"

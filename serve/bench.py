@@ -31,8 +31,8 @@ from configs.console import command, say
 
 REPEATS = 9
 STEPS = 16  # per repeat
-FIXED = (1, 2, 3, 4, 8, 16)
-FEW = 3  # prompts of each task for the comparison of widths
+FIXED = (1, 2, 3, 4, 8)
+FEW = 2  # prompts of each task for the comparison of widths
 
 
 @command
@@ -111,11 +111,15 @@ def compare_widths(evaluators: Callable[[Any], Any], tasks: Mapping[str, Any]) -
         times = {name: [0.0, 0.0] for name in ways}
         decoders = {name: evaluator.speculative() for name, evaluator in ways.items()}
         for prompt in prompts:
-            for name, evaluator in ways.items():
-                for question in evaluator.questions(prompt):
-                    plain, fast = evaluator.pair(question, decoders[name])
-                    times[name][0] += plain.ms_per_token
-                    times[name][1] += fast.ms_per_token
+            for question in ways["chosen"].questions(prompt):
+                for name, evaluator in ways.items():
+                    evaluator.warm(question, decoders[name])
+                before = ways["chosen"].answer(question, None)
+                fast = {name: evaluator.answer(question, decoders[name]) for name, evaluator in ways.items()}
+                after = ways["chosen"].answer(question, None)
+                for name, answer in fast.items():
+                    times[name][0] += (before.ms_per_token + after.ms_per_token) / 2
+                    times[name][1] += answer.ms_per_token
         for name, (plain_ms, fast_ms) in times.items():
             speedups[name].append(plain_ms / fast_ms)
         say(f"bench: {task}: " + ", ".join(f"{name} {values[-1]:.2f}x" for name, values in speedups.items()))

@@ -125,15 +125,24 @@ class Evaluator:
 
     def pair(self, question: Question, speculative: Decoder) -> tuple[Answer, Answer]:
         """Plain and speculative; which goes first alternates by the prompt's length."""
-        ids = question.ids
-        bucket = (len(ids) - 1).bit_length()
+        self.warm(question, speculative)
+        if len(question.ids) % 2:
+            return self.answer(question, None), self.answer(question, speculative)
+        fast = self.answer(question, speculative)
+        return self.answer(question, None), fast
+
+    def answer(self, question: Question, decoder: Decoder | None) -> Answer:
+        """The decoder's answer, the plain loop's for None."""
+        (answer,) = (decoder or self.plain).generate([question.ids], max_new_tokens=self.max_new_tokens)
+        return answer
+
+    def warm(self, question: Question, speculative: Decoder) -> None:
+        """Compiles what an answer to this question may use, so that no time holds a compilation."""
+        bucket = (len(question.ids) - 1).bit_length()
         if bucket not in self._warm:
-            self.plain.warm(ids, self.max_new_tokens)
-            speculative.warm(ids, self.max_new_tokens)
+            self.plain.warm(question.ids, self.max_new_tokens)
+            speculative.warm(question.ids, self.max_new_tokens)
             self._warm.add(bucket)
-        pair = [self.plain, speculative] if len(ids) % 2 else [speculative, self.plain]
-        answers = {decoder: decoder.generate([ids], max_new_tokens=self.max_new_tokens)[0] for decoder in pair}
-        return answers[self.plain], answers[speculative]
 
     def _full_width(self, prompts: Sequence[list[int]]) -> list[list[int]]:
         """The runs of every prompt at the drafter's own width."""
