@@ -23,7 +23,7 @@ from configs.console import progress, say
 from train.checkpoint import Checkpoints
 from train.metrics import Metrics
 
-FINAL_RATE = 0.1  # of the peak learning rate, at the end of the cosine
+FINAL_RATE = 0.02  # of the peak learning rate, at the last step
 LossFn = Callable[..., tuple[Any, dict[str, Any]]]
 Evaluate = Callable[[nnx.Module, int], Mapping[str, float]]
 
@@ -50,7 +50,7 @@ class Outcome:
 
 
 def learning_rate(section: schema.Optimizer, steps: int) -> optax.Schedule:
-    """Linear warm-up over `warmup_fraction` of the steps, then cosine to a tenth of the peak."""
+    """Linear warm-up over `warmup_fraction` of the steps, then cosine to FINAL_RATE of the peak."""
     warmup = max(1, round(section.warmup_fraction * steps))
     return optax.warmup_cosine_decay_schedule(
         0.0, section.learning_rate, warmup, max(steps, warmup + 1), FINAL_RATE * section.learning_rate
