@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import grain
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -16,7 +17,8 @@ def batches():
 
 
 def save(checkpoints: Checkpoints, step: int, tau: float | None, size: int = 4) -> None:
-    trees = {"params": {"a": jnp.full(size, float(step))}, "optimizer": {"m": jnp.zeros(size)}}
+    values = jax.random.normal(jax.random.key(step), size)  # does not compress
+    trees = {"params": {"a": values}, "optimizer": {"m": jnp.zeros(size)}}
     checkpoints.save(step, trees, batches(), {"seed": 0, "identity": {}, "tau": tau})
 
 
