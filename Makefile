@@ -19,19 +19,26 @@ LARGE_ONLY := sed -nu -e 's|^ *Downloading \([^ ]*/\)\{0,1\}\([^ /]*\) (\([0-9]\
 .DEFAULT_GOAL := help
 # Z-lab's own decoder and the transformers it needs, beside ours; for comparisons only.
 PEERS_VENV := .venv-peers
-PEERS := dflash==0.1.0 transformers==5.15.0
+PEERS := dflash==0.1.0 transformers==5.15.0 speculators==0.9.0 hs-connectors==0.9.0 loguru pydantic-settings
+# MaxText's own converter makes a checkpoint to read; it needs Python 3.12 or newer.
+PYTHON312 ?= python3.12
+MAXTEXT_VENV := .venv-maxtext
+MAXTEXT := maxtext==0.2.5
+# What its converter imports; its own extras pull in the TPU stack.
+MAXTEXT_NEEDS := jax flax orbax-checkpoint
 DRAFTER ?= exports/wide_block
 # Evaluation prompts by path where there are some; the shipped tasks where not.
 TASK_DIR ?= $(wildcard ../shared/tasks)
 BENCH_TASKS ?= $(if $(TASK_DIR),gsm8k$(,)humaneval$(,)mt-bench$(,)alpaca-eval$(,)math500,$(TASKS))
 BENCH_FLAGS := --target smollm2-135m --drafter $(DRAFTER) --tasks $(BENCH_TASKS) $(if $(TASK_DIR),--task-dir $(TASK_DIR))
 
-.PHONY: help setup test test-slow demo bench-train bench-decode bench-peers lint types clean
+.PHONY: help setup test test-slow test-peers demo bench-train bench-decode bench-peers lint types clean
 
 help:
 	@echo "make setup         the environment in $(VENV)"
 	@echo "make demo          prepare, train, export and evaluate a drafter for the embedded target"
 	@echo "make test          the default test suite   (test-slow: the longer ones)"
+	@echo "make test-peers    against z-lab's dflash, speculators and MaxText (environments of their own; needs $(PYTHON312))"
 	@echo "make bench-train   speed of a training step"
 	@echo "make bench-decode  speed of the decoder, part by part and per task, with DRAFTER=$(DRAFTER)"
 	@echo "make bench-peers   the same drafter in z-lab's PyTorch decoder (an environment of its own, $(PEERS_VENV))"
@@ -66,11 +73,15 @@ $(STAMP): pyproject.toml constraints.txt
 
 test: setup
 	@echo "test: the default suite (a few minutes on two cores)"
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow and not peers"
 
 test-slow: setup
 	@echo "test-slow: whole chains and real weights"
 	$(BIN)/python -m pytest -q -m "slow"
+
+test-peers: $(PEERS_VENV)/.peers $(MAXTEXT_VENV)/.peers
+	@echo "test-peers: other projects' programs on our files, and ours on theirs"
+	MAXTEXT_PYTHON=$(MAXTEXT_VENV)/bin/python $(PEERS_VENV)/bin/python -m pytest -q -m "peers"
 
 demo: setup
 	@echo "demo: [1/3] preparing data and training $(CONFIG) -> runs/$(NAME)"
@@ -99,6 +110,15 @@ $(PEERS_VENV)/.peers: pyproject.toml constraints.txt
 	@$(PEERS_VENV)/bin/python -m pip install --quiet --no-deps $(PEERS)
 	@touch $@
 
+$(MAXTEXT_VENV)/.peers: Makefile
+	@command -v $(PYTHON312) >/dev/null || { \
+	  echo "peers: no $(PYTHON312): expected Python 3.12 or newer for MaxText; name one with PYTHON312=PATH" >&2; exit 2; }
+	@echo "peers: $(MAXTEXT) in $(MAXTEXT_VENV)"
+	@$(PYTHON312) -m venv --clear $(MAXTEXT_VENV)
+	@$(MAXTEXT_VENV)/bin/python -m pip --disable-pip-version-check install --quiet $(MAXTEXT_NEEDS)
+	@$(MAXTEXT_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps $(MAXTEXT)
+	@touch $@
+
 $(DRAFTER):
 	@echo "bench: no drafter at $(DRAFTER); expected an artifact: run make demo, or name one with DRAFTER=PATH" >&2; exit 2
 
@@ -110,5 +130,5 @@ types: setup
 	$(BIN)/pyright
 
 clean:
-	rm -rf $(VENV) $(PEERS_VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS_VENV) $(MAXTEXT_VENV) build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -218,8 +218,37 @@ def find_recipe(name: str) -> Path:
     raise RecipeError(f"no recipe {name!r}: expected a file, or one of the shipped recipes ({known})")
 
 
+MAXTEXT_NAMES = {  # what MaxText's command line calls some of our fields; accepted in overrides
+    "run_name": "run.name",
+    "steps": "train.steps",
+    "dtype": "train.dtype",
+    "eval_interval": "train.eval_every",
+    "checkpoint_period": "train.checkpoint_every",
+    "max_num_checkpoints_to_keep": "train.keep",
+    "log_period": "train.log_every",
+    "learning_rate": "optimizer.learning_rate",
+    "warmup_steps_fraction": "optimizer.warmup_fraction",
+    "adam_b1": "optimizer.b1",
+    "adam_b2": "optimizer.b2",
+    "adam_weight_decay": "optimizer.weight_decay",
+    "gradient_clipping_threshold": "optimizer.clip",
+    "gradient_accumulation_steps": "optimizer.accumulation",
+    "max_target_length": "batches.row_length",
+    "ici_data_parallelism": "mesh.data",
+    "ici_fsdp_parallelism": "mesh.fsdp",
+}
+
+
 def _apply(raw: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
+    if equals and "." not in key and key not in _names(Recipe):
+        if key not in MAXTEXT_NAMES:
+            known = ", ".join(MAXTEXT_NAMES)
+            raise RecipeError(
+                f"override {override!r}: expected section.field=value, for example train.steps=100, or one of "
+                f"MaxText's keys that are understood here: {known}"
+            )
+        key = MAXTEXT_NAMES[key]
     section, dot, field = key.partition(".")
     if not (equals and dot and field):
         raise RecipeError(f"override {override!r}: expected section.field=value, for example train.steps=100")

@@ -81,7 +81,7 @@ def write_artifact(artifact: Artifact, path: Path, dtype: str = "float32") -> No
     save_file(tensors, partial, metadata={"format": "pt"})
     os.replace(partial, path / "model.safetensors")
     partial = path / "config.json.partial"
-    partial.write_text(json.dumps(_to_json(artifact, dtype), indent=2) + "\n")
+    partial.write_text(json.dumps(config_json(artifact, dtype), indent=2) + "\n")
     os.replace(partial, path / "config.json")
 
 
@@ -91,8 +91,8 @@ def read_artifact(path: Path) -> Artifact:
     Raises:
       ValueError: not an artifact, a field or tensor missing, of the wrong shape or unsupported, a truncated file.
     """
-    raw = _read_config(path)
-    config = _from_json(raw, path)
+    raw = read_config(path)
+    config = parse_config(raw, path)
     tensors = _read_tensors(path)
     draft_vocab = tensors.pop("draft_vocab_ids", None)
     if (draft_vocab is None) != (config.draft_vocab_size is None):
@@ -193,16 +193,17 @@ def _from_tensors(config: DrafterConfig, tensors: Mapping[str, np.ndarray], path
         }
     if left:
         raise ValueError(f"{path}: unknown tensor {sorted(left)[0]}; this drafter has parts we do not compute")
-    return _as_arrays(weights)
+    return as_arrays(weights)
 
 
-def _as_arrays(tree: Any) -> Any:
+def as_arrays(tree: Any) -> Any:
     if isinstance(tree, dict):
-        return {name: _as_arrays(value) for name, value in tree.items()}
-    return [_as_arrays(value) for value in tree] if isinstance(tree, list) else jnp.asarray(tree)
+        return {name: as_arrays(value) for name, value in tree.items()}
+    return [as_arrays(value) for value in tree] if isinstance(tree, list) else jnp.asarray(tree)
 
 
-def _to_json(artifact: Artifact, dtype: str) -> dict[str, Any]:
+def config_json(artifact: Artifact, dtype: str) -> dict[str, Any]:
+    """The artifact's config.json, its tensors being in `dtype`."""
     config = artifact.config
     extras = {name: getattr(config, name) for name in _EXTRAS}
     own = not is_plain(config)
@@ -245,7 +246,8 @@ def _to_json(artifact: Artifact, dtype: str) -> dict[str, Any]:
     return out
 
 
-def _from_json(raw: Mapping[str, Any], path: Path) -> DrafterConfig:
+def parse_config(raw: Mapping[str, Any], path: Path) -> DrafterConfig:
+    """The shape a config.json describes; refuses, by name, every field that we do not honour."""
     where = f"{path}/config.json"
     architecture = (raw.get("architectures") or [None])[0]
     if architecture not in (PLAIN, OWN):
@@ -315,7 +317,8 @@ def _rope_scaling(raw: Mapping[str, Any] | None, where: str) -> RopeScaling | No
     return RopeScaling(**{name: raw[name] for name in fields})
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """PATH/config.json as it stands."""
     file = path / "config.json"
     if not file.is_file():
         raise ValueError(f"{path}: no config.json; expected a drafter artifact (python -m train export writes one)")

@@ -1,14 +1,16 @@
 """Text to token ids and back, and the chat template, without torch.
 
-In: the target's source, as for `sources`. A Hugging Face directory brings its own tokenizer files; the embedded GGUF
-brings its vocabulary, merges and template as metadata, from which the exact tokenizer is rebuilt.
+In: the target's source, as for `sources`. A Hugging Face directory brings its own tokenizer files. A GGUF brings its
+vocabulary, merges and template as metadata; from those the exact tokenizer is rebuilt where the file's pre-tokenizer is
+SmolLM's, and for any other a tokenizer.json is expected beside it.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from models.sources import EMBEDDED, embedded_file, open_gguf
+from models.sources import EMBEDDED, parse, tokenizer_directory
+from models.sources.gguf import embedded_file, open_gguf
 
 
 class Tokenizer:
@@ -38,7 +40,10 @@ def load_tokenizer(source: str) -> Tokenizer:
     """
     if source == EMBEDDED:
         return _from_gguf(embedded_file())
-    return _from_directory(Path(source))
+    path, directory = parse(source).path, tokenizer_directory(source)
+    if path.suffix == ".gguf" and not (directory / "tokenizer.json").is_file():
+        return _from_gguf(path)
+    return _from_directory(directory)
 
 
 def _from_directory(path: Path) -> Tokenizer:
@@ -60,6 +65,12 @@ def _from_gguf(path: Path) -> Tokenizer:
     from transformers import PreTrainedTokenizerFast
 
     fields = open_gguf(path).fields
+    pre = fields["tokenizer.ggml.pre"].contents() if "tokenizer.ggml.pre" in fields else None
+    if pre != "smollm":
+        raise ValueError(
+            f"target {path}: its tokenizer ({pre or 'not named'}) is not rebuilt from the file; put the tokenizer.json "
+            "and tokenizer_config.json of its Hugging Face repository beside it"
+        )
     tokens = fields["tokenizer.ggml.tokens"].contents()
     kinds = fields["tokenizer.ggml.token_type"].contents()
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"].contents()]

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from models.sources import load_target, open_gguf
+from models.sources import load_target
+from models.sources.gguf import open_gguf
 from models.tokenizer import load_tokenizer
 from tests.tiny_run import write_target
 
@@ -54,7 +55,7 @@ def test_truncated_safetensors(target: Path):
 
 
 def test_nothing_there(tmp_path: Path):
-    with pytest.raises(ValueError, match="expected smollm2-135m or a Hugging Face directory"):
+    with pytest.raises(ValueError, match="expected smollm2-135m, a Hugging Face directory"):
         load_target(str(tmp_path / "nowhere"), "float32")
 
 

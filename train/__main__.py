@@ -1,7 +1,7 @@
 """python -m train: prepare data where missing, train a drafter, measure held-out acceptance; export it.
 
 python -m train --config RECIPE [section.field=value ...] [--resume]
-python -m train export --run RUN --out ARTIFACT
+python -m train export (--run RUN | --drafter DIR) --out DIR [--format orbax]
 """
 
 import argparse
@@ -38,10 +38,15 @@ def run_train(arguments: Sequence[str]) -> int:
 
 
 def run_export(arguments: Sequence[str]) -> int:
-    text = "Write a run's drafter as an artifact: config.json and model.safetensors in the DFlash layout."
+    text = "Write a drafter as an artifact: config.json and model.safetensors in the DFlash layout; or for Orbax."
     parser = argparse.ArgumentParser(prog="python -m train export", description=text)
-    parser.add_argument("--run", required=True, type=Path, help="a run directory, such as runs/wide_block")
-    parser.add_argument("--out", required=True, type=Path, help="directory for the artifact")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", type=Path, help="a run directory, such as runs/wide_block")
+    source.add_argument("--drafter", type=Path, help="or a drafter exported before, or another's, to write it anew")
+    parser.add_argument("--out", required=True, type=Path, help="directory to write")
+    parser.add_argument(
+        "--format", default="dflash", choices=["dflash", "orbax"], help="orbax: parameters alone (default: dflash)"
+    )
     parser.add_argument("--checkpoint", default="best", help="best (held-out tau), last, or a step (default: best)")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="(default: float32)")
     parser.add_argument("--plain", action="store_true", help="plain DFlash for other engines, or the reason why not")
@@ -50,9 +55,19 @@ def run_export(arguments: Sequence[str]) -> int:
     if which not in ("best", "last") and not isinstance(which, int):
         raise ValueError(f"--checkpoint: expected best, last or a step, got {options.checkpoint!r}")
 
-    from train.export import export
+    if options.format == "orbax" and options.dtype != "float32":
+        raise ValueError(f"--dtype {options.dtype}: Orbax parameters are float32, as trained; leave --dtype out")
 
-    export(options.run, options.out, which, options.dtype, plain=options.plain)
+    from train.export import Form, convert, export
+
+    how = Form(options.format, options.dtype, options.plain)
+    if options.drafter:
+        convert(options.drafter, options.out, how)
+    else:
+        export(options.run, options.out, which, how)
+    if options.format == "orbax":
+        say(f"next: orbax.checkpoint.StandardCheckpointer().restore({str((options.out / 'params').resolve())!r})")
+        return 0
     say(f"next: python -m serve eval --target TARGET --drafter {options.out} --tasks TASK,... --out DIR")
     return 0
 

@@ -51,11 +51,12 @@ def measure(config: str, overrides: Sequence[str], mode: str) -> dict[str, Any]:
     import jax
     import numpy as np
 
+    from models.sharding import make_mesh
     from pipelines.batches import train_batches
     from train.flops import step_flops
     from train.loss import Trainee, block_loss
     from train.run import assemble, loss_settings
-    from train.trainer import DrafterTrainer, make_mesh, make_optimizer, make_plan
+    from train.trainer import DrafterTrainer, make_optimizer, make_plan
 
     recipe = load_recipe(config, [*overrides, f"features.mode={mode}"])
     assembly, section = assemble(recipe), recipe.batches
@@ -64,7 +65,9 @@ def measure(config: str, overrides: Sequence[str], mode: str) -> dict[str, Any]:
     )
     settings = loss_settings(recipe)
     optimizer = make_optimizer(recipe.optimizer, recipe.train.steps)
-    trainer = DrafterTrainer(assembly.trainee, optimizer, make_plan(recipe), make_mesh(recipe.mesh))
+    trainer = DrafterTrainer(
+        assembly.trainee, optimizer, make_plan(recipe), make_mesh(recipe.mesh.data, recipe.mesh.fsdp)
+    )
     trainer.with_loss_fn(lambda model, batch: block_loss(cast(Trainee, model), batch, settings), has_aux=True)
     trainer.with_gen_model_input_fn(lambda batch: {"batch": batch})
     step, _ = trainer.jit_train_and_eval_step(cache_nnx_graph=True)

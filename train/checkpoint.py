@@ -167,12 +167,30 @@ def load_params(directory: Path, which: str | int) -> tuple[dict[str, Any], dict
     step = find_step(directory, which)
     path = directory / str(step)
     metadata = read_metadata(path)
+    return read_tree(path / "params"), metadata, step
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """The arrays of one Orbax item, on the first device, wherever they were saved from.
+
+    Raises:
+      ValueError: damaged, or not an Orbax item.
+    """
     with damage(path), ocp.StandardCheckpointer() as checkpointer:
-        item = (path / "params").resolve()
-        tree = checkpointer.metadata(item).item_metadata.tree
+        tree = checkpointer.metadata(path.resolve()).item_metadata.tree
         local = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=local), tree)
-        return checkpointer.restore(item, abstract), metadata, step
+        return checkpointer.restore(path.resolve(), abstract)
+
+
+def write_tree(tree: Mapping[str, Any], path: Path) -> None:
+    """Writes arrays as one Orbax item, in place of what was there.
+
+    Raises:
+      OSError: the disk refuses.
+    """
+    with disk_errors(path), ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path.resolve(), tree, force=True)
 
 
 @contextlib.contextmanager

@@ -1,25 +1,47 @@
 """Export: a run's checkpoint becomes a drafter artifact (see `models.artifact`).
 
 In: a run directory: drafter.json (what the drafter is; owned here) and the Orbax checkpoints. Out: an artifact, with a
-model card beside it (README.md, see `train.card`).
+model card beside it (README.md, see `train.card`). Or the parameters alone as an Orbax checkpoint, for JAX programs:
 
-    drafter.json  {"config": DrafterConfig fields, "draft_vocab": [token ids] or null, "origin": {...}}
+    RUN/drafter.json  {"config": DrafterConfig fields, "draft_vocab": [token ids] or null, "origin": {...}}
+    OUT/config.json   as the artifact's
+    OUT/params        Orbax, float32, matrices [in, out]: fc [L*E, D], hidden_norm [D], norm [D],
+                      layers/<i>/{q [D, N*H], kv [D, 2*K*H], out [N*H, D], gate_up [D, 2*F], down [F, D],
+                      attention_norm [D], mlp_norm [D], q_norm [H], k_norm [H]}, markov/{into, out} and
+                      draft_vocab_ids [Vd] where there are any
 """
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from configs.console import say
-from models.artifact import Artifact, write_artifact
+from models.artifact import Artifact, config_json, parse_config, read_artifact, read_config, write_artifact
 from models.drafter import DrafterConfig
 from models.layers import RopeScaling
 from pipelines.shards import write_json
 from train.card import card
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """How a drafter is to lie on disk.
+
+    `plain` leaves the draft vocabulary out, so that any DFlash loader reads the drafter: it then drafts from the whole
+    vocabulary, through the same head.
+    """
+
+    kind: Literal["dflash", "orbax"] = "dflash"
+    dtype: str = "float32"
+    plain: bool = False
+
+
+DFLASH = Form()
 
 
 def write_description(
@@ -50,31 +72,89 @@ def read_description(run: Path) -> tuple[DrafterConfig, np.ndarray | None, dict[
         raise ValueError(f"{file}: damaged ({error}); it is written again by: python -m train ... --resume") from error
 
 
-def export(run: Path, out: Path, which: str | int, dtype: str, *, plain: bool = False) -> Path:
-    """Writes the artifact of checkpoint `which` ("best", "last" or a step) of `run` into `out`.
-
-    `plain` leaves the draft vocabulary out, so that any DFlash loader reads the drafter: it then drafts from the whole
-    vocabulary, through the same head.
+def export(run: str | Path, out: str | Path, which: str | int = "best", how: Form = DFLASH) -> None:
+    """Writes the drafter of checkpoint `which` ("best", "last" or a step) of `run` into `out`.
 
     Raises:
-      ValueError: no such run or checkpoint, `out` holds something that is not an artifact, or the drafter computes what
-        plain DFlash cannot.
+      ValueError: no such run or checkpoint, `out` holds something else, or plain DFlash cannot compute the drafter.
     """
     from train.checkpoint import load_params
 
+    run, out = Path(run), Path(out)
     config, vocab, origin = read_description(run)
-    if plain:
-        config, vocab = plain_config(config, run), None
+    check_out(out)
+    params, _, step = load_params(run / "checkpoints", which)
+    origin |= {"step": step, **_heldout_acceptance(run)}
+    artifact = write(Artifact(config, drafter_weights(params), vocab, origin), out, how, run)
+    if how.kind == "dflash":
+        (out / "README.md").write_text(card(run, out, artifact.config, origin, how.dtype))
+    size = sum(np.asarray(value).size for value in _leaves(artifact.weights))
+    say(f"export: step {step} of {run}: {config.num_layers} layers, {size / 1e6:.1f} M parameters -> {out}")
+
+
+def convert(drafter: Path, out: Path, how: Form) -> None:
+    """Writes a drafter that `read_drafter` reads into `out`, in another form or the same.
+
+    Raises:
+      ValueError: as `export`.
+    """
+    artifact = read_drafter(drafter)
+    check_out(out)
+    write(artifact, out, how, drafter)
+    if how.kind == "dflash" and (drafter / "README.md").is_file() and out.resolve() != drafter.resolve():
+        shutil.copyfile(drafter / "README.md", out / "README.md")
+    say(f"export: {drafter} -> {out}")
+
+
+def write(artifact: Artifact, out: Path, how: Form, where: Path) -> Artifact:
+    """Writes `artifact` in the form asked for; returns it as written."""
+    if how.plain:
+        config = plain_config(artifact.config, where)
+        artifact = dataclasses.replace(artifact, config=config, draft_vocab=None)
+    if how.kind == "orbax":
+        write_orbax(artifact, out)
+    else:
+        write_artifact(artifact, out, how.dtype)
+    return artifact
+
+
+def check_out(out: Path) -> None:
+    """Raises ValueError where `out` holds something that is not a drafter."""
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "config.json").is_file())):
         raise ValueError(f"{out}: exists and is not a drafter artifact; choose another --out")
-    params, _, step = load_params(run / "checkpoints", which)
-    weights = drafter_weights(params)
-    origin |= {"step": step, **_heldout_acceptance(run)}
-    write_artifact(Artifact(config, weights, vocab, origin), out, dtype)
-    (out / "README.md").write_text(card(run, out, config, origin, dtype))
-    size = sum(np.asarray(value).size for value in _leaves(weights))
-    say(f"export: step {step} of {run}: {config.num_layers} layers, {size / 1e6:.1f} M parameters -> {out}")
-    return out
+
+
+def read_drafter(path: Path) -> Artifact:
+    """The drafter in an artifact directory, or in an Orbax export.
+
+    Raises:
+      ValueError: it is neither, or damaged.
+    """
+    from train.checkpoint import read_tree
+
+    if not (path / "params").is_dir():
+        return read_artifact(path)
+    raw = read_config(path)
+    tree = dict(read_tree(path / "params"))
+    vocab = tree.pop("draft_vocab_ids", None)
+    vocab = None if vocab is None else np.asarray(vocab)
+    return Artifact(parse_config(raw, path), drafter_weights({"drafter": tree}), vocab, raw.get("wideblock", {}))
+
+
+def write_orbax(artifact: Artifact, out: Path) -> None:
+    """Writes OUT/params and OUT/config.json (see above).
+
+    Raises:
+      OSError: the disk refuses.
+    """
+    from train.checkpoint import write_tree
+
+    layers = {str(index): layer for index, layer in enumerate(artifact.weights["layers"])}
+    tree = {**artifact.weights, "layers": layers}
+    if artifact.draft_vocab is not None:
+        tree["draft_vocab_ids"] = np.asarray(artifact.draft_vocab, np.int32)
+    write_tree(tree, out / "params")
+    write_json(out / "config.json", config_json(artifact, "float32"))
 
 
 def plain_config(config: DrafterConfig, run: Path) -> DrafterConfig:

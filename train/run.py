@@ -11,6 +11,7 @@ Owned here: the run directory
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from configs.device import keep_compiled_programs
 from configs.provenance import provenance
 from configs.schema import Recipe
 from models.drafter import DrafterConfig
+from models.sharding import make_mesh, weight_sharding
 from models.sources import load_target
+from models.sources.layout import one_device
 from models.target import TargetConfig, fingerprint
 from models.tokenizer import load_tokenizer
 from pipelines.batches import RowSource, train_batches
@@ -58,7 +61,10 @@ class Assembly:
 def assemble(recipe: Recipe) -> Assembly:
     """Loads the target, prepares the data where missing, builds the trainee at step 0."""
     say(f"target: loading {recipe.target.source}")
-    target, tokenizer = load_target(recipe.target.source, recipe.target.dtype), load_tokenizer(recipe.target.source)
+    mesh = make_mesh(recipe.mesh.data, recipe.mesh.fsdp)
+    place = partial(weight_sharding, mesh=mesh) if mesh.size > 1 else one_device
+    target = load_target(recipe.target.source, recipe.target.dtype, place)
+    tokenizer = load_tokenizer(recipe.target.source)
     config = drafter_config(recipe, target, tokenizer)
     prepared = prepare(recipe, target, tokenizer)
     vocab = None
@@ -73,6 +79,18 @@ def assemble(recipe: Recipe) -> Assembly:
 def loss_settings(recipe: Recipe) -> LossSettings:
     section = recipe.loss
     return LossSettings(section.weighting, section.gamma, section.soft, section.head_chunk, recipe.train.remat)
+
+
+def train_drafter(recipe: Recipe, *, resume: bool = False) -> Path:
+    """Prepares the data where missing and trains by `recipe`; returns the run's directory, which `export` takes.
+
+    Raises:
+      ValueError: the recipe cannot be followed, or its directory holds a run and `resume` is not set.
+      InterruptedError: SIGTERM or SIGINT came; the step is saved, and `resume` goes on from it.
+    """
+    if train(recipe, config=recipe.run.name, overrides=[], resume=resume):
+        raise InterruptedError(f"{recipe.run_dir}: stopped by a signal; go on with resume=True")
+    return recipe.run_dir
 
 
 def train(recipe: Recipe, *, config: str, overrides: Sequence[str], resume: bool) -> int:

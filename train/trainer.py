@@ -15,11 +15,11 @@ import jax
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tunix.sft import hooks, peft_trainer
 
 from configs import schema
 from configs.console import progress, say
+from models.sharding import make_mesh, weight_sharding
 from train.checkpoint import Checkpoints
 from train.metrics import Metrics
 
@@ -73,22 +73,6 @@ def make_optimizer(section: schema.Optimizer, steps: int) -> optax.GradientTrans
             mask=decayed,
         ),
     )
-
-
-def make_mesh(section: schema.Mesh) -> jax.sharding.Mesh:
-    """A ("data", "fsdp") mesh over the first data * fsdp devices.
-
-    Raises:
-      ValueError: there are fewer devices.
-    """
-    count = section.data * section.fsdp
-    if count > jax.device_count():
-        raise ValueError(
-            f"mesh.data={section.data} x mesh.fsdp={section.fsdp}: expected {count} devices, got {jax.device_count()}; "
-            "lower one of them"
-        )
-    devices = np.array(jax.devices()[:count]).reshape(section.data, section.fsdp)
-    return jax.sharding.Mesh(devices, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
 class DrafterTrainer(peft_trainer.PeftTrainer):
@@ -167,7 +151,7 @@ def fit(
     and return. Raises ValueError for a checkpoint that does not fit, OSError when the disk refuses.
     """
     plan = make_plan(recipe)
-    mesh = make_mesh(recipe.mesh)
+    mesh = make_mesh(recipe.mesh.data, recipe.mesh.fsdp)
     trainer = DrafterTrainer(trainee, make_optimizer(recipe.optimizer, plan.steps), plan, mesh)
     trainer.with_loss_fn(loss_fn, has_aux=True).with_gen_model_input_fn(lambda batch: {"batch": batch})
     checkpoints = Checkpoints(recipe.run_dir / "checkpoints", keep=plan.keep)
@@ -232,20 +216,11 @@ def due(step: int, every: int) -> bool:
 
 
 def shard(module: Any, mesh: jax.sharding.Mesh) -> None:
-    """Places every variable of `module`: matrices split over fsdp on their largest divisible dimension."""
+    """Places every variable of `module` as `models.sharding` says."""
     if mesh.size == 1:
         return
     state = nnx.state(module)
-    nnx.update(module, jax.tree.map(lambda leaf: jax.device_put(leaf, _sharding(leaf, mesh)), state))
-
-
-def _sharding(leaf: Any, mesh: jax.sharding.Mesh) -> NamedSharding:
-    ways = mesh.shape["fsdp"]
-    fitting = [dim for dim in range(leaf.ndim) if leaf.shape[dim] % ways == 0 and leaf.ndim > 1]
-    spec: list[str | None] = [None] * leaf.ndim
-    if ways > 1 and fitting:
-        spec[max(fitting, key=lambda dim: leaf.shape[dim])] = "fsdp"
-    return NamedSharding(mesh, PartitionSpec(*spec))
+    nnx.update(module, jax.tree.map(lambda leaf: jax.device_put(leaf, weight_sharding(leaf.shape, mesh)), state))
 
 
 def _trees(trainer: DrafterTrainer) -> dict[str, Any]:

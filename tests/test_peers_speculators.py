@@ -1,0 +1,54 @@
+"""Our artifact through the converter of `speculators` (vLLM's library of drafters) and in its DFlash model: the same
+logits at every slot."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models.artifact import write_artifact
+from pipelines.features import packed_features
+from serve.bench_peers import torch_target
+from tests.tiny import make_artifact, make_target
+from train.loss import Trainee, block_hidden, draft_context
+
+pytestmark = pytest.mark.peers
+LENGTH, WIDTH, ANCHORS = 48, 6, 8
+
+
+def test_logits(tmp_path: Path):
+    import torch
+    from speculators.convert.dflash import DFlashConverter
+    from speculators.models.dflash import DFlashDraftModel
+
+    target, artifact = make_target(tied_head=True), make_artifact(tied_head=True)
+    torch_target(target).save_pretrained(tmp_path / "target")
+    write_artifact(artifact, tmp_path / "ours")
+    DFlashConverter().convert(tmp_path / "ours", tmp_path / "theirs", str(tmp_path / "target"), validate=False)
+    theirs = DFlashDraftModel.from_pretrained(str(tmp_path / "theirs"), dtype=torch.float32).eval()
+    theirs.load_verifier_weights()
+
+    ids = np.random.default_rng(0).integers(3, 60, (1, LENGTH)).astype(np.int32)
+    batch = {
+        "tokens": jnp.asarray(ids),
+        "positions": jnp.arange(LENGTH)[None],
+        "segments": jnp.ones((1, LENGTH), jnp.int32),
+    }
+    features = packed_features(target, batch["tokens"], batch["positions"], batch["segments"], taps=(0, 2))
+    theirs._attn_impl = "eager"
+    with torch.no_grad():
+        _, logits, _, _, places = theirs._backbone_forward(
+            torch.tensor(np.asarray(features)),
+            torch.tensor(ids, dtype=torch.long),
+            torch.ones(1, LENGTH),
+            torch.zeros(1, LENGTH, 32),
+            torch.zeros(1, LENGTH, dtype=torch.long),
+            max_anchors=ANCHORS,
+        )
+    anchors = places.numpy().reshape(ANCHORS, WIDTH)[:, 0]
+    trainee = Trainee(artifact.drafter("float32"), target, None, online=False)
+    context = draft_context(trainee, batch, features)
+    hidden = block_hidden(trainee, batch, jnp.asarray(anchors)[None], WIDTH, context=context)
+    ours = np.asarray(hidden[0] @ trainee.head[...].T)
+    assert np.abs(ours - logits.numpy().reshape(ANCHORS, WIDTH, -1)).max() <= 1e-4

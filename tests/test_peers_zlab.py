@@ -1,0 +1,78 @@
+"""Our artifact in z-lab's own PyTorch code (PyPI `dflash`): the same hidden states, the same accepted lengths."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models.artifact import write_artifact
+from models.drafter import block_tokens
+from models.masks import context_mask, packed_mask
+from serve.bench_peers import Theirs
+from serve.decoder import Speculation, make_engine
+from serve.session import Decoder
+from tests.tiny import make_artifact, make_target
+
+pytestmark = pytest.mark.peers
+WIDTH, TAPS = 6, (0, 2)
+
+
+def features_of(target, ids: np.ndarray) -> np.ndarray:
+    positions = jnp.arange(ids.shape[1])[None]
+    _, features, _ = target(jnp.asarray(ids), positions, packed_mask(jnp.zeros(ids.shape, jnp.int32)), taps=TAPS)
+    return features
+
+
+def our_hidden(drafter, target, ids: np.ndarray, features, anchor: int) -> np.ndarray:
+    """Hidden states of the block at `anchor`, its context computed afresh."""
+    places = jnp.arange(ids.shape[1])[None]
+    context = drafter.context(features, places)
+    at, zero = jnp.array([[anchor]]), jnp.zeros((1, 1), jnp.int32)
+    mask = context_mask(at, zero, places, jnp.zeros_like(places), sliding_window=None)
+    block = target.embed(block_tokens(jnp.asarray(ids)[:, anchor][None], WIDTH, drafter.config.mask_token_id))
+    return np.asarray(drafter(block, at, context, mask))[0, 0]
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_hidden_states(tmp_path, layers: int):
+    """Prefill, then steps that accept few or all of the drafts: their cache is cropped, ours follows what was kept."""
+    import torch
+    from dflash.model import DFlashDraftModel, _crop_to, _make_cache
+
+    target, artifact = make_target(), make_artifact(num_layers=layers)
+    write_artifact(artifact, tmp_path)
+    theirs = DFlashDraftModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    ids = np.random.default_rng(0).integers(3, 60, (1, 64)).astype(np.int32)
+    features = features_of(target, ids)
+    cache, known, anchor = _make_cache(theirs.config), 0, 20
+    for accepted in (1, 4, 2, 6, 1, 3, 6, 0):
+        block = np.concatenate([ids[:, anchor : anchor + 1], np.full((1, WIDTH - 1), 60)], axis=1)
+        with torch.inference_mode():
+            hidden = theirs(
+                target_hidden=torch.tensor(np.asarray(features[:, known:anchor])),
+                noise_embedding=torch.tensor(np.asarray(target.embed(jnp.asarray(block)))),
+                position_ids=torch.arange(known, anchor + WIDTH)[None],
+                past_key_values=cache,
+                use_cache=True,
+            ).numpy()
+        _crop_to(cache, anchor)
+        ours = our_hidden(artifact.drafter("float32"), target, ids, features, anchor)
+        assert np.abs(ours - hidden[0, -WIDTH:]).max() <= 1e-4
+        known, anchor = anchor, anchor + accepted
+
+
+def test_accepted_lengths():
+    """Twelve prompts through both decoders, over a vocabulary so small that an untrained drafter is often right."""
+    target = make_target(vocab_size=7, eos_ids=(), tied_head=True)
+    artifact = make_artifact(vocab_size=7, mask_token_id=6, tied_head=True)
+    ours = Decoder(make_engine(target, artifact), None, Speculation(WIDTH), capacity=256)
+    theirs = Theirs(target, artifact, WIDTH)
+    rng = np.random.default_rng(3)
+    seen = []
+    for _ in range(12):
+        ids = rng.integers(0, 6, 9).tolist()
+        found = theirs.generate(ids, 60)
+        (answer,) = ours.generate([[*ids, found.tokens[0]]], max_new_tokens=59)
+        assert answer.ids == found.tokens[1:]
+        assert answer.runs[:-1] == found.runs[:-1], "the last step meets the token limit, where theirs shrinks its block"
+        seen += found.runs[:-1]
+    assert len(set(seen)) >= 3, "steps that accepted nothing, something and more"
