@@ -1,5 +1,6 @@
 """The machine computation runs on: what it is called, and where its compiled programs are kept."""
 
+import contextlib
 import os
 import platform
 from pathlib import Path
@@ -46,3 +47,25 @@ def _cpu_name() -> str:
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def share_one_heap() -> None:
+    """Makes all threads allocate from one heap, where the C library is glibc: XLA's own keep 100 MB apart otherwise."""
+    import ctypes
+
+    m_arena_max = -8
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(m_arena_max, 1)
+
+
+def drop_programs() -> None:
+    """Frees the compiled programs (each holds some 50 MB; those needed again come back from disk) and unused heap."""
+    import ctypes
+    import gc
+
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # a C library without it keeps what it has
+        ctypes.CDLL(None).malloc_trim(0)

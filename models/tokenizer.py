@@ -59,10 +59,37 @@ def _from_directory(path: Path) -> Tokenizer:
     return Tokenizer(fast, _spare_token(fast))
 
 
+class _Rebuilt:
+    """The tokenizer in a GGUF's metadata, with the three methods of transformers' that we use.
+
+    Made of `tokenizers` and jinja2, as transformers' is; transformers itself would import torch where that is there.
+    """
+
+    def __init__(self, backend: Any, template: str, names: Mapping[str, str]):
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        self._backend, self._names = backend, names
+        self._template = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool) -> str:
+        assert not clean_up_tokenization_spaces
+        return self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def apply_chat_template(
+        self, messages: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
+    ) -> str:
+        assert not tokenize
+        return self._template.render(
+            messages=messages, add_generation_prompt=add_generation_prompt, tools=None, documents=None, **self._names
+        )
+
+
 def _from_gguf(path: Path) -> Tokenizer:
     from tokenizers import AddedToken, decoders, models, pre_tokenizers
     from tokenizers import Tokenizer as Backend
-    from transformers import PreTrainedTokenizerFast
 
     fields = open_gguf(path).fields
     pre = fields["tokenizer.ggml.pre"].contents() if "tokenizer.ggml.pre" in fields else None
@@ -80,21 +107,18 @@ def _from_gguf(path: Path) -> Tokenizer:
     backend.decoder = decoders.ByteLevel()
     special = [token for token, kind in zip(tokens, kinds, strict=True) if kind == 3]
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        chat_template=fields["tokenizer.chat_template"].contents(),
-        bos_token=tokens[fields["tokenizer.ggml.bos_token_id"].contents()],
-        eos_token=tokens[fields["tokenizer.ggml.eos_token_id"].contents()],
-        clean_up_tokenization_spaces=False,
-    )
-    return Tokenizer(fast, _spare_token(fast, special))
+    ids = {name: fields[f"tokenizer.ggml.{name}_id"].contents() for name in ("bos_token", "eos_token")}
+    names = {name: tokens[index] for name, index in ids.items()}
+    fast = _Rebuilt(backend, fields["tokenizer.chat_template"].contents(), names)
+    spare = next(token for token in reversed(special) if token not in names.values())
+    return Tokenizer(fast, tokens.index(spare))
 
 
-def _spare_token(fast: Any, special: Sequence[str] | None = None) -> int:
+def _spare_token(fast: Any) -> int:
     """A special token no chat contains, to stand for "not yet drafted": its mask token, else the last special one."""
     if fast.mask_token_id is not None:
         return fast.mask_token_id
-    spare = list(special) if special else sorted(fast.get_added_vocab(), key=fast.convert_tokens_to_ids)
+    spare = sorted(fast.get_added_vocab(), key=fast.convert_tokens_to_ids)
     used = {fast.bos_token, fast.eos_token, fast.pad_token}
     for token in reversed(spare):
         if token not in used:

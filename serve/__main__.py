@@ -123,12 +123,13 @@ def run_chat(options: argparse.Namespace) -> int:
 
 def evaluate_artifact(options: argparse.Namespace, tasks: dict) -> dict:
     """The whole report of one evaluation."""
-    from configs.device import keep_compiled_programs
+    from configs.device import drop_programs, keep_compiled_programs, share_one_heap
     from configs.provenance import provenance
     from serve.evaluate import Evaluator, check_room, evaluate
     from serve.load import check_way, load_engine, sampling_of, step_cost, way_of
     from serve.session import context_capacity
 
+    share_one_heap()
     programs = keep_compiled_programs()
     way, sampling = way_of(options), sampling_of(options)
     engine, tokenizer, artifact = load_engine(options.target, options.drafter, options.dtype)
@@ -139,11 +140,13 @@ def evaluate_artifact(options: argparse.Namespace, tasks: dict) -> dict:
         ids = tokenizer.encode_chat(prompt.chat())
         check_room(engine.target, prompt, ids, options.max_new_tokens)
         tokens = max(tokens, len(ids) + options.max_new_tokens)
+    cost = step_cost(engine, artifact, tokens)
+    drop_programs()  # those that timed the steps, and what loading left behind
     evaluator = Evaluator(
         engine,
         tokenizer,
         options.max_new_tokens,
-        cost=step_cost(engine, artifact, tokens),
+        cost=cost,
         prior=artifact.acceptance,
         way=way,
         sampling=sampling,

@@ -103,7 +103,7 @@ def worthwhile_ways(cost: Cost, prior: Sequence[float]) -> list[Way]:
     slots = max(cost.verify_ms)
     drafter = SlotAcceptance(prior, slots).prior
     supposed: list[tuple[Literal["drafter", "ngram"], np.ndarray]] = [
-        *(("drafter", drafter**power) for power in (2.0, 1.0, 0.5, 0.25)),
+        *(("drafter", drafter**power) for power in (2.0, 1.0, 0.4)),
         *(("ngram", np.full(slots, chance)) for chance in (0.3, 0.8)),
     ]
     found = [PLAIN]

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs.console import progress
+from configs.device import drop_programs
 from models import generate
 from models.masks import packed_mask
 from models.prompts import Prompt
@@ -34,7 +35,7 @@ from serve.decoder import Engine, Speculation
 from serve.session import Answer, Decoder
 
 POSITION_BIN = 16  # tokens of answer per point of the tau-over-position curve
-BATCH = 16  # rows decoded together at full width
+BATCH = 4  # rows decoded together at full width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,18 +85,21 @@ class Evaluator:
         self.plain = self._decoder(None)
         self._warm: set[int] = set()
 
-    def task(self, name: str, prompts: Sequence[Prompt], advance: Any) -> list[Decoded]:
-        """Every answer of a task. A chooser starts anew with each task and learns over its answers."""
-        speculative = self.speculative()
-        out = []
+    def task(self, name: str, prompts: Sequence[Prompt], advance: Any) -> list[tuple[Question, Answer, Answer]]:
+        """Plain and speculative answers of a task. A chooser starts anew with each and learns over its answers."""
+        speculative, out = self.speculative(), []
         for prompt in prompts:
             for question in self.questions(prompt):
                 out.append((question, *self.pair(question, speculative)))
             advance(name, [answer for _, _, answer in out])
-        full = self._full_width([question.ids for question, _, _ in out])
+        return out
+
+    def at_full_width(self, pairs: Sequence[tuple[Question, Answer, Answer]]) -> list[Decoded]:
+        """The same questions once more, in batches at the drafter's full width."""
+        full = self._full_width([question.ids for question, _, _ in pairs])
         return [
             Decoded(q.task, q.id, q.text, plain, fast, runs, self._gap(q, plain, fast))
-            for (q, plain, fast), runs in zip(out, full, strict=True)
+            for (q, plain, fast), runs in zip(pairs, full, strict=True)
         ]
 
     def speculative(self) -> Decoder:
@@ -193,16 +197,20 @@ def _last_logits(target: Target, tokens: jax.Array, last: jax.Array) -> jax.Arra
 
 def evaluate(evaluator: Evaluator, tasks: dict[str, list[Prompt]], *, sample: int = 2) -> dict[str, Any]:
     """The measured part of the report: cost, tasks, average."""
-    results: dict[str, list[Decoded]] = {}
     total = sum(map(len, tasks.values()))
-    with progress("eval: plain, speculative, full width", total, "prompts") as bar:
+    with progress("eval: plain and speculative", total, "prompts") as bar:
 
         def advance(name: str, answers: Sequence[Answer]) -> None:
             done = sum(len(answer.ids) for answer in answers) / sum(len(answer.runs) for answer in answers)
             bar.advance(1, f"{name}: {done:.2f} tokens a step")
 
-        for name, prompts in tasks.items():
-            results[name] = evaluator.task(name, prompts, advance)
+        pairs = {name: evaluator.task(name, prompts, advance) for name, prompts in tasks.items()}
+    drop_programs()
+    results: dict[str, list[Decoded]] = {}
+    with progress("eval: acceptance at full width", sum(map(len, pairs.values())), "answers") as bar:
+        for name, answers in pairs.items():
+            results[name] = evaluator.at_full_width(answers)
+            bar.advance(len(answers), f"{name}: tau {tau_of(results[name]):.2f}")
     summaries = {name: summarise(evaluator, decoded, sample) for name, decoded in results.items()}
     everything = [answer for decoded in results.values() for answer in decoded]
     return {

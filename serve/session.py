@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.generate import PlainState, empty_rows, insert, plain_segment
+from models.generate import PlainState, plain_segment
 from models.masks import cached_mask
 from models.sampling import GREEDY, Sampling
 from models.target import Target
@@ -147,11 +147,11 @@ class Decoder:
         lengths = np.array([len(row.prompt) for row in rows], np.int32)
         stops, seed = lengths + max_new_tokens, np.asarray(seeds, np.int32)
         capacity = context_capacity(longest + max_new_tokens, self.engine.drafter.config.width, self.capacity)
+        state = start(self.engine, prompts, lengths, stops, seed, capacity=capacity)
         if self.how is not None:
-            return start(self.engine, prompts, lengths, stops, seed, capacity=capacity)
-        empty = empty_rows(target, len(rows), capacity)
-        places = np.arange(len(rows), dtype=np.int32)
-        return insert(target, empty, places, prompts, lengths, stops, seed)
+            return state
+        shared = {name: getattr(state, name) for name in ("tokens", "length", "stop", "done", "fault", "seed", "cache")}
+        return PlainState(**shared, features=None, tapped=None)  # one program prefills for both loops
 
     def _advance(self, state: DecodeState | PlainState, way: Way | None) -> DecodeState | PlainState:
         if isinstance(state, PlainState):

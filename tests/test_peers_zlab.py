@@ -73,6 +73,8 @@ def test_accepted_lengths():
         found = theirs.generate(ids, 60)
         (answer,) = ours.generate([[*ids, found.tokens[0]]], max_new_tokens=59)
         assert answer.ids == found.tokens[1:]
-        assert answer.runs[:-1] == found.runs[:-1], "the last step meets the token limit, where theirs shrinks its block"
+        assert answer.runs[:-1] == found.runs[:-1], (
+            "the last step meets the token limit, where theirs shrinks its block"
+        )
         seen += found.runs[:-1]
     assert len(set(seen)) >= 3, "steps that accepted nothing, something and more"

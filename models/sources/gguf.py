@@ -65,7 +65,8 @@ def gguf_target(path: Path, name: str) -> tuple[TargetConfig, Read]:
             raise ValueError(f"{path}: no tensor {gguf_name}; the file is truncated or of another architecture")
         kind = tensors[gguf_name].tensor_type
         try:
-            return quants.dequantize(tensors[gguf_name].data, kind)
+            # A copy, or what was not quantised would keep the whole file mapped.
+            return np.array(quants.dequantize(tensors[gguf_name].data, kind), copy=kind.name == "F32")
         except NotImplementedError as error:
             raise ValueError(
                 f"{path}: {gguf_name} is quantised as {kind.name}, which the gguf package cannot undo; expected "
