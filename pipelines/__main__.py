@@ -19,10 +19,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     recipe = load_recipe(options.config, options.overrides)
 
+    from configs.device import keep_compiled_programs, keep_freed_memory
     from models.sources import load_target
     from models.tokenizer import load_tokenizer
     from pipelines.prepare import prepare
 
+    keep_compiled_programs()
+    keep_freed_memory()
     say(f"target: loading {recipe.target.source}")
     target = load_target(recipe.target.source, recipe.target.dtype)
     prepare(recipe, target, load_tokenizer(recipe.target.source))

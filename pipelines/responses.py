@@ -194,7 +194,7 @@ def generate_many(
     """(prompt number, response ids, features [S, L*E] of prompt and response if asked) in order of completion.
 
     `responses.batch` rows run together; whenever REFILL of them are free (or nothing else is left to do) the next
-    prompts, of similar length, take their place. A prefill is padded to a power of two.
+    prompts, of similar length, take their place.
     """
     section = recipe.responses
     rows = min(section.batch, len(prompts))
@@ -233,7 +233,7 @@ def _insert(
     """`state` with prompt numbers placed into rows ([(row, number)]), padded to REFILL rows and a bucket length."""
     section = recipe.responses
     longest = max(len(prompts[number]) for _, number in taken)
-    bucket = min(max(32, 1 << (longest - 1).bit_length()), section.max_prompt_tokens)
+    bucket = min(_bucket(longest), section.max_prompt_tokens)
     rows = np.full(REFILL, section.batch, np.int32)  # a row that does not exist: dropped
     ids = np.zeros((REFILL, bucket), np.int32)
     lengths, seeds = np.ones(REFILL, np.int32), np.zeros(REFILL, np.int32)
@@ -241,6 +241,12 @@ def _insert(
         rows[i], lengths[i], seeds[i] = row, len(prompts[number]), recipe.run.seed * 1_000_003 + number
         ids[i, : lengths[i]] = prompts[number]
     return generate.insert(target, state, rows, ids, lengths, lengths + section.max_new_tokens, seeds)
+
+
+def _bucket(length: int) -> int:
+    """`length` padded to 32, 64, 96, 128, 192, 256, 384, ...: two shapes to compile for every doubling."""
+    whole = max(32, 1 << (length - 1).bit_length())
+    return 3 * whole // 4 if length <= 3 * whole // 4 and whole > 64 else whole
 
 
 def _statistics(responses: Sequence[Response]) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
 
 
 def add_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("paths", nargs="+", help="drafter artifacts, targets (directories, or smollm2-135m)")
+    parser.add_argument("paths", nargs="+", help="drafter artifacts, and targets as --target takes them")
 
 
 def add_chat(parser: argparse.ArgumentParser) -> None:

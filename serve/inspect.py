@@ -8,7 +8,7 @@ from typing import Any
 
 from configs.console import say
 from models.artifact import Artifact, check_fit, read_artifact
-from models.sources import EMBEDDED, load_target
+from models.sources import load_target
 from models.target import Target, fingerprint
 
 
@@ -37,11 +37,9 @@ def inspect(paths: Sequence[str]) -> int:
 
 def is_drafter(path: str) -> bool:
     """A directory whose config.json has the fields of a drafter, whoever wrote it."""
-    if path == EMBEDDED:
-        return False
     file = Path(path) / "config.json"
     if not file.is_file():
-        raise ValueError(f"{path}: no config.json; expected a drafter artifact or a target directory")
+        return False
     try:
         raw = json.loads(file.read_text())
     except json.JSONDecodeError as error:

@@ -146,7 +146,7 @@ def test_inspect_says_what_fits(tiny: Tiny):
     done = command(["serve", "inspect", str(tiny.root / "artifact"), str(tiny.root / "stranger")])
     assert done.returncode == 1
     assert "made for another target" in done.stdout
-    refused(command(["serve", "inspect", str(tiny.root)]), "no config.json")
+    refused(command(["serve", "inspect", str(tiny.root)]), "directory with a config.json", "found none of them")
 
 
 def test_eval_mistakes(tiny: Tiny):

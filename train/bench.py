@@ -51,6 +51,7 @@ def measure(config: str, overrides: Sequence[str], mode: str) -> dict[str, Any]:
     import jax
     import numpy as np
 
+    from configs.device import keep_freed_memory
     from models.sharding import make_mesh
     from pipelines.batches import train_batches
     from train.flops import step_flops
@@ -58,6 +59,7 @@ def measure(config: str, overrides: Sequence[str], mode: str) -> dict[str, Any]:
     from train.run import assemble, loss_settings
     from train.trainer import DrafterTrainer, make_optimizer, make_plan
 
+    keep_freed_memory()
     recipe = load_recipe(config, [*overrides, f"features.mode={mode}"])
     assembly, section = assemble(recipe), recipe.batches
     batches = train_batches(

@@ -176,11 +176,14 @@ def read_tree(path: Path) -> dict[str, Any]:
     Raises:
       ValueError: damaged, or not an Orbax item.
     """
-    with damage(path), ocp.StandardCheckpointer() as checkpointer:
-        tree = checkpointer.metadata(path.resolve()).item_metadata.tree
+    with damage(path), contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
         local = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=local), tree)
-        return checkpointer.restore(path.resolve(), abstract)
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=local),
+            handler.metadata(path.resolve()).tree,
+        )
+        how = ocp.checkpoint_utils.construct_restore_args(abstract)
+        return handler.restore(path.resolve(), args=ocp.args.PyTreeRestore(item=abstract, restore_args=how))
 
 
 def write_tree(tree: Mapping[str, Any], path: Path) -> None:

@@ -83,6 +83,8 @@ def export(run: str | Path, out: str | Path, which: str | int = "best", how: For
     run, out = Path(run), Path(out)
     config, vocab, origin = read_description(run)
     check_out(out)
+    if how.plain:
+        plain_config(config, run)  # refused before anything is read
     params, _, step = load_params(run / "checkpoints", which)
     origin |= {"step": step, **_heldout_acceptance(run)}
     artifact = write(Artifact(config, drafter_weights(params), vocab, origin), out, how, run)

@@ -20,7 +20,7 @@ import yaml
 from flax import nnx
 
 from configs.console import say
-from configs.device import keep_compiled_programs
+from configs.device import keep_compiled_programs, keep_freed_memory
 from configs.provenance import provenance
 from configs.schema import Recipe
 from models.drafter import DrafterConfig
@@ -96,6 +96,7 @@ def train_drafter(recipe: Recipe, *, resume: bool = False) -> Path:
 def train(recipe: Recipe, *, config: str, overrides: Sequence[str], resume: bool) -> int:
     """Prepares, trains, measures; returns the exit code (128 + signal when interrupted)."""
     keep_compiled_programs()
+    keep_freed_memory()
     run = recipe.run_dir
     refuse_overwriting(run, resume)
     run.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Target weights in the Orbax checkpoints that MaxText and Tunix write.
 
-The trees, with the wrappers that come and go between versions (`params`, `base`, `value`) left out:
+The trees, with the wrappers that come and go between versions (leading `params` and `base`, a last `value`) left out:
 
     MaxText  token_embedder/embedding, decoder/{decoder_norm/scale, logits_dense/kernel},
              decoder/layers/... stacked on axis 1 (scanned) or decoder/layers_<i>/... (unscanned) with
@@ -13,8 +13,10 @@ MaxText keeps a Llama's queries divided by sqrt(head_dim), and its queries and k
 are undone here. A Qwen3 it keeps as it is.
 """
 
+import contextlib
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,6 @@ import jax.numpy as jnp
 from models.sources.layout import Place, Read
 from models.target import TargetConfig
 
-_WRAPPERS = {"params", "base", "value"}
 _ITEMS = ("", "items", "model_params", "default", "params")
 _MAXTEXT_TOP = {
     "model.embed_tokens.weight": "token_embedder/embedding",
@@ -93,7 +94,10 @@ def _maxtext(leaves: "_Leaves", config: TargetConfig) -> Read:
             return value[:, : config.vocab_size].T if name == "lm_head.weight" else value
         _, _, index, part = name.split(".", 3)
         if scanned:
-            value = leaves.read(f"decoder/layers/{_MAXTEXT_LAYER[part]}")[:, int(index)]
+            stacked = leaves.shared(f"decoder/layers/{_MAXTEXT_LAYER[part]}")
+            if stacked.shape[1] != config.num_layers:
+                raise ValueError(f"{leaves.item}: {stacked.shape[1]} layers; its config says {config.num_layers}")
+            value = stacked[:, int(index)]
         else:
             value = leaves.read(f"decoder/layers_{index}/{_MAXTEXT_LAYER[part]}")
         if not untransformed and part == "self_attn.q_proj.weight":
@@ -125,26 +129,23 @@ def _matrix(value: jax.Array, part: str) -> jax.Array:
 
 
 class _Leaves:
-    """The arrays of one Orbax item by their unwrapped names; the last one read is kept, as scanned layers share it."""
+    """The arrays of one Orbax item by their unwrapped names, restored as they are read."""
 
     def __init__(self, path: Path, place: Place):
-        import orbax.checkpoint as ocp
-
-        self.path, self._place = path, place
-        self._item = next((path / item for item in _ITEMS if (path / item / "_METADATA").is_file()), None)
-        if self._item is None:
+        self._place = place
+        self.item = next((path / item for item in _ITEMS if (path / item / "_METADATA").is_file()), None)
+        if self.item is None:
             raise ValueError(f"{path}: no Orbax checkpoint; expected STEP/items, STEP/model_params or what they hold")
         try:
-            raw = json.loads((self._item / "_METADATA").read_text())["tree_metadata"]
+            raw = json.loads((self.item / "_METADATA").read_text())["tree_metadata"]
             keys = [tuple(str(key["key"]) for key in entry["key_metadata"]) for entry in raw.values()]
         except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{self._item}/_METADATA: not readable ({error}); copy the checkpoint again") from error
+            raise ValueError(f"{self.item}/_METADATA: not readable ({error}); copy the checkpoint again") from error
         states = {"opt_state", "step", "opt_states"}
         held = [key for key in keys if not states & set(key)]
-        self._keys = {"/".join(part for part in key if part not in _WRAPPERS): key for key in held}
-        self._checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-        self._shapes = self._read_shapes()
-        self._last: tuple[str, jax.Array] | None = None
+        self._keys = {_unwrapped(key): key for key in held}
+        self._metadata = self._read_metadata()
+        self._shared: dict[str, jax.Array] = {}
 
     @property
     def names(self) -> list[str]:
@@ -155,34 +156,49 @@ class _Leaves:
 
     def read(self, name: str) -> jax.Array:
         if name not in self._keys:
-            raise ValueError(f"{self._item}: no array {name}; the checkpoint is of another family or of fewer layers")
-        if self._last is None or self._last[0] != name:
-            self._last = (name, self._restore(name))
-        return self._last[1]
+            raise ValueError(f"{self.item}: no array {name}; the checkpoint is of another family or of fewer layers")
+        return self._restore(name)
 
-    def _read_shapes(self) -> dict[str, Any]:
-        metadata = self._checkpointer.metadata(self._item.resolve()).item_metadata.tree
-        shapes = {}
-        for name, key in self._keys.items():
-            node = metadata
-            for part in key:
-                node = node[part] if isinstance(node, dict) else node[int(part)]
-            shapes[name] = node
-        return shapes
+    def shared(self, name: str) -> jax.Array:
+        """An array that every layer reads a part of: restored once and kept."""
+        if name not in self._shared:
+            self._shared[name] = self.read(name)
+        return self._shared[name]
+
+    def _read_metadata(self) -> Any:
+        with _handler(self.item) as handler:
+            return handler.metadata(self.item.resolve()).tree
 
     def _restore(self, name: str) -> jax.Array:
         import orbax.checkpoint as ocp
 
-        shape, dtype = self._shapes[name].shape, self._shapes[name].dtype
+        leaf = self._metadata
+        for part in self._keys[name]:
+            leaf = leaf[part] if isinstance(leaf, dict) else leaf[int(part)]
+        shape, dtype = leaf.shape, leaf.dtype
         where = ocp.ArrayRestoreArgs(sharding=self._place(shape), dtype=dtype, global_shape=shape)
         item, how = jax.ShapeDtypeStruct(shape, dtype), where
         for part in reversed(self._keys[name]):
             item, how = {part: item}, {part: how}
-        try:
-            tree = self._checkpointer.restore(
-                self._item.resolve(), args=ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
-            )
-        except (ValueError, KeyError, FileNotFoundError, TypeError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise ValueError(f"{self._item}: cannot read {name} ({reason}); copy the checkpoint again") from error
-        return jax.tree.leaves(tree)[0]
+        args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
+        with _handler(self.item) as handler:
+            return jax.tree.leaves(handler.restore(self.item.resolve(), args=args))[0]
+
+
+@contextlib.contextmanager
+def _handler(item: Path) -> Iterator[Any]:
+    """Orbax's reader of array trees; what it raises on files that are missing or cut becomes one ValueError."""
+    import orbax.checkpoint as ocp
+
+    try:
+        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+            yield handler
+    except (ValueError, KeyError, OSError, TypeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(f"{item}: cannot read it ({reason}); copy the checkpoint again") from error
+
+
+def _unwrapped(key: tuple[str, ...]) -> str:
+    while key[0] in ("params", "base"):
+        key = key[1:]
+    return "/".join(key[:-1] if key[-1] == "value" else key)
