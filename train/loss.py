@@ -190,7 +190,9 @@ def head_cross_entropy(
     hidden states) and 1 - soft times the row. At most `chunk` slots' logits exist at a time. Slots with row -1 get
     0, 0 and False.
     """
-    padding = -rows.size % chunk
+    num_chunks = -(-rows.size // chunk)
+    chunk = -(-rows.size // num_chunks)  # as many, of equal size: the last one would be mostly padding
+    padding = num_chunks * chunk - rows.size
 
     def chunked(states: Array) -> Array:
         flat = states.reshape(-1, states.shape[-1]).astype(hidden.dtype)
