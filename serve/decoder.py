@@ -128,6 +128,23 @@ def speculative_segment(engine: Engine, state: DecodeState, num_steps: int | Arr
     return jax.lax.while_loop(unfinished, advance, (jnp.int32(0), state))[1]
 
 
+@partial(jax.jit, static_argnames="how", donate_argnames="state")
+def replay(engine: Engine, state: DecodeState, how: Speculation) -> DecodeState:
+    """`state` walked to its stops through text it holds already: each step commits what the text confirms of its draft.
+
+    Where the text is the target's own greedy text, these are the steps decoding takes, for the price of drafting alone.
+    `state` is `start`'s over prompts and answers, with the prompts' lengths as its lengths.
+    """
+
+    def advance(state: DecodeState) -> DecodeState:
+        drafts, _ = draft(engine, state, how, keys(state.seed, state.length - 1))
+        places = jnp.minimum(state.length[:, None] + jnp.arange(how.width), state.tokens.shape[1] - 1)
+        accepted, committed = verify_greedy(drafts, jnp.take_along_axis(state.tokens, places, axis=1))
+        return commit(state, accepted, committed, engine.target.config.eos_ids)
+
+    return jax.lax.while_loop(lambda state: ~jnp.all(state.done), advance, state)
+
+
 def speculative_step(engine: Engine, state: DecodeState, how: Speculation) -> DecodeState:
     """One step for every unfinished row."""
     anchor = jnp.take_along_axis(state.tokens, state.length[:, None] - 1, axis=1)

@@ -1,12 +1,13 @@
 """Evaluation: decode every prompt of some tasks plainly and speculatively in one alternating run, and compare.
 
-In: an engine, tasks. Out: the report dictionary of `serve.report`. Each prompt is decoded three times, on device from a
-prefilled prompt to its last token, prefill apart:
+In: an engine, tasks. Out: the report dictionary of `serve.report`. Each prompt is decoded on device from a prefilled
+prompt to its last token, prefill apart:
 
     plain        batch 1, the baseline
     speculative  batch 1, at widths the chooser picks as it goes (or one that was asked for): the speedup
-    full width   all prompts of a task as one batch, at the width the drafter was trained for: tau and what each slot
-                 accepts, so that these numbers are the drafter's and not the chooser's
+    full width   in batches, at the width the drafter was trained for: tau and what each slot accepts, so that these
+                 numbers are the drafter's and not the chooser's. Greedy steps are replayed through the plain answer,
+                 which says what the target would (`serve.decoder.replay`); sampled ones are decoded
 
 Every speculative output is compared with the plain one; where they differ, the target's logit gap at the first
 difference tells a near-tie from a fault.
@@ -31,11 +32,11 @@ from models.target import Target
 from models.tokenizer import Tokenizer
 from serve.choose import Chooser, Way
 from serve.cost import Cost, expected_tau
-from serve.decoder import Engine, Speculation
-from serve.session import Answer, Decoder
+from serve.decoder import Engine, Speculation, replay, start
+from serve.session import Answer, Decoder, context_capacity
 
 POSITION_BIN = 16  # tokens of answer per point of the tau-over-position curve
-BATCH = 4  # rows decoded together at full width
+BATCH = 4  # rows walked together at full width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +96,10 @@ class Evaluator:
         return out
 
     def at_full_width(self, pairs: Sequence[tuple[Question, Answer, Answer]]) -> list[Decoded]:
-        """The same questions once more, in batches at the drafter's full width."""
-        full = self._full_width([question.ids for question, _, _ in pairs])
+        """The steps that the same questions take at the drafter's full width, in batches."""
+        walk = self._replayed if self.sampling.greedy else self._decoded
+        batches = [pairs[begin : begin + BATCH] for begin in range(0, len(pairs), BATCH)]
+        full = [runs for batch in batches for runs in walk(batch)]
         return [
             Decoded(q.task, q.id, q.text, plain, fast, runs, self._gap(q, plain, fast))
             for (q, plain, fast), runs in zip(pairs, full, strict=True)
@@ -148,13 +151,30 @@ class Evaluator:
             speculative.warm(question.ids, self.max_new_tokens)
             self._warm.add(bucket)
 
-    def _full_width(self, prompts: Sequence[list[int]]) -> list[list[int]]:
-        """The runs of every prompt at the drafter's own width."""
-        decoder, out = self._decoder(Speculation(self.engine.drafter.config.width)), []
-        for begin in range(0, len(prompts), BATCH):
-            batch = prompts[begin : begin + BATCH]
-            out += [answer.runs for answer in decoder.generate(batch, max_new_tokens=self.max_new_tokens)]
-        return out
+    def _replayed(self, batch: Sequence[tuple[Question, Answer, Answer]]) -> list[list[int]]:
+        """The runs of every greedy answer at full width, read off the plain one."""
+        width = self.engine.drafter.config.width
+        whole = [[*question.ids, *plain.ids] for question, plain, _ in batch]
+        longest = max(map(len, whole))
+        texts = np.zeros((BATCH, max(64, 1 << (longest - 1).bit_length())), np.int32)
+        lengths, stops = (
+            np.ones(BATCH, np.int32),
+            np.ones(BATCH, np.int32),
+        )  # rows past the batch are done from the start
+        for row, (text, (question, _, _)) in enumerate(zip(whole, batch, strict=True)):
+            texts[row, : len(text)] = text
+            lengths[row], stops[row] = len(question.ids), len(text)
+        capacity = context_capacity(longest, width, self.capacity)
+        state = start(self.engine, texts, lengths, stops, np.zeros(BATCH, np.int32), capacity=capacity)
+        end = replay(self.engine, state, Speculation(width))
+        runs, count = jax.device_get((end.runs, end.num_steps))
+        return [runs[row, : count[row]].tolist() for row in range(len(batch))]
+
+    def _decoded(self, batch: Sequence[tuple[Question, Answer, Answer]]) -> list[list[int]]:
+        """The runs of every answer decoded at full width."""
+        decoder = self._decoder(Speculation(self.engine.drafter.config.width))
+        prompts = [question.ids for question, _, _ in batch]
+        return [answer.runs for answer in decoder.generate(prompts, max_new_tokens=self.max_new_tokens)]
 
     def _gap(self, question: Question, plain: Answer, fast: Answer) -> float | None:
         if plain.ids == fast.ids:

@@ -47,8 +47,8 @@ A task holds
     samples                  a list of {prompt, output, runs}; runs are the tokens each verify step committed.
                              With `pieces`, the text of each run, the page tints the runs in the output
 
-Acceptance (tau, acceptance, survival, accepted_lengths, tau_over_position) is of the batch decoded at full width;
-times are of the batch-1 loops. Every file is written whole or not at all.
+Acceptance (tau, acceptance, survival, accepted_lengths, tau_over_position) is of the answers at full width; times
+are of the batch-1 loops. Every file is written whole or not at all.
 """
 
 import json

@@ -7,25 +7,14 @@ import numpy as np
 import pytest
 
 from models.sampling import Sampling
-from models.tokenizer import Tokenizer
 from serve.choose import Chooser, Way
 from serve.cost import Cost
 from serve.decoder import Speculation, make_engine
 from serve.session import Decoder
-from tests.tiny import make_artifact, make_target
+from tests.tiny import Letters, make_artifact, make_target
 
 PROMPTS = [np.random.default_rng(seed).integers(3, 60, 4 + 3 * seed).tolist() for seed in range(8)]
 COST = Cost(10.0, {1: 0.0, 3: 1.0, 6: 1.0}, {1: 10.0, 3: 10.5, 6: 11.0})
-
-
-class Letters(Tokenizer):
-    """Token ids as pairs of digits, so that stop strings can cross token boundaries."""
-
-    def __init__(self):
-        super().__init__(None, 0)
-
-    def decode(self, ids, *, skip_special=False):
-        return "".join(f"{token:02d}" for token in ids)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import numpy as np
 from models.artifact import Artifact
 from models.drafter import DrafterConfig
 from models.target import Target, TargetConfig
+from models.tokenizer import Tokenizer
 
 TARGET = TargetConfig(
     name="tiny",
@@ -120,3 +121,13 @@ def make_artifact(seed: int = 0, **changes: Any) -> Artifact:
     if config.draft_vocab_size is not None:
         vocab = np.sort(rng.permutation(config.vocab_size)[: config.draft_vocab_size]).astype(np.int32)
     return Artifact(config, weights, vocab, {"target": "tiny"})
+
+
+class Letters(Tokenizer):
+    """Token ids as pairs of digits, so that stop strings can cross token boundaries."""
+
+    def __init__(self):
+        super().__init__(None, 0)
+
+    def decode(self, ids, *, skip_special=False):
+        return "".join(f"{token:02d}" for token in ids)
