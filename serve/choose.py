@@ -96,14 +96,15 @@ class Chooser:
 
 
 def worthwhile_ways(cost: Cost, prior: Sequence[float]) -> list[Way]:
-    """The plain loop, and the ways that would pay best if drafts were accepted less or more often than the prior says.
+    """The plain loop, and the ways that would pay best if drafts were accepted less, more or far more often than the
+    prior says.
 
     Each is a program to compile, so the ones no acceptance asks for are left out.
     """
     slots = max(cost.verify_ms)
     drafter = SlotAcceptance(prior, slots).prior
     supposed: list[tuple[Literal["drafter", "ngram"], np.ndarray]] = [
-        *(("drafter", drafter**power) for power in (2.0, 1.0, 0.4)),
+        *(("drafter", drafter**power) for power in (2.0, 1.0, 0.4, 0.1)),
         *(("ngram", np.full(slots, chance)) for chance in (0.3, 0.8)),
     ]
     found = [PLAIN]
