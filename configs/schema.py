@@ -60,7 +60,7 @@ class Drafter:
     target_layer_ids: tuple[int, ...] | None  # taps; the DFlash default when null
     width: int  # W: one anchor and W-1 drafted tokens
     causal: bool  # in-block attention
-    sliding_window: int | None  # context positions seen by every layer; all when null
+    sliding_window: int | None  # how far every layer's slots look back, themselves included; all the way when null
     mask_token_id: int | None  # an unused special token of the target when null
     draft_vocab_size: int | None  # most frequent response tokens; the whole vocabulary when null
     markov_size: int | None  # hidden width of the head that corrects a slot by the token before it; none when null

@@ -1,12 +1,13 @@
 """The drafter artifact: config.json and model.safetensors in the public DFlash layout, written and read.
 
-The one place that knows the foreign names of drafters. A drafter that plain DFlash code would run wrong (in-block
-causal attention, a window counted from the anchor, a Markov head) or differently (a draft vocabulary) carries its own
-architecture name, so that no loader takes it for the plain kind:
+The one place that knows the foreign names of drafters. A drafter that plain DFlash code would run wrong (a Markov head,
+in-block attention of another kind) or differently (a draft vocabulary) carries its own architecture name, so that no
+loader takes it for the plain kind:
 
-    architectures ["DFlashDraftModel"]     plain
-    architectures ["WideblockDraftModel"]  dflash_config.causal, .sliding_window, .draft_vocab_size or .markov_size is
-                                           set;
+    architectures ["DFlashDraftModel"]     plain: layer_types says which layers look back `sliding_window` positions
+                                           only; in-block attention is causal in these and bidirectional in the others
+    architectures ["WideblockDraftModel"]  is_causal says otherwise for all layers, or dflash_config.draft_vocab_size
+                                           or .markov_size is set;
                                            draft_vocab_ids [Vd] int32 holds the draft vocabulary's token ids,
                                            markov.into.weight [M, 2D] and markov.out.weight [D, M] the Markov head
     wideblock {target, target_fingerprint, ...}   where it comes from; other loaders ignore it
@@ -126,9 +127,18 @@ def check_fit(artifact: Artifact, target: Target, path: Path) -> None:
         raise ValueError(f"{path}: this drafter was made for another target ({'; '.join(differing)}); pass that target")
 
 
-def is_plain(config: DrafterConfig) -> bool:
-    """Whether plain DFlash code computes the same drafts."""
-    return not any(getattr(config, name) for name in _EXTRAS)
+def beyond_plain(config: DrafterConfig) -> dict[str, str]:
+    """What plain DFlash code does not compute of this drafter, in words, by the recipe's field."""
+    parts = {"draft_vocab_size": "a draft vocabulary", "markov_size": "a Markov head"}
+    held = {name: words for name, words in parts.items() if getattr(config, name)}
+    if config.causal != _plain_causal(config.windows):
+        held["causal"] = "causal in-block attention" if all(config.causal) else "bidirectional in-block attention"
+    return held
+
+
+def _plain_causal(windows: tuple[int | None, ...]) -> tuple[bool, ...]:
+    """In-block attention of plain DFlash: causal in layers with a window."""
+    return tuple(window is not None for window in windows)
 
 
 def _to_tensors(artifact: Artifact) -> dict[str, np.ndarray]:
@@ -205,11 +215,10 @@ def as_arrays(tree: Any) -> Any:
 def config_json(artifact: Artifact, dtype: str) -> dict[str, Any]:
     """The artifact's config.json, its tensors being in `dtype`."""
     config = artifact.config
-    extras = {name: getattr(config, name) for name in _EXTRAS}
-    own = not is_plain(config)
+    own = beyond_plain(config)
     dflash = {"mask_token_id": config.mask_token_id, "target_layer_ids": list(config.target_layer_ids)}
     if own:
-        dflash |= extras
+        dflash |= {name: getattr(config, name) for name in _EXTRAS}
     scaling = config.rope_scaling
     rope = {"rope_type": "llama3", **dataclasses.asdict(scaling)} if scaling else None
     out = {
@@ -219,7 +228,7 @@ def config_json(artifact: Artifact, dtype: str) -> dict[str, Any]:
         "dflash_config": dflash,
         "num_target_layers": config.num_target_layers,
         "num_hidden_layers": config.num_layers,
-        "layer_types": ["full_attention"] * config.num_layers,
+        "layer_types": ["full_attention" if window is None else "sliding_attention" for window in config.windows],
         "hidden_size": config.hidden_size,
         "target_hidden_size": config.target_hidden_size,
         "intermediate_size": config.mlp_size,
@@ -233,14 +242,16 @@ def config_json(artifact: Artifact, dtype: str) -> dict[str, Any]:
         "hidden_act": "silu",
         "attention_bias": False,
         "attention_dropout": 0.0,
-        "sliding_window": None,
-        "use_sliding_window": False,
+        "sliding_window": max((window for window in config.windows if window), default=None),
+        "use_sliding_window": any(config.windows),
         "max_position_embeddings": config.max_positions,
         "vocab_size": config.vocab_size,
         "tie_word_embeddings": config.tied_head,
         "dtype": dtype,
         "wideblock": artifact.origin,
     }
+    if "causal" in own:
+        out["is_causal"] = all(config.causal)
     if not own:
         out["auto_map"] = {"AutoModel": "dflash.DFlashDraftModel"}
     return out
@@ -262,12 +273,11 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> DrafterConfig:
     for name, harmless in _ONLY_HARMLESS.items():
         if raw.get(name, harmless) not in (harmless, None):
             raise ValueError(f"{where}: {name}={raw[name]!r} is not supported; expected {harmless!r}")
-    kinds = set(raw.get("layer_types") or ["full_attention"])
-    if kinds != {"full_attention"}:
-        raise ValueError(f"{where}: layer_types {sorted(kinds)}: only full_attention layers are supported")
     rope = raw.get("rope_parameters") or {}
     scaling = raw.get("rope_scaling") or (rope if rope.get("rope_type", "default") != "default" else None)
+    causal = raw.get("is_causal")
     try:
+        windows = _windows(raw, where)
         return DrafterConfig(
             width=dflash["block_size"],
             num_layers=raw["num_hidden_layers"],
@@ -286,8 +296,8 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> DrafterConfig:
             vocab_size=raw["vocab_size"],
             tied_head=raw.get("tie_word_embeddings", False),
             mask_token_id=dflash["mask_token_id"],
-            causal=bool(dflash.get("causal", raw.get("is_causal") or False)),
-            sliding_window=dflash.get("sliding_window"),
+            causal=_plain_causal(windows) if causal is None else (bool(causal),) * len(windows),
+            windows=windows,
             draft_vocab_size=dflash.get("draft_vocab_size"),
             markov_size=dflash.get("markov_size"),
         )
@@ -295,7 +305,7 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> DrafterConfig:
         raise ValueError(f"{where}: field {error} is missing; expected a DFlash drafter config") from error
 
 
-_EXTRAS = ("causal", "sliding_window", "draft_vocab_size", "markov_size")
+_EXTRAS = ("draft_vocab_size", "markov_size")
 _PLACED_EITHER_WAY = ("block_size", "mask_token_id", "target_layer_ids")
 _ONLY_HARMLESS = {
     "attention_bias": False,
@@ -306,6 +316,20 @@ _ONLY_HARMLESS = {
     "conv_kernel_size": None,
     "selector_rank": None,
 }
+
+
+def _windows(raw: Mapping[str, Any], where: str) -> tuple[int | None, ...]:
+    """How far back each layer looks, by layer_types and sliding_window."""
+    window, kinds = raw.get("sliding_window"), raw.get("layer_types") or ["full_attention"] * raw["num_hidden_layers"]
+    unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+    if unknown or len(kinds) != raw["num_hidden_layers"]:
+        raise ValueError(
+            f"{where}: layer_types: expected full_attention or sliding_attention for each of "
+            f"{raw['num_hidden_layers']} layers, got {kinds}"
+        )
+    if "sliding_attention" in kinds and not (isinstance(window, int) and window > 0):
+        raise ValueError(f"{where}: sliding_window: expected a number of positions for sliding layers, got {window!r}")
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 
 def _rope_scaling(raw: Mapping[str, Any] | None, where: str) -> RopeScaling | None:

@@ -28,7 +28,7 @@ from models.layers import (
     swiglu,
     ungroup_heads,
 )
-from models.masks import block_mask
+from models.masks import block_mask, context_mask
 from models.target import Target
 
 
@@ -53,8 +53,8 @@ class DrafterConfig:
     vocab_size: int
     tied_head: bool
     mask_token_id: int
-    causal: bool
-    sliding_window: int | None
+    causal: tuple[bool, ...]  # in-block attention of each layer
+    windows: tuple[int | None, ...]  # how far each layer's slots look back, themselves included; None: all the way
     draft_vocab_size: int | None
     markov_size: int | None  # width of the Markov head's hidden layer; None: no such head
 
@@ -75,7 +75,8 @@ class DrafterConfig:
 class DrafterLayer(nnx.Module):
     """One pre-norm layer. q reads the block alone; kv reads context and block."""
 
-    def __init__(self, weights: dict[str, Any]):
+    def __init__(self, weights: dict[str, Any], *, causal: bool, window: int | None):
+        self.causal, self.window = causal, window
         self.attention_norm = nnx.Param(weights["attention_norm"])
         self.q = nnx.Param(weights["q"])
         self.kv = nnx.Param(weights["kv"])
@@ -103,7 +104,8 @@ class Drafter(nnx.Module):
         self.dtype = dtype
         self.fc = nnx.Param(weights["fc"])
         self.hidden_norm = nnx.Param(weights["hidden_norm"])
-        self.layers = nnx.List([DrafterLayer(layer) for layer in weights["layers"]])
+        kinds = zip(weights["layers"], config.causal, config.windows, strict=True)
+        self.layers = nnx.List([DrafterLayer(layer, causal=causal, window=window) for layer, causal, window in kinds])
         self.norm = nnx.Param(weights["norm"])
         self.markov = MarkovHead(weights["markov"]) if config.markov_size else None
         self.frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
@@ -122,18 +124,21 @@ class Drafter(nnx.Module):
         block: Float[Array, "B A W D"],
         anchor_positions: Int[Array, "B A"],
         context: KVCache,
-        context_mask: Bool[Array, "B A S"],
+        distance: Int[Array, "B A S"],
         *,
         remat: bool = False,
     ) -> Float[Array, "B A W D"]:
-        """Final hidden states (after `norm`) of A blocks per row, each at its anchor, over a shared context."""
+        """Final hidden states (after `norm`) of A blocks per row, each at its anchor, over a shared context.
+
+        `distance` is how far before a block's anchor each context position lies (`models.masks.context_distance`).
+        """
         batch, _, width, _ = block.shape
         positions = anchor_positions[:, :, None] + jnp.arange(width)
         turn = rotation(positions.reshape(batch, -1), self.frequencies)
         layer_step = nnx.remat(Drafter._layer) if remat else Drafter._layer
         x = block.astype(self.dtype)
         for index, layer in enumerate(self.layers):
-            x = layer_step(self, layer, x, turn, context.keys[index], context.values[index], context_mask)
+            x = layer_step(self, layer, x, turn, context.keys[index], context.values[index], distance)
         return rms_norm(x, self._cast(self.norm), self.config.rms_eps)
 
     def corrected(self, hidden: Float[Array, "*b D"], before: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
@@ -155,7 +160,7 @@ class Drafter(nnx.Module):
         turn: Array,
         context_keys: Array,
         context_values: Array,
-        mask: Array,
+        distance: Array,
     ) -> Array:
         shape, eps = x.shape, self.config.rms_eps
         flat = x.reshape(shape[0], -1, shape[-1])
@@ -164,7 +169,8 @@ class Drafter(nnx.Module):
         q = rotate(rms_norm(q, self._cast(layer.q_norm), eps), turn)
         k, v = self._key_value(layer, normed, turn)
         q, k, v = (part.reshape(*shape[:3], *part.shape[2:]) for part in (q, k, v))
-        inside = block_mask(shape[2], causal=self.config.causal)
+        mask = context_mask(distance, shape[2], layer.window)
+        inside = block_mask(shape[2], causal=layer.causal, window=layer.window)
         mixed = block_attention(q, k, v, context_keys, context_values, mask, inside)
         flat = flat + mixed.reshape(*flat.shape[:2], -1) @ self._cast(layer.out)
         normed = rms_norm(flat, self._cast(layer.mlp_norm), eps)
@@ -186,7 +192,7 @@ def block_attention(
     v: Float[Array, "B A W K H"],
     context_keys: Float[Array, "B K H S"],
     context_values: Float[Array, "B K S H"],
-    context_mask: Bool[Array, "B A S"],
+    visible: Bool[Array, "B A #W S"],
     inside: Bool[Array, "W W"],
 ) -> Float[Array, "B A W N H"]:
     """Attention of every block over [context; its own block]: one softmax over both, in float32.
@@ -197,8 +203,8 @@ def block_attention(
     num_kv_heads, wide = k.shape[3], jnp.float32
     grouped = group_heads(q.reshape(batch, -1, num_heads, head_dim), num_kv_heads)
     outer = jnp.einsum("bkqh,bkhs->bkqs", grouped, context_keys, preferred_element_type=wide)
-    outer = outer.reshape(batch, num_kv_heads, -1, num_anchors, width, context_mask.shape[-1])
-    outer = jnp.where(context_mask[:, None, None, :, None, :], outer, -1e30)
+    outer = outer.reshape(batch, num_kv_heads, -1, num_anchors, width, visible.shape[-1])
+    outer = jnp.where(visible[:, None, None], outer, -1e30)
     local = grouped.reshape(*outer.shape[:5], head_dim)
     inner = jnp.einsum("bkgawh,baukh->bkgawu", local, k, preferred_element_type=wide)
     inner = jnp.where(inside, inner, -1e30)

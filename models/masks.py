@@ -23,21 +23,31 @@ def packed_mask(segments: Int[Array, "B S"]) -> Bool[Array, "B S S"]:
     return same & jnp.tril(jnp.ones((segments.shape[1],) * 2, bool))
 
 
-def context_mask(
+def context_distance(
     anchor_positions: Int[Array, "B A"],
     anchor_segments: Int[Array, "B A"],
     positions: Int[Array, "B S"],
     segments: Int[Array, "B S"],
-    *,
-    sliding_window: int | None,
-) -> Bool[Array, "B A S"]:
-    """Context a block may read: its own segment, strictly before its anchor, within the window if there is one."""
+) -> Int[Array, "B A S"]:
+    """How far before its anchor a block's context lies, other segments at 0; a block reads what is 1 away or more."""
     distance = anchor_positions[:, :, None] - positions[:, None, :]
-    mask = (anchor_segments[:, :, None] == segments[:, None, :]) & (distance > 0)
-    return mask if sliding_window is None else mask & (distance <= sliding_window)
+    return jnp.where(anchor_segments[:, :, None] == segments[:, None, :], distance, 0)
 
 
-def block_mask(width: int, *, causal: bool) -> Bool[Array, "W W"]:
-    """Attention inside a block: everyone sees everyone, or only earlier slots and itself."""
-    full = jnp.ones((width, width), bool)
-    return jnp.tril(full) if causal else full
+def context_mask(distance: Int[Array, "B A S"], width: int, window: int | None) -> Bool[Array, "B A #W S"]:
+    """Context each slot of a block may read: strictly before the anchor, and less than `window` before the slot.
+
+    Example, window 3: the anchor (slot 0) reads distances 1 and 2, slot 1 distance 1, slot 2 none.
+    """
+    mask = (distance > 0)[:, :, None]
+    if window is None:
+        return mask
+    return mask & (distance[:, :, None] + jnp.arange(width)[:, None] < window)
+
+
+def block_mask(width: int, *, causal: bool, window: int | None) -> Bool[Array, "W W"]:
+    """Attention inside a block: everyone sees everyone, or only earlier slots and itself; less than `window` away."""
+    slots = jnp.arange(width)
+    apart = slots[:, None] - slots
+    mask = apart >= 0 if causal else jnp.ones((width, width), bool)
+    return mask if window is None else mask & (jnp.abs(apart) < window)

@@ -170,7 +170,7 @@ def evaluate_artifact(options: argparse.Namespace, tasks: dict) -> dict:
             "taps": list(config.target_layer_ids),
             "draft vocabulary": config.draft_vocab_size or config.vocab_size,
             "Markov head": config.markov_size or "none",
-            "in-block attention": "causal" if config.causal else "bidirectional",
+            "in-block attention": ", ".join("causal" if causal else "bidirectional" for causal in config.causal),
         },
         **measured,
     }

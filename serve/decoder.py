@@ -187,11 +187,8 @@ def block_hidden(engine: Engine, state: DecodeState, width: int) -> Float[Array,
     config, position = engine.drafter.config, state.length - 1
     anchor = jnp.take_along_axis(state.tokens, position[:, None], axis=1)[:, 0]
     block = engine.target.embed(block_tokens(anchor, width, config.mask_token_id))[:, None]
-    places = jnp.arange(state.context.capacity)
-    mask = places < position[:, None]
-    if config.sliding_window is not None:
-        mask = mask & (places >= position[:, None] - config.sliding_window)
-    return engine.drafter(block, position[:, None], state.context, mask[:, None])[:, 0]
+    distance = position[:, None, None] - jnp.arange(state.context.capacity)
+    return engine.drafter(block, position[:, None], state.context, distance)[:, 0]
 
 
 def _drafter_tokens(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.console import say
-from models.artifact import Artifact, check_fit, read_artifact
+from models.artifact import Artifact, beyond_plain, check_fit, read_artifact
 from models.sources import load_target
 from models.target import Target, fingerprint
 
@@ -53,21 +53,15 @@ def drafter_lines(artifact: Artifact) -> dict[str, Any]:
 
     config, origin = artifact.config, artifact.origin
     parameters = sum(leaf.size for leaf in jax.tree.leaves(artifact.weights))
-    extras = {
-        "in-block attention": "causal" if config.causal else None,
-        "sliding window": config.sliding_window,
-        "draft vocabulary": config.draft_vocab_size,
-        "Markov head": config.markov_size,
-    }
     drafted = config.width - 1
-    own = {name: value for name, value in extras.items() if value}
     return {
         "width": f"{config.width}: 1 anchor + {drafted} drafted (vLLM: num_speculative_tokens={drafted})",
         "layers": f"{config.num_layers} of hidden size {config.hidden_size}, {parameters / 1e6:.1f} M parameters",
         "taps": f"{list(config.target_layer_ids)} of {config.num_target_layers} target layers",
         "vocabulary": config.vocab_size,
         "mask token": config.mask_token_id,
-        "beyond plain DFlash": ", ".join(f"{name} {value}" for name, value in own.items()) or "nothing",
+        "windows": ", ".join(map(str, config.windows)) if any(config.windows) else "none",
+        "beyond plain DFlash": ", ".join(beyond_plain(config).values()) or "nothing",
         "target": f"{origin.get('target', 'not named')} ({origin.get('target_fingerprint', 'no fingerprint')})",
         "held-out acceptance": origin.get("heldout_acceptance", "not known"),
     }

@@ -50,7 +50,9 @@ def test_config_is_what_every_loader_needs(tmp_path: Path):
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 10000.0
 
 
-@pytest.mark.parametrize("changes", [{"causal": True}, {"draft_vocab_size": 20}, {"markov_size": 12}])
+@pytest.mark.parametrize(
+    "changes", [{"causal": (True, True)}, {"windows": (7, None)}, {"draft_vocab_size": 20}, {"markov_size": 12}]
+)
 def test_what_plain_loaders_would_run_wrong_has_its_own_name(tmp_path: Path, changes: dict):
     write_artifact(make_artifact(**changes), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -59,7 +61,15 @@ def test_what_plain_loaders_would_run_wrong_has_its_own_name(tmp_path: Path, cha
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"draft_vocab_size": 20}, {"causal": True, "sliding_window": 7}, {"markov_size": 12}]
+    "changes",
+    [
+        {},
+        {"draft_vocab_size": 20},
+        {"causal": (True, True)},
+        {"windows": (7, None), "causal": (True, False)},
+        {"windows": (7, 7)},
+        {"markov_size": 12},
+    ],
 )
 def test_round_trip_is_exact(tmp_path: Path, changes: dict):
     artifact = make_artifact(**changes)

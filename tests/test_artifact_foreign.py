@@ -78,13 +78,24 @@ def test_both_rope_spellings(written: Path, drop: str):
 
 def test_causal_by_its_public_name(written: Path):
     edit(written, is_causal=True)
-    assert read_artifact(written).config.causal
+    assert read_artifact(written).config.causal == (True, True)
+
+
+def test_sliding_layers_are_causal_inside_the_block_unless_told_otherwise(written: Path):
+    edit(written, layer_types=["full_attention", "sliding_attention"], sliding_window=7)
+    config = read_artifact(written).config
+    assert config.windows == (None, 7)
+    assert config.causal == (False, True)
+    edit(written, is_causal=False)
+    assert read_artifact(written).config.causal == (False, False)
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "only full_attention layers"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_window: expected a number of positions"),
+        ({"layer_types": ["full_attention", "linear_attention"]}, "layer_types: expected full_attention or sliding"),
+        ({"layer_types": ["full_attention"]}, "for each of 2 layers"),
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0 is not supported; expected None"),
         ({"input_embedding_scale": 2.0}, "input_embedding_scale=2.0 is not supported; expected 1.0"),
         ({"architectures": ["DFlash2DraftModel"]}, "architectures 'DFlash2DraftModel'"),

@@ -6,7 +6,7 @@ import pytest
 
 from models.artifact import write_artifact
 from models.drafter import block_tokens
-from models.masks import context_mask, packed_mask
+from models.masks import context_distance, packed_mask
 from serve.bench_peers import Theirs
 from serve.decoder import Speculation, make_engine
 from serve.session import Decoder
@@ -27,18 +27,27 @@ def our_hidden(drafter, target, ids: np.ndarray, features, anchor: int) -> np.nd
     places = jnp.arange(ids.shape[1])[None]
     context = drafter.context(features, places)
     at, zero = jnp.array([[anchor]]), jnp.zeros((1, 1), jnp.int32)
-    mask = context_mask(at, zero, places, jnp.zeros_like(places), sliding_window=None)
+    distance = context_distance(at, zero, places, jnp.zeros_like(places))
     block = target.embed(block_tokens(jnp.asarray(ids)[:, anchor][None], WIDTH, drafter.config.mask_token_id))
-    return np.asarray(drafter(block, at, context, mask))[0, 0]
+    return np.asarray(drafter(block, at, context, distance))[0, 0]
 
 
-@pytest.mark.parametrize("layers", [1, 2])
-def test_hidden_states(tmp_path, layers: int):
+KINDS = {
+    "one layer": {"num_layers": 1},
+    "two layers": {},
+    "windows": {"windows": (9, None), "causal": (True, False)},
+    "windows, bidirectional": {"windows": (4, 4)},
+    "causal": {"causal": (True, True)},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hidden_states(tmp_path, kind: str):
     """Prefill, then steps that accept few or all of the drafts: their cache is cropped, ours follows what was kept."""
     import torch
     from dflash.model import DFlashDraftModel, _crop_to, _make_cache
 
-    target, artifact = make_target(), make_artifact(num_layers=layers)
+    target, artifact = make_target(), make_artifact(**KINDS[kind])
     write_artifact(artifact, tmp_path)
     theirs = DFlashDraftModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
     ids = np.random.default_rng(0).integers(3, 60, (1, 64)).astype(np.int32)

@@ -16,11 +16,12 @@ from train.loss import Trainee, block_hidden, draft_context, slot_hidden
 
 CASES = {
     "bidirectional": {},
-    "causal": {"causal": True},
-    "window": {"sliding_window": 9},
+    "causal": {"causal": (True, True)},
+    "window": {"windows": (9, 9)},
+    "windows-in-one-layer": {"windows": (None, 4), "causal": (False, True)},
     "vocabulary": {"draft_vocab_size": 30},
     "markov": {"markov_size": 24},
-    "causal-window": {"causal": True, "sliding_window": 5, "num_layers": 1},
+    "causal-window": {"causal": (True,), "windows": (5,), "num_layers": 1},
 }
 
 

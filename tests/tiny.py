@@ -79,12 +79,14 @@ def make_drafter_config(**changes: Any) -> DrafterConfig:
         vocab_size=61,
         tied_head=False,
         mask_token_id=60,
-        causal=False,
-        sliding_window=None,
+        causal=(False, False),
+        windows=(None, None),
         draft_vocab_size=None,
         markov_size=None,
     )
-    return dataclasses.replace(config, **changes)
+    layers = changes.get("num_layers", config.num_layers)
+    uniform = {"causal": config.causal[:1] * layers, "windows": config.windows[:1] * layers}
+    return dataclasses.replace(config, **uniform | changes)
 
 
 def make_artifact(seed: int = 0, **changes: Any) -> Artifact:

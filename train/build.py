@@ -46,8 +46,8 @@ def drafter_config(recipe: Recipe, target: Target, tokenizer: Tokenizer) -> Draf
         vocab_size=shape.vocab_size,
         tied_head=shape.tied_head,
         mask_token_id=mask,
-        causal=section.causal,
-        sliding_window=section.sliding_window,
+        causal=(section.causal,) * section.num_layers,
+        windows=(section.sliding_window,) * section.num_layers,
         draft_vocab_size=vocab,
         markov_size=section.markov_size,
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from models.artifact import is_plain
+from models.artifact import beyond_plain
 from models.drafter import DrafterConfig
 
 
@@ -30,7 +30,7 @@ def card(run: Path, out: Path, config: DrafterConfig, origin: Mapping[str, Any],
         *_acceptance(run),
         "## Serve it",
         "",
-        *(_plain_commands(out, config, target) if is_plain(config) else _own_commands(out, config, target)),
+        *(_plain_commands(out, config, target) if not beyond_plain(config) else _own_commands(out, config, target)),
     ]
     return "\n".join(lines) + "\n"
 
@@ -54,13 +54,7 @@ def _acceptance(run: Path) -> list[str]:
 
 
 def _own_commands(out: Path, config: DrafterConfig, target: str) -> list[str]:
-    parts = {
-        "a draft vocabulary": config.draft_vocab_size,
-        "a Markov head": config.markov_size,
-        "causal in-block attention": config.causal,
-        "a context window": config.sliding_window,
-    }
-    held = " and ".join(name for name, value in parts.items() if value)
+    held = " and ".join(beyond_plain(config).values())
     return [
         f"This drafter has {held}, beyond plain DFlash: its architecture is named WideblockDraftModel so that no other "
         "engine loads it and silently runs it wrong.",
@@ -78,7 +72,9 @@ def _plain_commands(out: Path, config: DrafterConfig, target: str) -> list[str]:
         "",
         "    # wideblock",
         f"    python -m serve eval --target {target} --drafter {out} --tasks word-problems,code --out report",
-        "    # vLLM, and vLLM on TPU (tpu-inference)",
+        "    # vLLM (not on TPU: tpu-inference ignores the windows of its layers)"
+        if any(config.windows)
+        else "    # vLLM, and vLLM on TPU (tpu-inference)",
         f"    vllm serve {target} --speculative-config '{spec}'",
         "    # SGLang (sglang-jax: the same options of sgl_jax.launch_server); counts the anchor",
         f"    python -m sglang.launch_server --model-path {target} --speculative-algorithm DFLASH \\",

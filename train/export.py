@@ -21,7 +21,15 @@ from typing import Any, Literal
 import numpy as np
 
 from configs.console import say
-from models.artifact import Artifact, config_json, parse_config, read_artifact, read_config, write_artifact
+from models.artifact import (
+    Artifact,
+    beyond_plain,
+    config_json,
+    parse_config,
+    read_artifact,
+    read_config,
+    write_artifact,
+)
 from models.drafter import DrafterConfig
 from models.layers import RopeScaling
 from pipelines.shards import write_json
@@ -63,7 +71,8 @@ def read_description(run: Path) -> tuple[DrafterConfig, np.ndarray | None, dict[
         raise ValueError(f"{run}: no drafter.json; expected a run directory (python -m train --config ... makes one)")
     try:
         raw = json.loads(file.read_text())
-        fields = dict(raw["config"], target_layer_ids=tuple(raw["config"]["target_layer_ids"]))
+        listed = ("target_layer_ids", "causal", "windows")
+        fields = raw["config"] | {name: tuple(raw["config"][name]) for name in listed}
         if fields["rope_scaling"] is not None:
             fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
         vocab = None if raw["draft_vocab"] is None else np.array(raw["draft_vocab"], np.int32)
@@ -165,8 +174,7 @@ def plain_config(config: DrafterConfig, run: Path) -> DrafterConfig:
     Raises:
       ValueError: it has parts whose absence would change the drafts it was trained to make.
     """
-    parts = {"markov_size": "a Markov head", "causal": "causal in-block attention", "sliding_window": "a window"}
-    held = [f"drafter.{name} ({what})" for name, what in parts.items() if getattr(config, name)]
+    held = [f"drafter.{name} ({what})" for name, what in beyond_plain(config).items() if name != "draft_vocab_size"]
     if held:
         raise ValueError(
             f"{run}: --plain: the drafter was trained with {', '.join(held)}, which plain DFlash loaders do not "

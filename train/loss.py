@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from models.drafter import Drafter, block_tokens
 from models.kv_cache import KVCache
 from models.layers import Frozen
-from models.masks import context_mask
+from models.masks import context_distance
 from models.target import Target
 from pipelines.features import packed_features
 
@@ -108,10 +108,9 @@ def block_hidden(
     tokens, positions, segments = (
         jnp.take_along_axis(batch[name], at, axis=1) for name in ("tokens", "positions", "segments")
     )
-    window = drafter.config.sliding_window
-    mask = context_mask(positions, segments, batch["positions"], batch["segments"], sliding_window=window)
+    distance = context_distance(positions, segments, batch["positions"], batch["segments"])
     block = trainee.embedding[...][block_tokens(tokens, width, drafter.config.mask_token_id)]
-    return drafter(block, positions, context, mask, remat=remat)
+    return drafter(block, positions, context, distance, remat=remat)
 
 
 def slot_hidden(

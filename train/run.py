@@ -165,7 +165,7 @@ def identity_of(recipe: Recipe, assembly: Assembly) -> dict[str, Any]:
         "taps": list(config.target_layer_ids),
         "num_layers": config.num_layers,
         "causal": config.causal,
-        "sliding_window": config.sliding_window,
+        "windows": config.windows,
         "mask_token_id": config.mask_token_id,
         "draft_vocab_size": config.draft_vocab_size,
         "markov_size": config.markov_size,
