@@ -15,15 +15,16 @@ CHUNK = 32
 
 
 @pytest.mark.parametrize("markov_size", [None, 256])
+@pytest.mark.parametrize("soft", [0.0, 0.5])
 @pytest.mark.parametrize("online", [False, True])
-def test_step_flops(online: bool, markov_size: int | None):
+def test_step_flops(online: bool, soft: float, markov_size: int | None):
     target = make_target(**LARGE)
     artifact = make_artifact(**LARGE, target_hidden_size=256, markov_size=markov_size)
     trainee = Trainee(artifact.drafter("float32"), target, None, online=online)
-    batch = make_batch(target, final=False)
+    batch = make_batch(target, final=soft > 0)
     if online:
         del batch["features"]
-    settings = LossSettings("dpace", gamma=2.0, soft=0.0, head_chunk=CHUNK, remat=False)  # one chunk a width: no loop
+    settings = LossSettings("dpace", gamma=2.0, soft=soft, head_chunk=CHUNK, remat=False)  # one chunk a width: no loop
 
     @jax.jit
     def gradients(trainee, batch):
@@ -32,6 +33,7 @@ def test_step_flops(online: bool, markov_size: int | None):
     counted = gradients.lower(trainee, batch).compile().cost_analysis()["flops"]
     rows, length = batch["tokens"].shape
     blocks = {6: batch["anchors_w6"].shape[1], 3: batch["anchors_w3"].shape[1]}
-    ours = step_flops(artifact.config, target.config, rows=rows, row_length=length, blocks=blocks, online=online)
+    shape = {"rows": rows, "row_length": length, "blocks": blocks}
+    ours = step_flops(artifact.config, target.config, **shape, online=online, soft=soft > 0)
     assert 0.97 <= counted / ours <= 1.10
     assert jnp.isfinite(counted)

@@ -9,9 +9,16 @@ from models.target import TargetConfig
 
 
 def step_flops(
-    config: DrafterConfig, target: TargetConfig, *, rows: int, row_length: int, blocks: dict[int, int], online: bool
+    config: DrafterConfig,
+    target: TargetConfig,
+    *,
+    rows: int,
+    row_length: int,
+    blocks: dict[int, int],
+    online: bool,
+    soft: bool,
 ) -> float:
-    """FLOPs of one step over `rows` packed rows with `blocks` (width -> anchors per row)."""
+    """FLOPs of one step over `rows` packed rows with `blocks` (width -> anchors per row); `soft`: with soft labels."""
     vocab = config.draft_vocab_size or config.vocab_size
     d, taps = config.hidden_size, len(config.target_layer_ids) * config.target_hidden_size
     layer = d * (config.q_size + 2 * config.kv_size) + config.q_size * d + 3 * d * config.mlp_size
@@ -20,15 +27,16 @@ def step_flops(
     for width, anchors in blocks.items():
         matmuls = 6 * layer * config.num_layers
         attention = 12 * (row_length + width) * config.q_size * config.num_layers
-        slot = 4 * d * vocab + 6 * 3 * d * (config.markov_size or 0)
+        slot = (6 if soft else 4) * d * vocab + 6 * 3 * d * (config.markov_size or 0)
         total += anchors * width * (matmuls + attention) + anchors * (width - 1) * slot
     if online:
-        total += row_length * _target_forward(target, max(config.target_layer_ids) + 1, row_length)
+        num_layers = target.num_layers if soft else max(config.target_layer_ids) + 1
+        total += row_length * _target_forward(target, num_layers, row_length)
     return rows * total
 
 
 def _target_forward(target: TargetConfig, num_layers: int, row_length: int) -> float:
-    """Per token: the matmuls of the layers up to the last tap, and causal attention over half a row."""
+    """Per token: the matmuls of the layers that are read, and causal attention over half a row."""
     d, q = target.hidden_size, target.num_heads * target.head_dim
     matmuls = 2 * (d * target.qkv_size + q * d + 3 * d * target.mlp_size)
     return num_layers * (matmuls + 4 * q * row_length / 2)
