@@ -19,7 +19,7 @@ LARGE_ONLY := sed -nu -e 's|^ *Downloading \([^ ]*/\)\{0,1\}\([^ /]*\) (\([0-9]\
 .DEFAULT_GOAL := help
 # Z-lab's own decoder and the transformers it needs, beside ours; for comparisons only.
 PEERS_VENV := .venv-peers
-PEERS := dflash==0.1.0 transformers==5.15.0 speculators==0.9.0 hs-connectors==0.9.0 loguru pydantic-settings
+PEERS := dflash==0.1.0 transformers==5.15.0 safetensors==0.8.0 speculators==0.9.0 hs-connectors==0.9.0 loguru pydantic-settings
 # MaxText's own converter makes a checkpoint to read; it needs Python 3.12 or newer.
 PYTHON312 ?= python3.12
 MAXTEXT_VENV := .venv-maxtext

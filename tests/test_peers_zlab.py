@@ -10,7 +10,7 @@ from models.masks import context_distance, packed_mask
 from serve.bench_peers import Theirs
 from serve.decoder import Speculation, make_engine
 from serve.session import Decoder
-from tests.tiny import make_artifact, make_target
+from tests.tiny import Letters, make_artifact, make_target
 
 pytestmark = pytest.mark.peers
 WIDTH, TAPS = 6, (0, 2)
@@ -73,7 +73,7 @@ def test_accepted_lengths():
     """Twelve prompts through both decoders, over a vocabulary so small that an untrained drafter is often right."""
     target = make_target(vocab_size=7, eos_ids=(), tied_head=True)
     artifact = make_artifact(vocab_size=7, mask_token_id=6, tied_head=True)
-    ours = Decoder(make_engine(target, artifact), None, Speculation(WIDTH), capacity=256)
+    ours = Decoder(make_engine(target, artifact), Letters(), Speculation(WIDTH), capacity=256)
     theirs = Theirs(target, artifact, WIDTH)
     rng = np.random.default_rng(3)
     seen = []
