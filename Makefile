@@ -25,7 +25,8 @@ PYTHON312 ?= python3.12
 MAXTEXT_VENV := .venv-maxtext
 MAXTEXT := maxtext==0.2.5
 # What its converter imports; its own extras pull in the TPU stack.
-MAXTEXT_NEEDS := jax flax orbax-checkpoint
+MAXTEXT_NEEDS := jax flax orbax-checkpoint google-tunix transformers pydantic omegaconf psutil tabulate tiktoken \
+  pathwaysutils drjax aqtp tokamax
 DRAFTER ?= exports/wide_block
 # Evaluation prompts by path where there are some; the shipped tasks where not.
 TASK_DIR ?= $(wildcard ../shared/tasks)
@@ -73,7 +74,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 test: setup
 	@echo "test: the default suite (a few minutes on two cores)"
-	$(BIN)/python -m pytest -q -m "not slow and not peers"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not peers"
 
 test-slow: setup
 	@echo "test-slow: whole chains and real weights"

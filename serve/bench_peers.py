@@ -8,8 +8,8 @@ PyTorch as a Hugging Face model with our weights. Prompts alternate between the 
                         width, tokens_per_second, their_tokens_per_second}}}
 
 tokens_per_second_ratio is ours over theirs (median over prompts; spread: quartiles), decoding alone, prefill apart.
-equal_steps_fraction is the share of verify steps with equal accepted lengths, prompt by prompt, the last step before
-the token limit left out: there z-lab's decoder shrinks its block.
+equal_steps_fraction is the share of verify steps with equal accepted lengths, prompt by prompt, those nearer to the
+token limit than a block left out: there z-lab's decoder shrinks its block.
 """
 
 import argparse
@@ -92,7 +92,7 @@ def one_prompt(ours: Any, theirs: "Theirs", ids: list[int], new: int) -> dict[st
     ours.generate([begun], max_new_tokens=new - 1)  # compiles what this shape needs
     (answer,) = ours.generate([begun], max_new_tokens=new - 1)
     again = theirs.generate(ids, new)
-    mine, other = answer.runs[:-1], found.runs[:-1]
+    mine, other = (whole_steps(runs, new - 1, theirs.width) for runs in (answer.runs, found.runs))
     counted = max(len(mine), len(other))
     rate, their_rate = 1e3 / answer.ms_per_token, len(again.tokens) / again.seconds
     return {
@@ -103,6 +103,15 @@ def one_prompt(ours: Any, theirs: "Theirs", ids: list[int], new: int) -> dict[st
         "equal": sum(a == b for a, b in zip(mine, other, strict=False)),
         "same": answer.ids == found.tokens[1:],
     }
+
+
+def whole_steps(runs: Sequence[int], limit: int, width: int) -> list[int]:
+    """The runs of an answer's steps but the last that began a whole block or more before the token limit.
+
+    Example: runs 2 1 3 1, limit 7, width 4 -> 2 1 3 (begun with 7, 5 and 4 tokens to go).
+    """
+    begun = np.cumsum([0, *runs])
+    return [run for run, done in zip(runs[:-1], begun, strict=False) if limit - done >= width]
 
 
 @dataclasses.dataclass(frozen=True)

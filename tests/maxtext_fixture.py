@@ -25,7 +25,7 @@ common = [f"model_name={name}", f"base_output_directory={out}", "run_name=tiny",
 place = ["hardware=cpu", "skip_jax_distributed_system=true", "hf_access_token=none"]
 to_maxtext.main(
     ["to_maxtext", str(base), *common, *place, *settings],
-    lazy_load_tensors=False,
+    lazy_load_tensors=True,  # the eager way reads with torch
     hf_model_path=directory,
     save_dtype="float32",
     simulated_cpu_devices_count=4,

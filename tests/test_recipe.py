@@ -45,7 +45,7 @@ def test_resolved_recipe_reads_back(tmp_path: Path):
         ("optimizer.learning_rate=6e-4", ["optimizer.learning_rate", "expected float", "6.0e-4"]),
         ("features.mode=cache", ["features.mode", "one of cached, online", "did you mean cached?"]),
         ("prompts.sources=own", ["prompts.sources", "expected a list"]),
-        ("steps=3", ["section.field=value"]),
+        ("stride=3", ["section.field=value", "MaxText"]),
         ("train.steps=0", ["train.steps", "at least 1", "0"]),
         ("drafter.width=1", ["drafter.width", "at least 2"]),
         ("batches.blocks={4: 4}", ["batches.blocks", "drafter.width", "4"]),

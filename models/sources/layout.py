@@ -38,7 +38,7 @@ def target_weights(config: TargetConfig, read: Read, dtype: jnp.dtype, place: Pl
         if isinstance(value, np.ndarray) and place is not one_device:
             return jax.device_put(value.astype(dtype), place(value.shape))  # from the host to its own devices
         value = jnp.asarray(value, dtype)
-        return value if place is one_device else jax.device_put(value, place(value.shape))
+        return value if place is one_device else jax.block_until_ready(jax.device_put(value, place(value.shape)))
 
     def joined(parts: list[Any], axis: int) -> Any:
         return (np if isinstance(parts[0], np.ndarray) else jnp).concatenate(parts, axis=axis)

@@ -182,7 +182,8 @@ class _Leaves:
             item, how = {part: item}, {part: how}
         args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
         with _handler(self.item) as handler:
-            return jax.tree.leaves(handler.restore(self.item.resolve(), args=args))[0]
+            tree = handler.restore(self.item.resolve(), args=args)
+        return jax.block_until_ready(jax.tree.leaves(tree)[0])  # what follows may move it between devices
 
 
 @contextlib.contextmanager
