@@ -20,6 +20,8 @@ LARGE_ONLY := sed -nu -e 's|^ *Downloading \([^ ]*/\)\{0,1\}\([^ /]*\) (\([0-9]\
 # Z-lab's own decoder and the transformers it needs, beside ours; for comparisons only.
 PEERS_VENV := .venv-peers
 PEERS := dflash==0.1.0 transformers==5.15.0 safetensors==0.8.0 speculators==0.9.0 hs-connectors==0.9.0 loguru pydantic-settings
+# What speculators imports beside, with what it needs itself.
+PEERS_NEEDS := openai==3.57.0
 # MaxText's own converter makes a checkpoint to read; it needs Python 3.12 or newer.
 PYTHON312 ?= python3.12
 MAXTEXT_VENV := .venv-maxtext
@@ -108,6 +110,7 @@ bench-peers: $(PEERS_VENV)/.peers $(DRAFTER)
 $(PEERS_VENV)/.peers: pyproject.toml constraints.txt
 	@$(MAKE) --no-print-directory setup VENV=$(PEERS_VENV)
 	@echo "peers: $(PEERS)"
+	@$(PEERS_VENV)/bin/python -m pip install --quiet --constraint constraints.txt $(PEERS_NEEDS)
 	@$(PEERS_VENV)/bin/python -m pip install --quiet --no-deps $(PEERS)
 	@touch $@
 

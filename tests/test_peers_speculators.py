@@ -13,7 +13,8 @@ from serve.bench_peers import torch_target
 from tests.tiny import make_artifact, make_target
 from train.loss import Trainee, block_hidden, draft_context
 
-pytestmark = pytest.mark.peers
+# Speculators imports parts of torch that torch itself calls deprecated.
+pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 LENGTH, WIDTH, ANCHORS = 48, 6, 8
 
 
