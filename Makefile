@@ -131,7 +131,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 
 types: setup
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
 	rm -rf $(VENV) $(PEERS_VENV) $(MAXTEXT_VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -21,6 +21,7 @@ from typing import Any
 import grain
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 ITEMS = {
@@ -176,14 +177,15 @@ def read_tree(path: Path) -> dict[str, Any]:
     Raises:
       ValueError: damaged, or not an Orbax item.
     """
+    item = epath.Path(path.resolve())
     with damage(path), contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
         local = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=local),
-            handler.metadata(path.resolve()).tree,
+            handler.metadata(item).tree,
         )
         how = ocp.checkpoint_utils.construct_restore_args(abstract)
-        return handler.restore(path.resolve(), args=ocp.args.PyTreeRestore(item=abstract, restore_args=how))
+        return handler.restore(item, args=ocp.args.PyTreeRestore(item=abstract, restore_args=how))
 
 
 def write_tree(tree: Mapping[str, Any], path: Path) -> None:

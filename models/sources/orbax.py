@@ -133,9 +133,10 @@ class _Leaves:
 
     def __init__(self, path: Path, place: Place):
         self._place = place
-        self.item = next((path / item for item in _ITEMS if (path / item / "_METADATA").is_file()), None)
-        if self.item is None:
+        found = next((path / item for item in _ITEMS if (path / item / "_METADATA").is_file()), None)
+        if found is None:
             raise ValueError(f"{path}: no Orbax checkpoint; expected STEP/items, STEP/model_params or what they hold")
+        self.item = found
         try:
             raw = json.loads((self.item / "_METADATA").read_text())["tree_metadata"]
             keys = [tuple(str(key["key"]) for key in entry["key_metadata"]) for entry in raw.values()]
