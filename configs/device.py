@@ -73,12 +73,17 @@ def _mallopt(options: Mapping[str, int]) -> None:
 
 def drop_programs() -> None:
     """Frees the compiled programs (each holds some 50 MB; those needed again come back from disk) and unused heap."""
-    import ctypes
-    import gc
-
     import jax
 
     jax.clear_caches()
+    return_unused_heap()
+
+
+def return_unused_heap() -> None:
+    """Gives what the heap does not use back to the system, where the C library is glibc: a compilation leaves a lot."""
+    import ctypes
+    import gc
+
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # a C library without it keeps what it has
         ctypes.CDLL(None).malloc_trim(0)

@@ -140,7 +140,7 @@ def _write_shards(
     store: FeatureStore | None,
 ) -> None:
     """Writes every missing shard as soon as its last response is there, its features first."""
-    pending: dict[int, dict[int, tuple[Response, np.ndarray | None]]] = {index: {} for index, _ in parts}
+    pending: dict[int, dict[int, tuple[Response, Any]]] = {index: {} for index, _ in parts}
     sizes = {index: len(items) for index, items in parts}
     jobs = [(index, slot, *item) for index, items in parts for slot, item in enumerate(items)]
     if not recipe.responses.regenerate:

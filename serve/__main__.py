@@ -170,7 +170,9 @@ def evaluate_artifact(options: argparse.Namespace, tasks: dict) -> dict:
             "taps": list(config.target_layer_ids),
             "draft vocabulary": config.draft_vocab_size or config.vocab_size,
             "Markov head": config.markov_size or "none",
-            "in-block attention": ", ".join("causal" if causal else "bidirectional" for causal in config.causal),
+            "in-block attention": ", ".join(
+                dict.fromkeys("causal" if causal else "bidirectional" for causal in config.causal)
+            ),
         },
         **measured,
     }

@@ -127,7 +127,7 @@ class Theirs:
     def __init__(self, target: Any, artifact: Any, width: int):
         import tempfile
 
-        import dflash.model
+        import dflash.model  # pyright: ignore[reportMissingImports] (in an environment of its own)
         import torch
 
         from models.artifact import write_artifact

@@ -17,13 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs.device import cache_directory
+from configs.device import cache_directory, drop_programs, return_unused_heap
 from models.generate import PlainState, empty_rows, insert, plain_segment
 from models.sampling import keys
 from serve.decoder import DecodeState, Engine, Speculation, draft, speculative_segment, start
 
 REPEATS = 7
 STEPS = 8  # per repeat
+TOGETHER = 4  # widths timed in turn: all at once would be as many large programs in memory
 WIDTHS = (1, 2, 3, 4, 6, 8, 16, 32, 64, 128)
 
 
@@ -69,6 +70,8 @@ def measure_cost(engine: Engine, state: DecodeState, plain: PlainState, widths: 
         for name, segment in segments.items():
             taken = _plain_ms(segment, plain) if name == "plain" else _step_ms(segment, state)
             times[name] += [taken] if repeat else []
+            if not repeat:
+                return_unused_heap()
         for w, function in drafting.items():
             taken = _call_ms(function)
             times[(w, "draft")] += [taken] if repeat else []
@@ -78,14 +81,31 @@ def measure_cost(engine: Engine, state: DecodeState, plain: PlainState, widths: 
 
 
 def time_steps(engine: Engine, capacity: int, widths: Sequence[int]) -> Cost:
-    """What steps cost at batch 1 with `capacity` positions of context, a quarter of them filled."""
+    """What steps cost at batch 1 with `capacity` positions of context, a quarter of them filled.
+
+    Widths are timed TOGETHER at a time, each few with the plain loop among them, which they are measured by.
+    """
     target = engine.target
     ids = np.random.default_rng(0).integers(0, target.config.vocab_size, (1, capacity // 4)).astype(np.int32)
     length, zero = np.array([ids.shape[1]], np.int32), np.zeros(1, np.int32)
     stop = length + capacity // 2
     state = start(engine, ids, length, stop, zero, capacity=capacity)
     plain = insert(target, empty_rows(target, 1, capacity), zero, ids, length, stop, zero)
-    return measure_cost(engine, state, plain, widths)
+    parts = []
+    for first in range(0, len(widths), TOGETHER):
+        drop_programs()
+        parts.append(measure_cost(engine, state, plain, widths[first : first + TOGETHER]))
+    return joined(parts)
+
+
+def joined(parts: Sequence[Cost]) -> Cost:
+    """One cost of several measured apart, on the scale of the first one's plain loop."""
+    draft_ms, verify_ms = {}, {}
+    for part in parts:
+        scale = parts[0].plain_ms / part.plain_ms
+        draft_ms |= {width: ms * scale for width, ms in part.draft_ms.items()}
+        verify_ms |= {width: ms * scale for width, ms in part.verify_ms.items()}
+    return Cost(parts[0].plain_ms, draft_ms, verify_ms)
 
 
 def kept_cost(identity: Mapping[str, Any], measure: Callable[[], Cost]) -> Cost:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from configs.device import return_unused_heap
 from models.generate import PlainState, plain_segment
 from models.masks import cached_mask
 from models.sampling import GREEDY, Sampling
@@ -35,7 +36,7 @@ class Answer:
     finished: Literal["eos", "stop", "length"]
     runs: list[int]  # tokens each step committed; they sum to len(ids)
     widths: list[int]  # of each step; 1 is a plain step
-    drafts: list[str]  # where each step's drafts came from
+    drafts: list[Literal["drafter", "ngram"]]  # where each step's drafts came from
     prefill_ms: float  # of the batch the answer was written in
     decode_ms: float  # the same
 
@@ -120,6 +121,7 @@ class Decoder:
         ways = [None] if self.how is None else self.chooser.ways if self.chooser else [self._way()]
         for way in ways:
             jax.block_until_ready(self._advance(self._start([row], max_new_tokens, [0]), way))
+            return_unused_heap()
 
     def _ids(self, prompt: str | Sequence[int]) -> list[int]:
         if isinstance(prompt, str):
@@ -213,8 +215,16 @@ class Decoder:
     def _answer(self, row: Row, prefill_ms: float, decode_ms: float) -> Answer:
         assert row.finished is not None
         text = self.tokenizer.decode(row.ids, skip_special=True)
-        widths, drafts = [way.width for way in row.ways], [way.drafts for way in row.ways]
-        return Answer(row.ids, text[: row.cut], row.finished, row.runs, widths, drafts, prefill_ms, decode_ms)
+        return Answer(
+            ids=row.ids,
+            text=text[: row.cut],
+            finished=row.finished,
+            runs=row.runs,
+            widths=[way.width for way in row.ways],
+            drafts=[way.drafts for way in row.ways],
+            prefill_ms=prefill_ms,
+            decode_ms=decode_ms,
+        )
 
     def _diagnosis(self, tokens: np.ndarray, fault: np.ndarray) -> str:
         """Which layer first gave values that are not finite, for the first row it happened to."""

@@ -86,7 +86,7 @@ def maxtext_config(path: Path, merged: Mapping[str, Any], eos_ids: tuple[int, ..
     missing = [key for key in (*_SHAPE, "load_parameters_path") if key not in merged]
     if missing:
         raise ValueError(f"{path}: missing {', '.join(missing)}; put them into the file or write key=value after it")
-    values = _DEFAULT | merged
+    values = _DEFAULT | dict(merged)
     if values["decoder_block"] not in _BLOCKS:
         raise ValueError(f"{path}: decoder_block {values['decoder_block']!r}; expected {' or '.join(_BLOCKS)}")
     if values["use_qk_norm"] != (values["decoder_block"] == "qwen3"):
