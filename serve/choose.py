@@ -1,10 +1,16 @@
-"""How to draft next: the width and the source of drafts with the most expected tokens a second, learned while decoding.
+"""How to draft next: the way with the most expected tokens a second, learned while decoding.
 
-A step at width W' commits on average tau(W') = 1 + sum over slots j < W' of prod_{i <= j} c_i tokens, c_i the
-conditional acceptance of slot i, and costs what `serve.cost` measured. The c_i start from a prior (the drafter's
-held-out acceptance, kept in its artifact) and follow what the last hundred steps or so accepted. What n-gram drafts
-would have got is read off the text without decoding with them. Width 1 is the plain loop: where no draft pays, none
-is made, and the drafter is tried again as its old failures fade into the prior.
+Where the last tokens of a text occurred before, what followed them there is often right, and costs nothing to draft;
+the drafter is for the rest. So a step of `Way(width, copy)` copies at width `copy` where it can and drafts at `width`
+where it cannot (`serve.decoder.Speculation`). Each kind has acceptance of its own: a step at width W' commits on
+average tau(W') = 1 + sum over slots j < W' of prod_{i <= j} c_i tokens, c_i the conditional acceptance of slot i, and
+costs what `serve.cost` measured. With s the share of the text that is copied, a token takes
+
+    s * T_verify(copy) / tau_copy(copy) + (1 - s) * (T_draft(width) + T_verify(width)) / tau_draft(width)
+
+The c_i and s start from a prior (for the drafter its held-out acceptance, kept in its artifact) and follow what the
+last hundred steps or so accepted. What copying would have got is read off the text without copying. Width 1 is the
+plain loop: where no draft pays, none is made, and the drafter is tried again as its old failures fade into the prior.
 """
 
 import dataclasses
@@ -14,20 +20,23 @@ from typing import Literal
 import numpy as np
 
 from serve.cost import Cost
+from serve.decoder import COPY_LEAST
 
 PRIOR = 6.0  # steps a prior is worth
 FADE = 0.9  # of older observations, per look with something new to see
 FORGET = 0.97  # the same, per look with nothing new: how soon drafts that failed are tried again
 MARGIN = 1.02  # a draft must promise this much over the plain loop: a wrong guess costs more than a missed gain
-NGRAM_PRIOR = (0.15, 0.5, 0.6)
+COPY_PRIOR = 0.75  # conditional acceptance of copied tokens
+SHARE_PRIOR = 0.3  # of the tokens, those that are copied
 
 
 @dataclasses.dataclass(frozen=True)
 class Way:
-    """One way of drafting."""
+    """One way of drafting: `drafts` at `width`; with `copy`, n-gram drafts at that width in steps that can copy."""
 
     drafts: Literal["drafter", "ngram"]
     width: int
+    copy: int = 0
 
 
 PLAIN = Way("drafter", 1)
@@ -55,15 +64,14 @@ class SlotAcceptance:
         """Expected tokens of a step at `width`."""
         return 1.0 + float(np.cumprod(self.conditional[: width - 1]).sum())
 
-    def observe(self, accepted: Sequence[int], width: int) -> None:
-        """Steps at `width` and how many drafts each accepted; slots past width - 1 stay unknown."""
-        fade = FADE if accepted else FORGET
+    def observe(self, seen: Sequence[tuple[int, int]]) -> None:
+        """Steps, each as (drafts accepted, drafts known to be right or wrong)."""
+        fade = FADE if seen else FORGET
         self.passed *= fade
         self.reached *= fade
-        for count in accepted:
-            seen = min(count + 1, width - 1)
-            self.reached[:seen] += 1
-            self.passed[:count] += 1
+        for passed, reached in seen:
+            self.passed[:passed] += 1
+            self.reached[:reached] += 1
 
 
 class Chooser:
@@ -72,62 +80,93 @@ class Chooser:
     def __init__(self, cost: Cost, prior: Sequence[float], ways: Sequence[Way] | None = None):
         self.cost = cost
         self.ways = list(ways or worthwhile_ways(cost, prior))
-        slots = max(way.width for way in self.ways)
-        self.acceptance = {"drafter": SlotAcceptance(prior, slots), "ngram": SlotAcceptance(NGRAM_PRIOR, slots)}
+        slots = max(max(way.width, way.copy) for way in self.ways)
+        self.drafted, self.copied = SlotAcceptance(prior, slots), SlotAcceptance([COPY_PRIOR], slots)
+        self.tokens = np.array([SHARE_PRIOR, 1.0]) * PRIOR  # copied, and all
 
     def pick(self) -> Way:
         """The way with the most expected tokens a second; the plain loop unless another beats it by MARGIN."""
-        best = max(self.ways, key=self._rate)
-        return best if self._rate(best) > MARGIN * self._rate(PLAIN) else PLAIN
+        best = min(self.ways, key=self.token_ms)
+        return best if MARGIN * self.token_ms(best) < self.token_ms(PLAIN) else PLAIN
 
-    def _rate(self, way: Way) -> float:
-        tau = 1.0 if way.width == 1 else self.acceptance[way.drafts].tau(way.width)
-        return tau / self.cost.step_ms(way.drafts, way.width)
+    def token_ms(self, way: Way) -> float:
+        """Expected milliseconds of a token."""
+        known = self.copied if way.drafts == "ngram" else self.drafted
+        drafting = self.cost.step_ms(way.drafts, way.width) / known.tau(way.width)
+        if not way.copy:
+            return drafting
+        copying = self.cost.step_ms("ngram", way.copy) / self.copied.tau(way.copy)
+        share = self.tokens[0] / self.tokens[1]
+        return share * copying + (1 - share) * drafting
 
-    def observe(self, way: Way, runs: Sequence[int], text: Sequence[int]) -> None:
-        """A segment: tokens committed by each of its steps, and the row's whole text, prompt included, after it."""
+    def observe(self, way: Way, runs: Sequence[int], copied: Sequence[bool], text: Sequence[int]) -> None:
+        """A segment: tokens committed by each of its steps, which of them copied, and the row's whole text after it."""
+        steps = [run - 1 for run, copy in zip(runs, copied, strict=True) if not copy]
         drafted = way.drafts == "drafter" and way.width > 1
-        self.acceptance["drafter"].observe([run - 1 for run in runs] if drafted else [], way.width)
-        most = max((other.width for other in self.ways if other.drafts == "ngram"), default=1)
-        if most > 1:
-            places = len(text) - np.cumsum([0, *runs[::-1]])[1:]  # of the tokens each step started to write
-            known = [ngram_hits(text, int(place), most) for place in places if len(text) - place >= most - 1]
-            self.acceptance["ngram"].observe(known, most)
+        self.drafted.observe([(run, min(run + 1, way.width - 1)) for run in steps] if drafted else [])
+        most = max(other.copy for other in self.ways)
+        if most:
+            seen, share = copying(text, len(text) - sum(runs), most)
+            self.copied.observe(seen)
+            self.tokens = FADE * self.tokens + [share, sum(runs)] if runs else self.tokens
 
 
 def worthwhile_ways(cost: Cost, prior: Sequence[float]) -> list[Way]:
-    """The plain loop, and the ways that would pay best if drafts were accepted less, more or far more often than the
-    prior says.
+    """The plain loop, copying beside it, and copying beside the drafter at the widths that would pay best if its drafts
+    were accepted as often as the prior says, or far more often.
 
     Each is a program to compile, so the ones no acceptance asks for are left out.
     """
-    slots = max(cost.verify_ms)
-    drafter = SlotAcceptance(prior, slots).prior
-    supposed: list[tuple[Literal["drafter", "ngram"], np.ndarray]] = [
-        *(("drafter", drafter**power) for power in (2.0, 1.0, 0.4, 0.1)),
-        *(("ngram", np.full(slots, chance)) for chance in (0.3, 0.8)),
-    ]
-    found = [PLAIN]
-    for drafts, conditional in supposed:
+    widths = [width for width in cost.verify_ms if width > 1]
+    if not widths:
+        return [PLAIN]
+    slots = max(widths)
+
+    def best(drafts: str, conditional: np.ndarray) -> tuple[int, float]:
         survival = np.cumprod(conditional)
-        rates = {w: (1 + survival[: w - 1].sum()) / cost.step_ms(drafts, w) for w in cost.verify_ms if w > 1}
-        found.append(Way(drafts, max(rates, key=lambda width: rates[width])))
+        rates = {w: (1 + survival[: w - 1].sum()) / cost.step_ms(drafts, w) for w in widths}
+        width = max(rates, key=lambda width: rates[width])
+        return width, rates[width] * cost.verify_ms[1]
+
+    copy, _ = best("ngram", np.full(slots, COPY_PRIOR))
+    found = [PLAIN, Way("drafter", 1, copy)]
+    for power in (1.0, 0.25):
+        width, gain = best("drafter", SlotAcceptance(prior, slots).prior ** power)
+        found += [Way("drafter", width, copy)] if gain > 1 else []
     return list(dict.fromkeys(found))
 
 
-def ngram_hits(text: Sequence[int], place: int, width: int, most: int = 3) -> int:
-    """How many of the W-1 n-gram drafts for text[place:] are right (the rule of `serve.decoder.ngram_tokens`)."""
-    row = np.asarray(text)
-    past, best = row[:place], (0, 0)
-    matched = np.ones(place - 1, bool)
-    score = np.zeros(place - 1, np.int64)
+def copying(text: Sequence[int], begin: int, width: int) -> tuple[list[tuple[int, int]], int]:
+    """What steps that copy at `width` would have got of text[begin:]: each as (accepted, known), and their tokens.
+
+    The walk is that of the decoder: a step that copies moves on by what it commits, one that cannot by a token.
+    """
+    seen, place, tokens = [], begin, 0
+    while place < len(text):
+        drafts, matched = ngram_drafts(text, place, width)
+        if matched < COPY_LEAST:
+            place += 1
+            continue
+        wanted = np.asarray(text[place : place + width - 1])
+        hits = int(np.cumprod(drafts[: len(wanted)] == wanted).sum())
+        seen.append((hits, min(hits + 1, len(wanted))))
+        committed = min(hits + 1, len(text) - place)
+        place, tokens = place + committed, tokens + committed
+    return seen, tokens
+
+
+def ngram_drafts(text: Sequence[int], place: int, width: int, most: int = 3) -> tuple[np.ndarray, int]:
+    """The W-1 n-gram drafts for text[place:], and how many tokens before `place` they rest on.
+
+    The rule of `serve.decoder.ngram_tokens`.
+    """
+    past = np.asarray(text[:place])
+    if place < 2:
+        return past[:0], 0
+    matched, score = np.ones(place - 1, bool), np.zeros(place - 1, np.int64)
     for back in range(min(most, place - 1)):
         shifted = np.concatenate([np.full(back, -1), past[: place - 1 - back]])
         matched = matched & (shifted == past[place - 1 - back])
         score += matched
-    if not score.any():
-        return 0
     best = int(np.argmax(score * place + np.arange(place - 1)))
-    drafts, wanted = row[best + 1 : min(best + width, place)], row[place : place + width - 1]
-    size = min(len(drafts), len(wanted))
-    return int(np.cumprod(drafts[:size] == wanted[:size]).sum())
+    return past[best + 1 + np.arange(width - 1) % (place - 1 - best)], int(score[best])

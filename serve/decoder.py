@@ -44,6 +44,9 @@ class Engine:
     draft_vocab: Int[Array, " Vd"] | None  # token id of each head row; None when rows are token ids
 
 
+COPY_LEAST = 2  # a row can copy where its last so many tokens occurred before
+
+
 @dataclasses.dataclass(frozen=True)
 class Speculation:
     """How a step drafts and verifies. Every value of it is a program of its own."""
@@ -53,6 +56,7 @@ class Speculation:
     sampling: Sampling = GREEDY
     deterministic: bool = False  # the drafter's most likely tokens, where it could draw its own
     block: bool = False  # block verification instead of token by token; matters when sampling
+    copy: int = 0  # width of n-gram drafts that replace the others in steps where every row can copy; 0: in none
 
 
 @struct.dataclass
@@ -69,6 +73,7 @@ class DecodeState:
     context: KVCache  # the drafter's, of features
     num_steps: Int[Array, " B"]
     runs: Int[Array, "B S"]  # tokens committed by each step
+    copied: Bool[Array, "B S"]  # which steps copied by `Speculation.copy`
 
 
 def make_engine(target: Target, artifact: Artifact) -> Engine:
@@ -110,22 +115,42 @@ def start(
         context=kv_cache.write(context, engine.drafter.context(features, positions), zero),
         num_steps=zero,
         runs=jnp.zeros((batch, capacity), jnp.int32),
+        copied=jnp.zeros((batch, capacity), bool),
     )
 
 
 @partial(jax.jit, static_argnames="how", donate_argnames="state")
 def speculative_segment(engine: Engine, state: DecodeState, num_steps: int | Array, how: Speculation) -> DecodeState:
-    """`state` after up to `num_steps` draft-verify-commit steps; ends early when all rows are done."""
+    """`state` after up to `num_steps` draft-verify-commit steps; ends early when all rows are done.
 
-    def unfinished(carry: tuple[Array, DecodeState]) -> Array:
+    Steps that copy and steps that draft are loops of their own inside one: a conditional would copy both caches.
+    """
+    Carry = tuple[Array, DecodeState]
+
+    def unfinished(carry: Carry) -> Array:
         step, state = carry
         return (step < num_steps) & ~jnp.all(state.done)
 
-    def advance(carry: tuple[Array, DecodeState]) -> tuple[Array, DecodeState]:
+    def drafts(carry: Carry) -> Carry:
         step, state = carry
         return step + 1, speculative_step(engine, state, how)
 
-    return jax.lax.while_loop(unfinished, advance, (jnp.int32(0), state))[1]
+    def copies(carry: Carry) -> Carry:
+        step, state = carry
+        rows = jnp.arange(state.done.shape[0])
+        copied = state.copied.at[rows, state.num_steps].set(~state.done, mode="drop")
+        plan = dataclasses.replace(how, drafts="ngram", width=how.copy)
+        return step + 1, speculative_step(engine, dataclasses.replace(state, copied=copied), plan)
+
+    def can_copy(carry: Carry) -> Array:
+        state = carry[1]
+        return jnp.all(state.done | (ngram_match(state.tokens, state.length)[1] >= COPY_LEAST))
+
+    def both(carry: Carry) -> Carry:
+        carry = jax.lax.while_loop(lambda carry: unfinished(carry) & can_copy(carry), copies, carry)
+        return jax.lax.while_loop(lambda carry: unfinished(carry) & ~can_copy(carry), drafts, carry)
+
+    return jax.lax.while_loop(unfinished, both if how.copy else drafts, (jnp.int32(0), state))[1]
 
 
 @partial(jax.jit, static_argnames="how", donate_argnames="state")
@@ -231,10 +256,22 @@ def _over_vocabulary(engine: Engine, q: Float[Array, "*b Vd"]) -> Float[Array, "
     return jnp.zeros((*q.shape[:-1], engine.target.config.vocab_size)).at[..., engine.draft_vocab].set(q)
 
 
-def ngram_tokens(tokens: Int[Array, "B S"], length: Int[Array, " B"], width: int, most: int = 3) -> Int[Array, "B W1"]:
-    """Prompt lookup: what followed the latest earlier occurrence of the row's last `most` tokens (or fewer).
+def ngram_tokens(tokens: Int[Array, "B S"], length: Int[Array, " B"], width: int) -> Int[Array, "B W1"]:
+    """Prompt lookup: what followed the latest earlier occurrence of the row's last tokens, over and over at its end.
 
-    The longest match wins, then the latest. Example: row 5 6 7 5 6, width 3 -> 7 5.
+    Examples: row 5 6 7 5 6, width 3 -> 7 5; row 5 6 6, width 4 -> 6 6 6.
+    """
+    place, _ = ngram_match(tokens, length)
+    period = jnp.maximum(length[:, None] - 1 - place, 1)
+    return jnp.take_along_axis(tokens, place + 1 + jnp.arange(width - 1) % period, axis=1)
+
+
+def ngram_match(
+    tokens: Int[Array, "B S"], length: Int[Array, " B"], most: int = 3
+) -> tuple[Int[Array, "B 1"], Int[Array, " B"]]:
+    """Where the row's last tokens occurred before (the place of the last one), and how many of them, up to `most`.
+
+    The longest match wins, then the latest.
     """
     places = jnp.arange(tokens.shape[1])
     last = length[:, None] - 1
@@ -244,7 +281,7 @@ def ngram_tokens(tokens: Int[Array, "B S"], length: Int[Array, " B"], width: int
         matched = matched & (jnp.roll(tokens, back, axis=1) == wanted) & (places >= back) & (places < last)
         score = score + matched
     best = jnp.argmax(score * tokens.shape[1] + places * (score > 0), axis=1)[:, None]
-    return jnp.take_along_axis(tokens, (best + jnp.arange(1, width)) % tokens.shape[1], axis=1)
+    return best, jnp.take_along_axis(score, best, axis=1)[:, 0]
 
 
 def verify(

@@ -21,7 +21,7 @@ from models.masks import cached_mask
 from models.sampling import GREEDY, Sampling
 from models.target import Target
 from models.tokenizer import Tokenizer
-from serve.choose import Chooser, Way
+from serve.choose import PLAIN, Chooser, Way
 from serve.decoder import DecodeState, Engine, Speculation, speculative_segment, start
 
 SEGMENT = 8
@@ -131,7 +131,7 @@ class Decoder:
     def _way(self) -> Way | None:
         if self.how is None:
             return None
-        return self.chooser.pick() if self.chooser else Way(self.how.drafts, self.how.width)
+        return self.chooser.pick() if self.chooser else Way(self.how.drafts, self.how.width, self.how.copy)
 
     def _start(self, rows: Sequence[Row], max_new_tokens: int, seeds: Sequence[int]) -> DecodeState | PlainState:
         """Prefilled rows; prompt buffer and context capacity are powers of two, so that few shapes are compiled."""
@@ -160,7 +160,7 @@ class Decoder:
             return plain_segment(self.engine.target, state, SEGMENT, self.sampling)
         assert way is not None
         assert self.how is not None
-        how = dataclasses.replace(self.how, drafts=way.drafts, width=way.width)
+        how = dataclasses.replace(self.how, drafts=way.drafts, width=way.width, copy=way.copy)
         return speculative_segment(self.engine, state, SEGMENT, how)
 
     def _look(
@@ -170,7 +170,7 @@ class Decoder:
         speculative = isinstance(state, DecodeState)
         found = (state.tokens, state.length, state.done, state.fault)
         tokens, length, done, fault = jax.device_get(found)
-        runs = jax.device_get((state.runs, state.num_steps)) if speculative else None
+        steps = jax.device_get((state.runs, state.copied, state.num_steps)) if speculative else None
         if fault.any():
             raise ValueError(self._diagnosis(tokens, fault))
         stopped = []
@@ -178,15 +178,18 @@ class Decoder:
             if row.finished is not None:
                 continue
             written = tokens[index, len(row.prompt) : length[index]].tolist()
-            if runs is None:
+            if steps is None or way is None:
                 new = [1] * (len(written) - len(row.ids))
+                row.ways += [PLAIN] * len(new)
             else:
-                new = runs[0][index, len(row.runs) : runs[1][index]].tolist()
+                new, copied = (values[index, len(row.runs) : steps[2][index]].tolist() for values in steps[:2])
+                row.ways += [Way("ngram", way.copy) if copy else Way(way.drafts, way.width) for copy in copied]
+                if self.chooser is not None:
+                    # the last step may have been cut short by the answer's end: it says nothing about its drafts
+                    whole, last = len(new) - bool(done[index]), sum(new[-1:]) if done[index] else 0
+                    text = row.prompt + written
+                    self.chooser.observe(way, new[:whole], copied[:whole], text[: len(text) - last])
             row.ids, row.runs = written, row.runs + new
-            row.ways += [way or Way("drafter", 1)] * len(new)
-            if self.chooser is not None and way is not None:
-                # the last step may have been cut short by the answer's end: it says nothing about its drafts
-                self.chooser.observe(way, new[: len(new) - bool(done[index])], row.prompt + row.ids)
             if done[index]:
                 ended = written[-1] in self.engine.target.config.eos_ids
                 row.finished = "eos" if ended else "length"

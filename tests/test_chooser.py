@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from serve.choose import PLAIN, Chooser, SlotAcceptance, Way, ngram_hits, worthwhile_ways
+from serve.choose import PLAIN, Chooser, SlotAcceptance, Way, copying, ngram_drafts, worthwhile_ways
 from serve.cost import Cost, expected_tau
-from serve.decoder import ngram_tokens
+from serve.decoder import ngram_match, ngram_tokens
 
 WIDTHS = (1, 2, 4, 8)
 COST = Cost(10.0, {1: 0.0, 2: 2.0, 4: 2.0, 8: 2.0}, {1: 10.1, 2: 11.0, 4: 13.0, 8: 18.0})
@@ -21,7 +21,7 @@ def simulate(chooser: Chooser, chance: float, segments: int, seed: int = 0) -> l
         accepted = [int(np.cumprod(rng.random(way.width - 1) < chance).sum()) for _ in range(8)]
         for count in accepted:
             text += range(len(text), len(text) + count + 1)
-        chooser.observe(way, [count + 1 for count in accepted], text)
+        chooser.observe(way, [count + 1 for count in accepted], [False] * 8, text)
     return ways
 
 
@@ -52,33 +52,43 @@ def test_comes_back_when_the_text_turns():
     assert any(way.width > 1 for way in simulate(chooser, 0.9, 100))
 
 
-def test_ngram_drafts_are_chosen_for_text_that_repeats():
+def test_copying_is_chosen_for_text_that_repeats():
     chooser = Chooser(COST, [0.1])
     text = [5, 6, 7, 8, 9, 10, 11, 12] * 3
     for _ in range(6):
-        way = chooser.pick()
         text += [5, 6, 7, 8, 9, 10, 11, 12]
-        chooser.observe(way, [1] * 8, text)
-    assert chooser.pick().drafts == "ngram"
+        chooser.observe(chooser.pick(), [1] * 8, [False] * 8, text)
+    assert chooser.pick().copy
+    for _ in range(40):  # and left where what is copied is never right
+        fresh = range(len(text), len(text) + 4)
+        text += [5, 6, *fresh[:2], 5, 6, *fresh[2:]]
+        chooser.observe(chooser.pick(), [1] * 8, [False] * 8, text)
+    assert chooser.pick() == PLAIN
 
 
-def test_ngram_hits_are_what_the_decoder_would_draft():
+def test_ngram_drafts_are_what_the_decoder_drafts():
     rng = np.random.default_rng(0)
     for _ in range(50):
         text = rng.integers(0, 4, 40).tolist()
-        place = int(rng.integers(5, 30))
-        row = jnp.asarray([text[:place] + [9] * (40 - place)])
-        drafts = np.asarray(ngram_tokens(row, jnp.array([place]), 6))[0]
-        if 9 in drafts.tolist():
-            continue  # a draft past the text: never right, whatever follows
-        expected = int(np.cumprod(drafts == text[place : place + 5]).sum())
-        last = [row[0, place - 1].item() == t for t in text[: place - 1]]
-        assert ngram_hits(text, place, 6) == (expected if any(last) else 0)
+        place = int(rng.integers(2, 40))
+        row, length = jnp.asarray([text[:place] + [9] * (40 - place)]), jnp.array([place])
+        drafts, matched = ngram_drafts(text, place, 6)
+        assert matched == ngram_match(row, length)[1][0]
+        if matched:
+            assert drafts.tolist() == np.asarray(ngram_tokens(row, length, 6))[0].tolist()
+            assert 9 not in drafts
+
+
+def test_copying_by_hand():
+    """Two tokens known before are copied from on: 7 8 are right and 9 is not; then nothing is known again."""
+    text = [5, 6, 7, 8, 9, 1, 5, 6, 7, 8, 2, 3, 4]
+    assert copying(text, 8, 4) == ([(2, 3)], 3)
+    assert copying(text[:9], 8, 4) == ([(1, 1)], 1)  # what follows is not known yet
 
 
 def test_acceptance_by_hand():
     known = SlotAcceptance([0.5], 4)
-    known.observe([2, 0, 3], width=4)
+    known.observe([(2, 3), (0, 1), (3, 3)])  # steps of width 4
     assert known.reached.tolist() == [3, 2, 2, 0]
     assert known.passed.tolist() == [2, 2, 1, 0]
     first = (6 * 0.5 + 2) / (6 + 3)

@@ -6,7 +6,8 @@ import pytest
 
 import serve.decoder
 from models.generate import empty_rows, insert, plain_segment
-from serve.decoder import Speculation, make_engine, ngram_tokens, speculative_segment, start
+from serve.choose import ngram_drafts
+from serve.decoder import COPY_LEAST, Speculation, make_engine, ngram_match, ngram_tokens, speculative_segment, start
 from serve.verify import verify_greedy
 from tests.tiny import make_artifact, make_target
 
@@ -42,7 +43,11 @@ def speculate(engine, prompts, how, new=NEW):
 PROMPTS = [np.random.default_rng(seed).integers(3, 60, 5 + 4 * seed).tolist() for seed in range(4)]
 
 
-HOWS = {f"width {width}": Speculation(width) for width in (1, 2, 3, 6)} | {"n-gram": Speculation(4, "ngram")}
+HOWS = {f"width {width}": Speculation(width) for width in (1, 2, 3, 6)} | {
+    "n-gram": Speculation(4, "ngram"),
+    "copying": Speculation(3, copy=6),
+    "copying, undrafted": Speculation(1, copy=4),
+}
 
 
 @pytest.mark.parametrize("how", HOWS.values(), ids=HOWS)
@@ -90,10 +95,27 @@ def test_scripted_drafts(monkeypatch: pytest.MonkeyPatch, rate: float, new: int)
         assert all((run == 1).all() for run in runs)
 
 
+def test_copies_where_it_can():
+    """Steps copy where the last two tokens occurred before, and in no others."""
+    target = make_target(vocab_size=7, eos_ids=(2,), tied_head=True)
+    engine = make_engine(target, make_artifact(vocab_size=7, mask_token_id=6, tied_head=True))
+    prompt = np.random.default_rng(0).integers(3, 6, 9).tolist()
+    state = speculate(engine, [prompt], Speculation(3, copy=5))
+    (text,), count = outputs(state, [prompt]), int(state.num_steps[0])
+    assert [text] == plain(target, [prompt])
+    places = len(prompt) + np.cumsum([0, *np.asarray(state.runs)[0, : count - 1].tolist()])
+    expected = [ngram_drafts(prompt + text, int(place), 5)[1] >= COPY_LEAST for place in places]
+    assert np.asarray(state.copied)[0, :count].tolist() == expected
+    assert len(set(expected)) == 2, "steps of both kinds"
+
+
 def test_ngram_by_hand():
-    rows = jnp.array([[5, 6, 7, 5, 6, 0, 0, 0], [8, 9, 8, 4, 9, 8, 9, 0], [1, 2, 3, 4, 0, 0, 0, 0]])
-    drafts = ngram_tokens(rows, jnp.array([5, 7, 4]), 3)
-    assert drafts[:2].tolist() == [[7, 5], [8, 4]], "the longest match, then the latest; not the row's own end"
+    rows = jnp.array([[5, 6, 7, 5, 6, 0, 0], [8, 9, 8, 4, 9, 8, 9], [1, 2, 2, 0, 0, 0, 0], [1, 2, 3, 4, 0, 0, 0]])
+    lengths = jnp.array([5, 7, 3, 4])
+    drafts = ngram_tokens(rows, lengths, 4)
+    assert drafts[:2].tolist() == [[7, 5, 6], [8, 4, 9]], "the longest match, then the latest; not the row's own end"
+    assert drafts[2].tolist() == [2, 2, 2], "what is copied goes on repeating"
+    assert ngram_match(rows, lengths)[1].tolist() == [2, 2, 1, 0]
 
 
 def test_verify_by_hand():

@@ -2,7 +2,10 @@
 vocabulary is enumerated, and 60,000 decoded ones are compared with it."""
 
 import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from serve.decoder import Speculation, make_engine, speculative_segment, start
 from tests.tiny import make_artifact, make_target
 
 PROMPT, NEW, VOCAB, SAMPLES, ROWS = [3, 4, 1, 0, 4], 4, 6, 60_000, 20_000
+COPYING = [3, 4, 1, 0, 3, 4]  # a prompt whose last two tokens occurred before
 WARM, COLD, HOT = Sampling(1.0), Sampling(0.6), Sampling(1.6)
 NUCLEUS, TOP_K, MIN_P = Sampling(1.0, top_p=0.8), Sampling(1.3, top_k=3), Sampling(1.2, min_p=0.2)
 CASES = {
@@ -34,19 +38,26 @@ CASES = {
 }
 
 
+class Decoded(NamedTuple):
+    tokens: jax.Array
+    length: jax.Array
+    copied: jax.Array
+    num_steps: jax.Array
+
+
 def tiny():
     target = make_target(vocab_size=VOCAB, hidden_size=16, num_layers=3)
     layers = {"target_layer_ids": (0, 1), "num_target_layers": 3, "target_hidden_size": 16, "hidden_size": 16}
     return target, make_artifact(vocab_size=VOCAB, mask_token_id=5, width=4, **layers, markov_size=8)
 
 
-def enumerated(target, sampling: Sampling) -> dict[tuple[int, ...], float]:
+def enumerated(target, sampling: Sampling, prompt: Sequence[int] = PROMPT) -> dict[tuple[int, ...], float]:
     """The target's own probability of every answer, ended by its end token or by NEW."""
     texts = np.array(list(itertools.product(range(VOCAB), repeat=NEW)))
-    rows = jnp.asarray(np.concatenate([np.tile(PROMPT, (len(texts), 1)), texts], axis=1))
+    rows = jnp.asarray(np.concatenate([np.tile(prompt, (len(texts), 1)), texts], axis=1))
     positions = jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape)
     hidden, _, _ = target(rows, positions, packed_mask(jnp.zeros_like(rows)))
-    chances = np.asarray(distribution(target.logits(hidden), sampling), np.float64)[:, len(PROMPT) - 1 : -1]
+    chances = np.asarray(distribution(target.logits(hidden), sampling), np.float64)[:, len(prompt) - 1 : -1]
     out: dict[tuple[int, ...], float] = {}
     for text, chance in zip(texts.tolist(), chances, strict=True):
         end = text.index(2) + 1 if 2 in text else NEW
@@ -70,10 +81,10 @@ def assert_distributed(counts: dict[tuple[int, ...], int], expected: dict[tuple[
     assert stats.chisquare(observed[kept], wanted[kept] * total / wanted[kept].sum()).pvalue > 0.01
 
 
-def counted(state, counts):
+def counted(state, counts, prompt: Sequence[int] = PROMPT):
     tokens, length = np.asarray(state.tokens), np.asarray(state.length)
     for row, end in zip(tokens, length, strict=True):
-        text = tuple(row[len(PROMPT) : end].tolist())
+        text = tuple(row[len(prompt) : end].tolist())
         counts[text] = counts.get(text, 0) + 1
 
 
@@ -91,6 +102,29 @@ def test_speculative(how: Speculation):
     assert_distributed(counts, enumerated(target, how.sampling))
     tokens = sum(len(text) * count for text, count in counts.items())
     assert (tokens > 1.02 * steps) == (how.width > 1), "drafts were accepted"
+
+
+@pytest.mark.parametrize("how", [Speculation(3, sampling=WARM, copy=4), Speculation(1, sampling=NUCLEUS, copy=3)])
+def test_copying(how: Speculation):
+    """Every row by itself, so that each copies where it can."""
+    target, artifact = tiny()
+    engine, counts, kinds = make_engine(target, artifact), {}, set()
+    row, length = jnp.asarray([COPYING]), jnp.array([len(COPYING)])
+
+    @jax.jit
+    @jax.vmap
+    def decoded(seed):
+        state = start(engine, row, length, length + NEW, seed[None], capacity=16)
+        state = speculative_segment.__wrapped__(engine, state, 100, how)
+        return Decoded(*(leaf[0] for leaf in (state.tokens, state.length, state.copied, state.num_steps)))
+
+    for part in range(SAMPLES // ROWS):
+        state = decoded(jnp.arange(ROWS) + part * ROWS)
+        counted(state, counts, COPYING)
+        steps = np.arange(16) < np.asarray(state.num_steps)[:, None]
+        kinds |= set(np.asarray(state.copied)[steps].tolist())
+    assert kinds == {True, False}, "steps of both kinds"
+    assert_distributed(counts, enumerated(target, how.sampling, COPYING))
 
 
 @pytest.mark.parametrize("sampling", [WARM, NUCLEUS, TOP_K])

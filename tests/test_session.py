@@ -27,7 +27,7 @@ def decoder(engine, how, **options) -> Decoder:
 
 
 def chosen(engine) -> Decoder:
-    ways = [Way("drafter", 1), Way("drafter", 3), Way("drafter", 6), Way("ngram", 3)]
+    ways = [Way("drafter", 1), Way("drafter", 1, 3), Way("drafter", 3, 6), Way("drafter", 6, 3)]
     return decoder(engine, Speculation(1), chooser=Chooser(COST, [0.6], ways))
 
 

@@ -54,6 +54,7 @@ HOWS = {
     "block": Speculation(6, sampling=SAMPLED, block=True),
     "deterministic": Speculation(6, sampling=SAMPLED, deterministic=True),
     "n-gram": Speculation(6, "ngram", SAMPLED),
+    "copying": Speculation(6, sampling=SAMPLED, copy=3),
 }
 
 
