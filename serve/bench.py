@@ -8,7 +8,7 @@ The last line is one JSON object with
     verify_cost        {width: ms} of the target's forward over a block, cache updated in place
     draft_cost         {width: ms} of the drafter
     widths             on a few prompts of every task: {fixed: {way: speedup}, chosen: speedup}, means over tasks; a
-                       way is a width of the drafter's blocks, or of n-gram drafts
+                       way is a width of the drafter's blocks, or of n-gram drafts, or one of each
     tasks              {name: {tau, speedup, speedup_spread, exact, prompts, width, tokens_per_step}} as in the report,
                        width the one most steps had, speedup_spread its 95 % interval
 
@@ -31,7 +31,7 @@ from configs.console import command, say
 
 REPEATS = 9
 STEPS = 16  # per repeat
-FIXED = (1, 2, 3, 4, 8)
+FIXED = (1, 2, 4, 8)
 FEW = 2  # prompts of each task for the comparison of widths
 
 
@@ -104,7 +104,8 @@ def compare_widths(evaluators: Callable[[Any], Any], tasks: Mapping[str, Any]) -
     """Mean speedup over tasks of fixed ways and of chosen ones, on the same prompts, one after the other."""
     from serve.choose import Way
 
-    fixed = {str(width): Way("drafter", width) for width in FIXED} | {"ngram 4": Way("ngram", 4)}
+    fixed = {str(width): Way("drafter", width) for width in FIXED}
+    fixed |= {"ngram 4": Way("ngram", 4), "3 copying 8": Way("drafter", 3, 8)}
     ways = {name: evaluators(way) for name, way in fixed.items()} | {"chosen": evaluators(None)}
     speedups: dict[str, list[float]] = {name: [] for name in ways}
     for task, prompts in tasks.items():

@@ -107,7 +107,7 @@ class Evaluator:
 
     def speculative(self) -> Decoder:
         if self.way is not None:
-            return self._decoder(Speculation(self.way.width, self.way.drafts))
+            return self._decoder(Speculation(self.way.width, self.way.drafts, copy=self.way.copy))
         return self._decoder(Speculation(1), Chooser(self.cost, self.prior))
 
     def _decoder(self, how: Speculation | None, chooser: Chooser | None = None) -> Decoder:

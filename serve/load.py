@@ -35,7 +35,7 @@ def open_decoder(
     engine, tokenizer, artifact = load_engine(target, Path(drafter), dtype)
     if way is not None:
         check_way(way, artifact, Path(drafter))
-        return Decoder(engine, tokenizer, Speculation(way.width, way.drafts), sampling=sampling)
+        return Decoder(engine, tokenizer, Speculation(way.width, way.drafts, copy=way.copy), sampling=sampling)
     chooser = Chooser(step_cost(engine, artifact, context), artifact.acceptance)
     return Decoder(engine, tokenizer, Speculation(1), chooser=chooser, sampling=sampling)
 
@@ -67,8 +67,9 @@ def way_of(options: argparse.Namespace) -> Way | None:
 def check_way(way: Way, artifact: Artifact, drafter: Path) -> None:
     """Raises ValueError for a width the drafter was not trained for."""
     width = artifact.config.width
-    if not 1 <= way.width <= width:
-        raise ValueError(f"width: expected 1 to {width} (what {drafter} was trained at), got {way.width}")
+    for name, asked, least in (("width", way.width, 1), ("copy", way.copy, 0)):
+        if not least <= asked <= width:
+            raise ValueError(f"{name}: expected {least} to {width} (what {drafter} was trained at), got {asked}")
 
 
 def step_cost(engine: Engine, artifact: Artifact, tokens: int) -> Cost:
