@@ -156,7 +156,7 @@ def evaluate_artifact(options: argparse.Namespace, tasks: dict) -> dict:
     measured = evaluate(evaluator, tasks)
     config = artifact.config
     return {
-        "schema": 2,
+        "schema": 3,
         **provenance(["python", "-m", "serve", *sys.argv[1:]]),
         "target": options.target,
         "drafter": str(options.drafter),

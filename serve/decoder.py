@@ -76,6 +76,9 @@ class DecodeState:
     copied: Bool[Array, "B S"]  # which steps copied by `Speculation.copy`
 
 
+Carry = tuple[Array, DecodeState]  # of a segment's loops: steps taken, and the rows after them
+
+
 def make_engine(target: Target, artifact: Artifact) -> Engine:
     """The decoder's constants; the drafter computes in the target's type."""
     vocab = None if artifact.draft_vocab is None else jnp.asarray(artifact.draft_vocab, jnp.int32)
@@ -125,7 +128,6 @@ def speculative_segment(engine: Engine, state: DecodeState, num_steps: int | Arr
 
     Steps that copy and steps that draft are loops of their own inside one: a conditional would copy both caches.
     """
-    Carry = tuple[Array, DecodeState]
 
     def unfinished(carry: Carry) -> Array:
         step, state = carry

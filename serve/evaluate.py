@@ -274,8 +274,11 @@ def summarise(evaluator: Evaluator, decoded: Sequence[Decoded], sample: int) -> 
     survival = survival_of(decoded, width)
     fresh = [a for a in decoded if generate.repetition(a.plain.ids) <= generate.REPETITIVE]
     histogram = np.bincount([run for a in decoded for run in a.full_width_runs], minlength=width + 1)
+    fast = [a.speculative for a in decoded]
     steps = [
-        Way(drafts, w) for a in decoded for drafts, w in zip(a.speculative.drafts, a.speculative.widths, strict=True)
+        (Way(drafts, width), run)
+        for answer in fast
+        for drafts, width, run in zip(answer.drafts, answer.widths, answer.runs, strict=True)
     ]
     return {
         "prompts": len(decoded),
@@ -292,7 +295,7 @@ def summarise(evaluator: Evaluator, decoded: Sequence[Decoded], sample: int) -> 
         "plain_ms_per_token": _spread([a.plain.ms_per_token for a in decoded]),
         "speculative_ms_per_token": _spread([a.speculative.ms_per_token for a in decoded]),
         "tokens_per_step": sum(len(a.speculative.ids) for a in decoded) / len(steps),
-        "ways": _shares(steps),
+        "ways": _ways(steps),
         "speedup": speedup_of(decoded),
         "speedup_interval": bootstrap_ratio([(a.plain.ms_per_token, a.speculative.ms_per_token) for a in decoded]),
         "exact": sum(a.exact for a in decoded),
@@ -318,12 +321,18 @@ def _mismatch(answer: Decoded) -> dict[str, Any]:
     return {"id": answer.id, "position": place, "logit_gap": answer.logit_gap}
 
 
-def _shares(steps: Sequence[Way]) -> list[dict[str, Any]]:
-    """How the steps were drafted, most frequent first."""
-    found = {way: steps.count(way) / len(steps) for way in set(steps)}
-    ordered = sorted(found, key=lambda way: (-found[way], way.drafts, way.width))
+def _ways(steps: Sequence[tuple[Way, int]]) -> list[dict[str, Any]]:
+    """How the steps were drafted and what they committed, most frequent first."""
+    runs = {way: [run for other, run in steps if other == way] for way in {way for way, _ in steps}}
+    ordered = sorted(runs, key=lambda way: (-len(runs[way]), way.drafts, way.width))
     return [
-        {"drafts": "none" if way.width == 1 else way.drafts, "width": way.width, "share": found[way]} for way in ordered
+        {
+            "drafts": "none" if way.width == 1 else way.drafts,
+            "width": way.width,
+            "share": len(runs[way]) / len(steps),
+            "tokens_per_step": float(np.mean(runs[way])),
+        }
+        for way in ordered
     ]
 
 

@@ -2,7 +2,7 @@
 
 This module owns the format, of the dictionary and of report.json alike; other keys are kept, not shown:
 
-    schema            2
+    schema            3
     command           the command line that produced it
     device            what it ran on, in words
     revision          the git revision of this code
@@ -37,8 +37,8 @@ A task holds
     plain_ms_per_token       {median, low, high} over the prompts
     speculative_ms_per_token the same
     tokens_per_step          of the speculative loop, at the widths it chose
-    ways                     how its steps drafted, most frequent first: a list of {drafts, width, share};
-                             drafts is "drafter", "ngram" or "none" (width 1, the plain loop)
+    ways                     how its steps drafted, most frequent first: a list of {drafts, width, share,
+                             tokens_per_step}; drafts is "drafter", "ngram" (copied) or "none" (width 1, the plain loop)
     speedup, speedup_interval  plain time over speculative time; [low, high]
     exact                    how many outputs equal those of plain greedy decoding
     mismatches               the others: a list of {id, position, logit_gap} at the first difference
@@ -67,7 +67,7 @@ from rich.table import Table
 
 from serve import charts
 
-SCHEMA = 2
+SCHEMA = 3
 NEAR_TIE = 1e-3
 
 
@@ -100,7 +100,7 @@ TASK = {
     "plain_ms_per_token": SPREAD,
     "speculative_ms_per_token": SPREAD,
     "tokens_per_step": float,
-    "ways": [{"drafts": str, "width": int, "share": float}],
+    "ways": [{"drafts": str, "width": int, "share": float, "tokens_per_step": float}],
     "speedup": float,
     "speedup_interval": (float, float),
     "exact": int,

@@ -52,7 +52,10 @@ def made_up_task(*, decay: float, speedup: float, exact: int = 24) -> dict[str, 
         "tau_over_position": [tau + 0.2, tau, None, tau - 0.1],
         "prefill_ms": {"median": 31.0, "low": 29.5, "high": 40.2},
         "tokens_per_step": 1.5,
-        "ways": [{"drafts": "drafter", "width": 4, "share": 0.75}, {"drafts": "none", "width": 1, "share": 0.25}],
+        "ways": [
+            {"drafts": "drafter", "width": 4, "share": 0.75, "tokens_per_step": 2.0},
+            {"drafts": "none", "width": 1, "share": 0.25, "tokens_per_step": 1.0},
+        ],
         "speedup": speedup,
         "speedup_interval": [speedup - 0.07, speedup + 0.09],
         "exact": exact,
@@ -75,7 +78,7 @@ def made_up_report() -> dict[str, Any]:
     step = {1: 20.3, 2: 21.9, 4: 23.8, 8: 26.7, 16: 33.9, 32: 62.4}
     expected = {2: (1.60, 1.01), 4: (2.11, 1.10), 8: (2.40, 1.11), 16: (2.45, 1.13), 32: (2.46, 0.71)}
     return {
-        "schema": 2,
+        "schema": 3,
         "command": "python -m serve eval --target smollm2-135m --drafter exports/wide_block --out runs/x",
         "device": "cpu, 2 cores, made-up processor",
         "revision": "0123abc",
@@ -182,7 +185,7 @@ def test_page_table_shows_the_dictionarys_numbers(tmp_path: Path):
             [task["tokens"]],
             [task["tau"], *task["tau_interval"]],
             [1.5],
-            [4, 75, 1, 25],
+            [4, 75, 2, 25, 1],
             [31],
             [plain["median"], plain["low"], plain["high"]],
             [fast["median"], fast["low"], fast["high"]],
