@@ -94,6 +94,8 @@ demo: setup
 	@echo "demo: [3/3] decoding with it, against the plain loop -> runs/$(NAME)/report.html"
 	$(BIN)/python -m serve eval --target smollm2-135m --drafter exports/$(NAME) \
 	  --tasks $(TASKS) --prompts 8 --out runs/$(NAME)
+	@echo "demo: what it gained goes into the drafter's card -> exports/$(NAME)/README.md"
+	@$(BIN)/python -m train export --run runs/$(NAME) --out exports/$(NAME)
 
 bench-train: setup
 	@echo "bench-train: a training step with cached and with online features"

@@ -270,6 +270,12 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> DrafterConfig:
         raise ValueError(
             f"{where}: dflash_config.{unknown[0]} is not supported; this drafter has parts we do not compute"
         )
+    foreign = sorted(set(raw) - _HONOURED - _WITHOUT_EFFECT - set(_ONLY_HARMLESS))
+    if foreign:
+        raise ValueError(
+            f"{where}: {foreign[0]} is not known; this drafter may have parts we do not compute (without effect? take "
+            "the field out)"
+        )
     for name, harmless in _ONLY_HARMLESS.items():
         if raw.get(name, harmless) not in (harmless, None):
             raise ValueError(f"{where}: {name}={raw[name]!r} is not supported; expected {harmless!r}")
@@ -306,6 +312,19 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> DrafterConfig:
 
 
 _EXTRAS = ("draft_vocab_size", "markov_size")
+_HONOURED = {
+    *("architectures", "block_size", "mask_token_id", "target_layer_ids", "dflash_config", "num_target_layers"),
+    *("num_hidden_layers", "layer_types", "hidden_size", "target_hidden_size", "intermediate_size", "head_dim"),
+    *("num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters"),
+    *("sliding_window", "use_sliding_window", "is_causal", "max_position_embeddings", "vocab_size"),
+    *("tie_word_embeddings", "wideblock"),
+}
+_WITHOUT_EFFECT = {  # on what a drafter computes
+    *("model_type", "auto_map", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "name_or_path"),
+    *("attention_dropout", "initializer_range", "use_cache", "max_window_layers", "return_dict", "output_attentions"),
+    *("output_hidden_states", "bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id", "problem_type"),
+    *("chunk_size_feed_forward", "is_encoder_decoder", "attn_implementation", "_attn_implementation"),
+}
 _PLACED_EITHER_WAY = ("block_size", "mask_token_id", "target_layer_ids")
 _ONLY_HARMLESS = {
     "attention_bias": False,
@@ -321,6 +340,8 @@ _ONLY_HARMLESS = {
 def _windows(raw: Mapping[str, Any], where: str) -> tuple[int | None, ...]:
     """How far back each layer looks, by layer_types and sliding_window."""
     window, kinds = raw.get("sliding_window"), raw.get("layer_types") or ["full_attention"] * raw["num_hidden_layers"]
+    if raw.get("use_sliding_window") and not raw.get("layer_types"):
+        raise ValueError(f"{where}: use_sliding_window without layer_types; name the layers that have a window there")
     unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
     if unknown or len(kinds) != raw["num_hidden_layers"]:
         raise ValueError(
@@ -349,7 +370,15 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{file}: not JSON ({error}); export the drafter again") from error
+        raise ValueError(f"{file}: not JSON ({error}); write it again") from error
+
+
+def is_drafter(path: Path) -> bool:
+    """Whether `path` is a directory whose config.json has the fields of a drafter, whoever wrote it."""
+    if not (path / "config.json").is_file():
+        return False
+    raw = read_config(path)
+    return "dflash_config" in raw or any("Draft" in name for name in raw.get("architectures") or [])
 
 
 def _read_tensors(path: Path) -> dict[str, np.ndarray]:

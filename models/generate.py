@@ -36,7 +36,7 @@ class PlainState:
     length: Int[Array, " B"]  # tokens committed, prompt included
     stop: Int[Array, " B"]  # length at which the row ends
     done: Bool[Array, " B"]
-    fault: Int[Array, " B"]  # the position whose logits were not finite and ended the row; 0: none
+    fault: Int[Array, " B"]  # the length at which logits were not finite and ended the row; 0: none
     seed: Int[Array, " B"]  # names the row's random draws, so that they do not depend on its batch mates
     cache: KVCache
     features: Float[Array, "B S LE"] | None  # of the tokens fed, where they are kept

@@ -209,6 +209,11 @@ def generate_many(
             state = _insert(recipe, target, state, taken, prompts)
         state = generate.plain_segment(target, state, SEGMENT, Sampling(section.temperature))
         done, length = np.asarray(state.done), np.asarray(state.length)
+        if np.asarray(state.fault).any():
+            raise ValueError(
+                f"{target.config.name}: logits are not finite while it writes responses; check its weights, or set "
+                "target.dtype=float32"
+            )
         for row, number in [(row, number) for row, number in running.items() if done[row]]:
             del running[row]
             features = None if state.features is None else np.asarray(state.features[row])[: length[row]]

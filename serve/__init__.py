@@ -2,7 +2,7 @@
 
 The stable surface for programs (loaded on first use, so that `--help` stays quick):
 
-    from serve import open_decoder, Decoder, Speculation, Sampling, Answer
+    from serve import open_decoder, Decoder, Way, Speculation, Sampling, Answer
 
     decoder = open_decoder("smollm2-135m", "exports/wide_block")
     (answer,) = decoder.generate(["Why is the sky blue?"], max_new_tokens=128)
@@ -16,6 +16,7 @@ _SURFACE = {
     "open_decoder": "serve.load",
     "Decoder": "serve.session",
     "Answer": "serve.session",
+    "Way": "serve.choose",
     "Speculation": "serve.decoder",
     "Sampling": "models.sampling",
 }

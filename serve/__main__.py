@@ -31,7 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--target", required=True, help="smollm2-135m, or a Hugging Face directory")
+    parser.add_argument(
+        "--target",
+        required=True,
+        help="smollm2-135m, a Hugging Face directory, a .gguf file, or a MaxText config",
+    )
     parser.add_argument("--drafter", required=True, type=Path, help="a drafter artifact directory")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="(default %(default)s)")
     parser.add_argument("--width", type=int, help="one block width to decode with (default: chosen while decoding)")
@@ -45,6 +49,9 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-k", type=int, help="sample among the k most likely tokens (default: all)")
     parser.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling (default %(default)s)")
     parser.add_argument("--min-p", type=float, default=0.0, help="fraction of the likeliest (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws when sampling (default %(default)s)")
+    parser.add_argument("--deterministic", action="store_true", help="sampling: draft the drafter's likeliest tokens")
+    parser.add_argument("--block-verification", action="store_true", help="sampling: verify blocks, not single tokens")
 
 
 def add_eval(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +77,6 @@ def add_chat(parser: argparse.ArgumentParser) -> None:
     add_engine(parser)
     parser.add_argument("--max-new-tokens", type=int, default=512, help="(default %(default)s)")
     parser.add_argument("--stop", action="append", default=[], help="end an answer before this text (repeatable)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws when sampling (default %(default)s)")
     parser.add_argument("--message", help="answer this and end, in place of a conversation")
 
 
@@ -111,12 +117,12 @@ def run_inspect(options: argparse.Namespace) -> int:
 
 
 def run_chat(options: argparse.Namespace) -> int:
-    from configs.device import keep_compiled_programs
     from serve.chat import chat
-    from serve.load import open_decoder, sampling_of, way_of
+    from serve.load import how_of, open_decoder, way_of
 
-    keep_compiled_programs()
-    choices = {"dtype": options.dtype, "way": way_of(options), "sampling": sampling_of(options)}
+    if options.max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens: expected at least 1, got {options.max_new_tokens}")
+    choices = {"dtype": options.dtype, "way": way_of(options), "how": how_of(options)}
     decoder = open_decoder(options.target, options.drafter, **choices, context=2 * options.max_new_tokens)
     return chat(decoder, options)
 
@@ -126,12 +132,12 @@ def evaluate_artifact(options: argparse.Namespace, tasks: dict) -> dict:
     from configs.device import drop_programs, keep_compiled_programs, share_one_heap
     from configs.provenance import provenance
     from serve.evaluate import Evaluator, check_room, evaluate
-    from serve.load import check_way, load_engine, sampling_of, step_cost, way_of
+    from serve.load import check_way, how_of, load_engine, step_cost, way_of
     from serve.session import context_capacity
 
     share_one_heap()
     programs = keep_compiled_programs()
-    way, sampling = way_of(options), sampling_of(options)
+    way, how = way_of(options), how_of(options)
     engine, tokenizer, artifact = load_engine(options.target, options.drafter, options.dtype)
     if way is not None:
         check_way(way, artifact, options.drafter)
@@ -149,7 +155,8 @@ def evaluate_artifact(options: argparse.Namespace, tasks: dict) -> dict:
         cost=cost,
         prior=artifact.acceptance,
         way=way,
-        sampling=sampling,
+        how=how,
+        seed=options.seed,
         capacity=context_capacity(tokens, artifact.config.width),
     )
     say(f"eval: {'width ' + str(options.width) if options.width else 'widths chosen while decoding'}")

@@ -2,7 +2,8 @@
 
 The last line is one JSON object with
 
-    segment_overhead   a step inside a segment over T_draft + T_verify, each timed alone in a loop of its own
+    segment_overhead   steps inside a segment that copies where it can, over their T_verify (copied ones) and
+                       T_draft + T_verify, each timed alone in a loop of its own
     plain_overhead     the plain loop's ms/token over a bare one-token forward in a loop of its own
     plain_roofline     the plain loop's ms/token over weight bytes / the read bandwidth measured in this process
     verify_cost        {width: ms} of the target's forward over a block, cache updated in place
@@ -106,6 +107,8 @@ def compare_widths(evaluators: Callable[[Any], Any], tasks: Mapping[str, Any]) -
 
     fixed = {str(width): Way("drafter", width) for width in FIXED}
     fixed |= {"ngram 4": Way("ngram", 4), "3 copying 8": Way("drafter", 3, 8)}
+    trained = evaluators(None).engine.drafter.config.width
+    fixed = {name: way for name, way in fixed.items() if max(way.width, way.copy) <= trained}
     ways = {name: evaluators(way) for name, way in fixed.items()} | {"chosen": evaluators(None)}
     speedups: dict[str, list[float]] = {name: [] for name in ways}
     for task, prompts in tasks.items():
@@ -160,7 +163,7 @@ def time_parts(engine: Any, capacity: int = 512, context: int = 200, width: int 
     def verifying(engine, state, width):
         def forward(_, carry):
             block, state = carry
-            said, _, cache = verify(engine, block, state.replace(cache=state.cache))
+            said, _, cache = verify(engine, block, state)
             return jnp.argmax(said, axis=-1).astype(jnp.int32), state.replace(cache=cache)
 
         return jax.lax.fori_loop(0, STEPS, forward, (jnp.zeros((1, width), jnp.int32), state))
@@ -173,34 +176,40 @@ def time_parts(engine: Any, capacity: int = 512, context: int = 200, width: int 
 
         return jax.lax.fori_loop(0, STEPS, forward, state)
 
-    widths = [w for w in candidate_widths(trained) if w in (1, 2, 4, 8, 16, 32)]
-    width = min(width, trained)
+    def num_steps(name, end):
+        if name == "plain":
+            return int(end.length[0]) - context
+        return int(end.num_steps[0]) if name == "step" else STEPS
+
+    widths = [w for w in candidate_widths(trained) if w in (1, 2, 4, 8, 16, 32, trained)]
+    width, copy = min(width, trained), min(2 * width, trained)
     loops: dict[Any, tuple[Callable[[Any], Any], Any]] = {
         "plain": (lambda s: generate.plain_segment(target, s, STEPS), plain),
         "bare": (lambda cache: bare(target, cache), plain.cache),
-        "step": (lambda s: speculative_segment(engine, s, STEPS, Speculation(width)), state),
+        "step": (lambda s: speculative_segment(engine, s, STEPS, Speculation(width, copy=copy)), state),
     }
     for w in widths:
         loops["verify", w] = (partial(lambda w, s: verifying(engine, s, w), w), state)
         if w > 1:
             loops["draft", w] = (partial(lambda w, s: drafting(engine, s, w), w), state)
     times: dict[Any, list[float]] = {name: [] for name in loops}
-    bandwidths, memory = [], np.ones(1 << 27, np.float32)
+    bandwidths, memory, kinds = [], np.ones(1 << 27, np.float32), np.zeros(1, bool)
     for repeat in range(REPEATS + 1):
         for name, (loop, given) in loops.items():
             fresh = jax.block_until_ready(jax.tree.map(jnp.copy, given))
             began = time.perf_counter()
             end = jax.block_until_ready(loop(fresh))
             taken = (time.perf_counter() - began) * 1e3
-            steps = {"plain": lambda e: int(e.length[0]) - context, "step": lambda e: int(e.num_steps[0])}
-            count = steps[name](end) if name in steps else STEPS
-            times[name] += [taken / max(count, 1)] if repeat else []
+            if name == "step":
+                kinds = np.asarray(end.copied)[0, : int(end.num_steps[0])]
+            times[name] += [taken / max(num_steps(name, end), 1)] if repeat else []
         bandwidths.append(read_bandwidth(memory))
     ms = {name: float(np.median(values)) for name, values in times.items()}
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(target) if hasattr(leaf, "nbytes"))
     floor = weights / max(bandwidths) * 1e3
+    alone = kinds.mean() * ms["verify", copy] + (1 - kinds.mean()) * (ms.get(("draft", width), 0) + ms["verify", width])
     return {
-        "segment_overhead": round(ms["step"] / (ms["draft", width] + ms["verify", width]), 3),
+        "segment_overhead": round(ms["step"] / alone, 3),
         "plain_overhead": round(ms["plain"] / ms["bare"], 3),
         "plain_roofline": round(ms["plain"] / floor, 3),
         "plain_ms": round(ms["plain"], 2),

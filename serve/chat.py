@@ -5,7 +5,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.style import Style
 from rich.text import Text
 
@@ -39,23 +40,37 @@ def _ask(console: Console):
 
 
 def answer(decoder: Decoder, ids: Sequence[int], options: argparse.Namespace, console: Console, seed: int) -> str:
-    """Streams one answer and returns its text."""
-    shown, began = 0, time.perf_counter()
-    text = ""
+    """Streams one answer and returns its text.
+
+    Finished lines are printed; the one being written stays below them in a terminal, with the figures so far.
+    """
     stream = decoder.stream([ids], max_new_tokens=options.max_new_tokens, stop=options.stop, seeds=[seed])
-    for (row,), answers in stream:
-        pieces = tinted(decoder.tokenizer, row, holding=row.finished is None)
-        if row.cut is not None:
-            pieces = pieces[: row.cut]
-        if len(pieces) > shown:
-            console.print(pieces[shown:], end="", soft_wrap=True)
-            shown = len(pieces)
-        text = answers[0].text if answers else text
-    seconds = time.perf_counter() - began
-    console.print()
-    tau, rate = len(row.ids) / max(len(row.runs), 1), len(row.ids) / seconds
-    console.print(f"{len(row.ids)} tokens, {tau:.2f} a step, {rate:.1f} tokens/s", style="dim")
+    num_printed, text, first = 0, "", None
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        for (row,), answers in stream:
+            first = first or (len(row.ids), time.perf_counter())
+            pieces = tinted(decoder.tokenizer, row, holding=row.finished is None)
+            held = unfinished_stop(pieces.plain, options.stop) if row.finished is None else 0
+            lines = pieces[: len(pieces) - held if row.cut is None else row.cut].split("\n", allow_blank=True)
+            for line in lines[num_printed:-1]:
+                console.print(line, soft_wrap=True)
+            num_printed = max(num_printed, len(lines) - 1)
+            live.update(Group(lines[-1], figures(row, *first)), refresh=True)
+            text = answers[0].text if answers else text
+    console.print(lines[-1], soft_wrap=True)
+    console.print(figures(row, *first))
     return text
+
+
+def figures(row: Row, first: int, began: float) -> Text:
+    """Tokens, tau and tokens/s so far; the speed since `began`, when `first` tokens were there."""
+    tau, rate = len(row.ids) / max(len(row.runs), 1), (len(row.ids) - first) / (time.perf_counter() - began)
+    return Text(f"{len(row.ids)} tokens, {tau:.2f} a step, {rate:.1f} tokens/s", style="dim")
+
+
+def unfinished_stop(text: str, stop: Sequence[str]) -> int:
+    """How many characters at the end of `text` may be the beginning of a stop string."""
+    return max((size for word in stop for size in range(1, len(word)) if text.endswith(word[:size])), default=0)
 
 
 def tinted(tokenizer: Tokenizer, row: Row, *, holding: bool) -> Text:

@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 
 from serve.cost import Cost
-from serve.decoder import COPY_LEAST
+from serve.decoder import COPY_LEAST, COPY_MOST
 
 PRIOR = 6.0  # steps a prior is worth
 FADE = 0.9  # of older observations, per look with something new to see
@@ -84,26 +84,27 @@ class Chooser:
         self.drafted, self.copied = SlotAcceptance(prior, slots), SlotAcceptance([COPY_PRIOR], slots)
         self.tokens = np.array([SHARE_PRIOR, 1.0]) * PRIOR  # copied, and all
 
-    def pick(self) -> Way:
-        """The way with the most expected tokens a second; the plain loop unless another beats it by MARGIN."""
-        best = min(self.ways, key=self.token_ms)
-        return best if MARGIN * self.token_ms(best) < self.token_ms(PLAIN) else PLAIN
+    def pick(self, rows: int = 1) -> Way:
+        """The way with the most expected tokens a second; the plain loop unless another beats it by MARGIN.
 
-    def token_ms(self, way: Way) -> float:
-        """Expected milliseconds of a token."""
-        known = self.copied if way.drafts == "ngram" else self.drafted
-        drafting = self.cost.step_ms(way.drafts, way.width) / known.tau(way.width)
+        `rows` are written together. They copy in the same step or not at all, which is rarer the more they are.
+        """
+        best = min(self.ways, key=lambda way: self.token_ms(way, rows))
+        return best if MARGIN * self.token_ms(best, rows) < self.token_ms(PLAIN, rows) else PLAIN
+
+    def token_ms(self, way: Way, rows: int = 1) -> float:
+        """Expected milliseconds of a token of each row."""
+        drafting = self.cost.step_ms("drafter", way.width) / self.drafted.tau(way.width)
         if not way.copy:
             return drafting
         copying = self.cost.step_ms("ngram", way.copy) / self.copied.tau(way.copy)
-        share = self.tokens[0] / self.tokens[1]
+        share = (self.tokens[0] / self.tokens[1]) ** rows
         return share * copying + (1 - share) * drafting
 
     def observe(self, way: Way, runs: Sequence[int], copied: Sequence[bool], text: Sequence[int]) -> None:
         """A segment: tokens committed by each of its steps, which of them copied, and the row's whole text after it."""
         steps = [run - 1 for run, copy in zip(runs, copied, strict=True) if not copy]
-        drafted = way.drafts == "drafter" and way.width > 1
-        self.drafted.observe([(run, min(run + 1, way.width - 1)) for run in steps] if drafted else [])
+        self.drafted.observe([(run, min(run + 1, way.width - 1)) for run in steps] if way.width > 1 else [])
         most = max(other.copy for other in self.ways)
         if most:
             seen, share = copying(text, len(text) - sum(runs), most)
@@ -141,30 +142,30 @@ def copying(text: Sequence[int], begin: int, width: int) -> tuple[list[tuple[int
 
     The walk is that of the decoder: a step that copies moves on by what it commits, one that cannot by a token.
     """
-    seen, place, tokens = [], begin, 0
-    while place < len(text):
-        drafts, matched = ngram_drafts(text, place, width)
+    row, seen, place, tokens = np.asarray(text), [], begin, 0
+    while place < len(row):
+        drafts, matched = ngram_drafts(row, place, width)
         if matched < COPY_LEAST:
             place += 1
             continue
-        wanted = np.asarray(text[place : place + width - 1])
+        wanted = row[place : place + width - 1]
         hits = int(np.cumprod(drafts[: len(wanted)] == wanted).sum())
         seen.append((hits, min(hits + 1, len(wanted))))
-        committed = min(hits + 1, len(text) - place)
+        committed = min(hits + 1, len(row) - place)
         place, tokens = place + committed, tokens + committed
     return seen, tokens
 
 
-def ngram_drafts(text: Sequence[int], place: int, width: int, most: int = 3) -> tuple[np.ndarray, int]:
+def ngram_drafts(text: np.ndarray, place: int, width: int) -> tuple[np.ndarray, int]:
     """The W-1 n-gram drafts for text[place:], and how many tokens before `place` they rest on.
 
     The rule of `serve.decoder.ngram_tokens`.
     """
-    past = np.asarray(text[:place])
+    past = text[:place]
     if place < 2:
         return past[:0], 0
     matched, score = np.ones(place - 1, bool), np.zeros(place - 1, np.int64)
-    for back in range(min(most, place - 1)):
+    for back in range(min(COPY_MOST, place - 1)):
         shifted = np.concatenate([np.full(back, -1), past[: place - 1 - back]])
         matched = matched & (shifted == past[place - 1 - back])
         score += matched

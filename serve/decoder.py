@@ -6,6 +6,9 @@ One step at anchor position p = length - 1 (the last committed token, not yet fe
     verify   the target reads anchor and drafts, positions p..p+W-1, and says its own token after each
     commit   accepted drafts and the bonus token; length grows by accepted + 1
 
+With `Speculation.copy` a step copies instead where every row's last tokens occurred before: what followed them then is
+the draft.
+
 Both caches are addressed by absolute position and valid below `length - 1` alone (see `models.kv_cache`): rows that
 rejected tokens wrote are overwritten by the next step before anything may see them. Positions therefore follow the
 accepted length and nothing else.
@@ -44,7 +47,7 @@ class Engine:
     draft_vocab: Int[Array, " Vd"] | None  # token id of each head row; None when rows are token ids
 
 
-COPY_LEAST = 2  # a row can copy where its last so many tokens occurred before
+COPY_LEAST, COPY_MOST = 2, 3  # a row can copy where its last so many tokens occurred before; no more are compared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +62,9 @@ class Speculation:
     copy: int = 0  # width of n-gram drafts that replace the others in steps where every row can copy; 0: in none
 
 
+GREEDILY = Speculation(1)
+
+
 @struct.dataclass
 class DecodeState:
     """Rows being decoded. Invariant: both caches hold positions < length - 1."""
@@ -68,7 +74,7 @@ class DecodeState:
     stop: Int[Array, " B"]  # length at which the row ends
     done: Bool[Array, " B"]
     seed: Int[Array, " B"]
-    fault: Int[Array, " B"]  # the anchor position of the step whose logits were not finite and ended the row; 0: none
+    fault: Int[Array, " B"]  # the length at which logits were not finite and ended the row; 0: none
     cache: KVCache  # the target's
     context: KVCache  # the drafter's, of features
     num_steps: Int[Array, " B"]
@@ -190,7 +196,7 @@ def speculative_step(engine: Engine, state: DecodeState, how: Speculation) -> De
         state,
         cache=cache,
         context=kv_cache.write(state.context, context, state.length - 1),
-        fault=jnp.where(broken, state.length - 1, state.fault),
+        fault=jnp.where(broken, state.length, state.fault),
         done=state.done | broken,
     )
     return commit(state, accepted, committed, engine.target.config.eos_ids)
@@ -268,17 +274,15 @@ def ngram_tokens(tokens: Int[Array, "B S"], length: Int[Array, " B"], width: int
     return jnp.take_along_axis(tokens, place + 1 + jnp.arange(width - 1) % period, axis=1)
 
 
-def ngram_match(
-    tokens: Int[Array, "B S"], length: Int[Array, " B"], most: int = 3
-) -> tuple[Int[Array, "B 1"], Int[Array, " B"]]:
-    """Where the row's last tokens occurred before (the place of the last one), and how many of them, up to `most`.
+def ngram_match(tokens: Int[Array, "B S"], length: Int[Array, " B"]) -> tuple[Int[Array, "B 1"], Int[Array, " B"]]:
+    """Where the row's last tokens occurred before (the place of the last one), and how many of them, up to COPY_MOST.
 
     The longest match wins, then the latest.
     """
     places = jnp.arange(tokens.shape[1])
     last = length[:, None] - 1
     matched, score = jnp.ones(tokens.shape, bool), jnp.zeros(tokens.shape, jnp.int32)
-    for back in range(most):
+    for back in range(COPY_MOST):
         wanted = jnp.take_along_axis(tokens, jnp.maximum(last - back, 0), axis=1)
         matched = matched & (jnp.roll(tokens, back, axis=1) == wanted) & (places >= back) & (places < last)
         score = score + matched

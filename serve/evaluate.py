@@ -9,8 +9,8 @@ prompt to its last token, prefill apart:
                  numbers are the drafter's and not the chooser's. Greedy steps are replayed through the plain answer,
                  which says what the target would (`serve.decoder.replay`); sampled ones are decoded
 
-Every speculative output is compared with the plain one; where they differ, the target's logit gap at the first
-difference tells a near-tie from a fault.
+Every greedy speculative output is compared with the plain one; where they differ, the target's logit gap at the first
+difference tells a near-tie from a fault. Sampled ones are other draws from the same distribution.
 """
 
 import dataclasses
@@ -26,13 +26,12 @@ from configs.device import drop_programs
 from models import generate
 from models.masks import packed_mask
 from models.prompts import Prompt
-from models.sampling import GREEDY, Sampling
 from models.statistics import bootstrap_ratio
 from models.target import Target
 from models.tokenizer import Tokenizer
 from serve.choose import Chooser, Way
 from serve.cost import Cost, expected_tau
-from serve.decoder import Engine, Speculation, replay, start
+from serve.decoder import GREEDILY, Engine, Speculation, replay, start
 from serve.session import Answer, Decoder, context_capacity
 
 POSITION_BIN = 16  # tokens of answer per point of the tau-over-position curve
@@ -49,7 +48,7 @@ class Decoded:
     plain: Answer
     speculative: Answer
     full_width_runs: list[int]
-    logit_gap: float | None  # at the first difference, None when equal
+    logit_gap: float | None  # at the first difference, None when equal or sampled
 
     @property
     def exact(self) -> bool:
@@ -67,7 +66,10 @@ class Question:
 
 
 class Evaluator:
-    """Decodes questions with one engine, plainly and as a chooser picks (`way`: one fixed way instead)."""
+    """Decodes questions with one engine, plainly and as a chooser picks (`way`: one fixed way instead).
+
+    `how` says how to sample, and to draft and verify while sampling.
+    """
 
     def __init__(
         self,
@@ -78,11 +80,13 @@ class Evaluator:
         cost: Cost,
         prior: Sequence[float],
         way: Way | None = None,
-        sampling: Sampling = GREEDY,
+        how: Speculation = GREEDILY,
+        seed: int = 0,
         capacity: int = 256,
     ):
         self.engine, self.tokenizer, self.max_new_tokens, self.capacity = engine, tokenizer, max_new_tokens, capacity
-        self.cost, self.prior, self.way, self.sampling = cost, prior, way, sampling
+        self.cost, self.prior, self.way, self.how, self.seed = cost, prior, way, how, seed
+        self.sampling = how.sampling
         self.plain = self._decoder(None)
         self._warm: set[int] = set()
 
@@ -107,8 +111,9 @@ class Evaluator:
 
     def speculative(self) -> Decoder:
         if self.way is not None:
-            return self._decoder(Speculation(self.way.width, self.way.drafts, copy=self.way.copy))
-        return self._decoder(Speculation(1), Chooser(self.cost, self.prior))
+            fixed = {"width": self.way.width, "drafts": self.way.drafts, "copy": self.way.copy}
+            return self._decoder(dataclasses.replace(self.how, **fixed))
+        return self._decoder(self.how, Chooser(self.cost, self.prior))
 
     def _decoder(self, how: Speculation | None, chooser: Chooser | None = None) -> Decoder:
         settings = {"sampling": self.sampling, "capacity": self.capacity}
@@ -140,7 +145,9 @@ class Evaluator:
 
     def answer(self, question: Question, decoder: Decoder | None) -> Answer:
         """The decoder's answer, the plain loop's for None."""
-        (answer,) = (decoder or self.plain).generate([question.ids], max_new_tokens=self.max_new_tokens)
+        (answer,) = (decoder or self.plain).generate(
+            [question.ids], max_new_tokens=self.max_new_tokens, seeds=[self.seed]
+        )
         return answer
 
     def warm(self, question: Question, speculative: Decoder) -> None:
@@ -172,12 +179,12 @@ class Evaluator:
 
     def _decoded(self, batch: Sequence[tuple[Question, Answer, Answer]]) -> list[list[int]]:
         """The runs of every answer decoded at full width."""
-        decoder = self._decoder(Speculation(self.engine.drafter.config.width))
+        decoder = self._decoder(dataclasses.replace(self.how, width=self.engine.drafter.config.width))
         prompts = [question.ids for question, _, _ in batch]
         return [answer.runs for answer in decoder.generate(prompts, max_new_tokens=self.max_new_tokens)]
 
     def _gap(self, question: Question, plain: Answer, fast: Answer) -> float | None:
-        if plain.ids == fast.ids:
+        if plain.ids == fast.ids or not self.sampling.greedy:
             return None
         return logit_gap(self.engine.target, question.ids, plain.ids, fast.ids)
 
@@ -298,8 +305,8 @@ def summarise(evaluator: Evaluator, decoded: Sequence[Decoded], sample: int) -> 
         "ways": _ways(steps),
         "speedup": speedup_of(decoded),
         "speedup_interval": bootstrap_ratio([(a.plain.ms_per_token, a.speculative.ms_per_token) for a in decoded]),
-        "exact": sum(a.exact for a in decoded),
-        "mismatches": [_mismatch(a) for a in decoded if not a.exact],
+        "exact": sum(a.exact for a in decoded) if evaluator.sampling.greedy else None,
+        "mismatches": [_mismatch(a) for a in decoded if not a.exact and evaluator.sampling.greedy],
         "repetition_rate": 1 - len(fresh) / len(decoded),
         "tau_without_repetition": tau_of(fresh) if fresh else None,
         "samples": [
@@ -374,4 +381,6 @@ def _average(tasks: dict[str, dict[str, Any]]) -> dict[str, Any]:
     mean = {
         name: float(np.mean([task[name] for task in tasks.values()])) for name in ("tau", "tokens_per_step", "speedup")
     }
-    return mean | {name: sum(task[name] for task in tasks.values()) for name in ("exact", "prompts")}
+    exact = [task["exact"] for task in tasks.values()]
+    prompts = sum(task["prompts"] for task in tasks.values())
+    return mean | {"exact": None if None in exact else sum(exact), "prompts": prompts}

@@ -1,13 +1,12 @@
 """What a directory is: a drafter or a target, its shape in one screen, and whether the two fit."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from configs.console import say
-from models.artifact import Artifact, beyond_plain, check_fit, read_artifact
+from models.artifact import Artifact, beyond_plain, check_fit, is_drafter, read_artifact
 from models.sources import load_target
 from models.target import Target, fingerprint
 
@@ -17,7 +16,7 @@ def inspect(paths: Sequence[str]) -> int:
     drafters: dict[str, Artifact] = {}
     targets: dict[str, Target] = {}
     for path in paths:
-        if is_drafter(path):
+        if is_drafter(Path(path)):
             drafters[path] = read_artifact(Path(path))
             show(f"{path}: a drafter", drafter_lines(drafters[path]))
         else:
@@ -33,18 +32,6 @@ def inspect(paths: Sequence[str]) -> int:
                 fits = False
                 say(f"{error}")
     return 0 if fits else 1
-
-
-def is_drafter(path: str) -> bool:
-    """A directory whose config.json has the fields of a drafter, whoever wrote it."""
-    file = Path(path) / "config.json"
-    if not file.is_file():
-        return False
-    try:
-        raw = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}: not JSON ({error})") from error
-    return "dflash_config" in raw or any("Draft" in name for name in raw.get("architectures") or [])
 
 
 def drafter_lines(artifact: Artifact) -> dict[str, Any]:

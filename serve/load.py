@@ -1,18 +1,19 @@
 """From names and command-line options to a decoder, and to what its chooser needs to know."""
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 from configs.console import say
-from configs.device import describe_device
+from configs.device import describe_device, keep_compiled_programs
 from models.artifact import Artifact, check_fit, read_artifact
-from models.sampling import GREEDY, Sampling
+from models.sampling import Sampling
 from models.sources import load_target
 from models.target import fingerprint
 from models.tokenizer import Tokenizer, load_tokenizer
 from serve.choose import Chooser, Way
 from serve.cost import Cost, candidate_widths, kept_cost, time_steps
-from serve.decoder import Engine, Speculation, make_engine
+from serve.decoder import GREEDILY, Engine, Speculation, make_engine
 from serve.session import Decoder, context_capacity
 
 
@@ -22,22 +23,25 @@ def open_decoder(
     *,
     dtype: str = "float32",
     way: Way | None = None,
-    sampling: Sampling = GREEDY,
+    how: Speculation = GREEDILY,
     context: int = 1024,
 ) -> Decoder:
-    """A decoder for a target (a Hugging Face directory, or smollm2-135m) and a drafter artifact.
+    """A decoder for a target (`models.sources` says what may be named) and a drafter artifact.
 
-    It chooses its widths unless `way` fixes one; the first time on a device that takes a timing of steps with `context`
-    positions.
+    `how` says how to sample, and to draft and verify while sampling. Who drafts how much is chosen while decoding
+    unless `way` fixes it; the first time on a device that takes a timing of steps with `context` positions, which drops
+    the process's other compiled programs. Programs are kept on disk.
     Raises:
       ValueError: no such target or drafter, one that does not fit the other, a width beyond the trained one.
     """
+    keep_compiled_programs()
     engine, tokenizer, artifact = load_engine(target, Path(drafter), dtype)
     if way is not None:
         check_way(way, artifact, Path(drafter))
-        return Decoder(engine, tokenizer, Speculation(way.width, way.drafts, copy=way.copy), sampling=sampling)
+        how = dataclasses.replace(how, width=way.width, drafts=way.drafts, copy=way.copy)
+        return Decoder(engine, tokenizer, how, sampling=how.sampling)
     chooser = Chooser(step_cost(engine, artifact, context), artifact.acceptance)
-    return Decoder(engine, tokenizer, Speculation(1), chooser=chooser, sampling=sampling)
+    return Decoder(engine, tokenizer, how, chooser=chooser, sampling=how.sampling)
 
 
 def load_engine(target: str, drafter: Path, dtype: str) -> tuple[Engine, Tokenizer, Artifact]:
@@ -53,8 +57,10 @@ def load_engine(target: str, drafter: Path, dtype: str) -> tuple[Engine, Tokeniz
     return make_engine(loaded, artifact), load_tokenizer(target), artifact
 
 
-def sampling_of(options: argparse.Namespace) -> Sampling:
-    return Sampling(options.temperature, options.top_k, options.top_p, options.min_p)
+def how_of(options: argparse.Namespace) -> Speculation:
+    """How the options want tokens sampled, and drafted and verified while sampling."""
+    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.min_p)
+    return Speculation(1, sampling=sampling, deterministic=options.deterministic, block=options.block_verification)
 
 
 def way_of(options: argparse.Namespace) -> Way | None:
@@ -65,7 +71,7 @@ def way_of(options: argparse.Namespace) -> Way | None:
 
 
 def check_way(way: Way, artifact: Artifact, drafter: Path) -> None:
-    """Raises ValueError for a width the drafter was not trained for."""
+    """Raises ValueError for a width beyond the one the drafter was trained at, which buffers have room for."""
     width = artifact.config.width
     for name, asked, least in (("width", way.width, 1), ("copy", way.copy, 0)):
         if not least <= asked <= width:

@@ -15,7 +15,7 @@ This module owns the format, of the dictionary and of report.json alike; other k
     max_new_tokens    limit of every answer
     peak_memory_bytes resident, of the process, loading included
     programs          {compiled, from_disk}: how many were compiled, how many found on disk
-    drafter_info      {name: value} about the drafter: trained width, num_layers, parameters, ...
+    drafter_info      {name: value} about the drafter, to show: trained width, layers, taps, ...
     cost              plain_ms: one step of the plain loop
                       widths: a list of {width, draft_ms, verify_ms, expected_tau, expected_speedup},
                       ascending, 1 among them: a plain step that keeps the drafter's context; expected values
@@ -40,7 +40,7 @@ A task holds
     ways                     how its steps drafted, most frequent first: a list of {drafts, width, share,
                              tokens_per_step}; drafts is "drafter", "ngram" (copied) or "none" (width 1, the plain loop)
     speedup, speedup_interval  plain time over speculative time; [low, high]
-    exact                    how many outputs equal those of plain greedy decoding
+    exact                    how many outputs equal those of plain greedy decoding; null when sampling
     mismatches               the others: a list of {id, position, logit_gap} at the first difference
     repetition_rate          share of the outputs that fall into a loop
     tau_without_repetition   tau over the rest; null if there is no rest
@@ -103,7 +103,7 @@ TASK = {
     "ways": [{"drafts": str, "width": int, "share": float, "tokens_per_step": float}],
     "speedup": float,
     "speedup_interval": (float, float),
-    "exact": int,
+    "exact": Maybe(int),
     "mismatches": [{"id": str, "position": int, "logit_gap": float}],
     "repetition_rate": float,
     "tau_without_repetition": Maybe(float),
@@ -127,7 +127,7 @@ REPORT = {
     "drafter_info": {str: object},
     "cost": {"plain_ms": float, "widths": [WIDTH]},
     "tasks": {str: TASK},
-    "average": {"tau": float, "tokens_per_step": float, "speedup": float, "exact": int, "prompts": int},
+    "average": {"tau": float, "tokens_per_step": float, "speedup": float, "exact": Maybe(int), "prompts": int},
 }
 
 
@@ -210,12 +210,12 @@ def markdown(report: dict[str, Any]) -> str:
                 f"{task['plain_ms_per_token']['median']:.1f}",
                 f"{task['speculative_ms_per_token']['median']:.1f}",
                 f"{task['speedup']:.2f}x ({low:.2f}-{high:.2f})",
-                f"{task['exact']}/{task['prompts']}",
+                exact_of(task),
             ]
         )
     mean = report["average"]
     bold = [f"{mean['tau']:.2f}", f"{mean['tokens_per_step']:.2f}", f"{mean['speedup']:.2f}x"]
-    exact = f"{mean['exact']}/{mean['prompts']}"
+    exact = exact_of(mean)
     rows.append(["**average**", "", f"**{bold[0]}**", f"**{bold[1]}**", "", "", f"**{bold[2]}**", f"**{exact}**"])
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     what = f"{report['target']}, drafter {report['drafter']}, {report['dtype']}"
@@ -223,11 +223,16 @@ def markdown(report: dict[str, Any]) -> str:
     return f"{table}\n\n{what}, {how}.\n\n    {report['command']}\n"
 
 
+def exact_of(entry: Mapping[str, Any]) -> str:
+    """How many of its outputs equal the plain ones, to show; a dash where sampling makes them other draws."""
+    return "-" if entry["exact"] is None else f"{entry['exact']}/{entry['prompts']}"
+
+
 def most_used_width(tasks: Mapping[str, Any]) -> int:
-    """The width most steps of the speculative loops had, every task counting the same."""
-    shares: dict[int, float] = {}
+    """The width most steps that did not copy had, every task counting the same."""
+    shares: dict[int, float] = {1: 0.0}
     for task in tasks.values():
-        for way in task["ways"]:
+        for way in (way for way in task["ways"] if way["drafts"] != "ngram"):
             shares[way["width"]] = shares.get(way["width"], 0.0) + way["share"]
     return max(shares, key=lambda width: shares[width])
 
@@ -310,7 +315,7 @@ def print_comparison(reports: Mapping[str, dict[str, Any]], console: Console) ->
     def cells(found: Mapping[str, Any] | None) -> list[str]:
         if found is None:
             return ["", "", ""]
-        return [f"{found['tau']:.2f}", f"{found['speedup']:.2f}x", f"{found['exact']}/{found['prompts']}"]
+        return [f"{found['tau']:.2f}", f"{found['speedup']:.2f}x", exact_of(found)]
 
     for task in tasks:
         table.add_row(task, *(cell for report in reports.values() for cell in cells(report["tasks"].get(task))))
@@ -347,10 +352,9 @@ def print_table(report: dict[str, Any], console: Console, directory: Path | None
             f"{task['plain_ms_per_token']['median']:.2f}",
             f"{task['speculative_ms_per_token']['median']:.2f}",
             f"{task['speedup']:.2f}x",
-            f"{task['exact']}/{task['prompts']}",
+            exact_of(task),
         )
     average = report["average"]
-    exact = f"{average['exact']}/{average['prompts']}"
     table.add_section()
     table.add_row(
         "average",
@@ -360,7 +364,7 @@ def print_table(report: dict[str, Any], console: Console, directory: Path | None
         "",
         "",
         f"{average['speedup']:.2f}x",
-        exact,
+        exact_of(average),
         style="bold",
     )
     console.print(table)

@@ -60,8 +60,11 @@ class Row:
 class Decoder:
     """Answers prompts with one engine.
 
-    `how` says how to speculate, None the plain loop. With a chooser, its picks replace how's drafts and width.
+    `how` says how to speculate, None the plain loop. With a chooser, its picks replace how's drafts, width and copy.
     Context buffers hold at least `capacity` positions: one value for many prompts is one shape to compile.
+
+    What is drawn is the target's distribution whatever drafts; which tokens a seed gives is fixed by a fixed `how`
+    without `copy`, alone and in a batch. Whether a step copies, and what a chooser picks, depends on batch mates.
     """
 
     def __init__(
@@ -77,6 +80,8 @@ class Decoder:
         self.engine, self.tokenizer, self.chooser, self.capacity = engine, tokenizer, chooser, capacity
         self.how = None if how is None else dataclasses.replace(how, sampling=sampling)
         self.sampling = sampling
+        ways = [PLAIN if how is None else Way(how.drafts, how.width, how.copy), *(chooser.ways if chooser else [])]
+        self.widest = max(engine.drafter.config.width, *(max(way.width, way.copy) for way in ways))
 
     def generate(
         self,
@@ -89,7 +94,8 @@ class Decoder:
         """The answers to `prompts` (user messages, or token ids), written together, one row each.
 
         Raises:
-          ValueError: a prompt and max_new_tokens exceed the target's context; logits that are not finite.
+          ValueError: an empty prompt, or one that exceeds the target's context with max_new_tokens; logits that are not
+            finite.
         """
         *_, (_, answers) = self.stream(prompts, max_new_tokens=max_new_tokens, stop=stop, seeds=seeds)
         return answers
@@ -103,12 +109,19 @@ class Decoder:
         seeds: Sequence[int] | None = None,
     ) -> Iterator[tuple[list[Row], list[Answer]]]:
         """The rows after every segment, as far as they are; with the answers at the end."""
+        if isinstance(prompts, str):
+            raise ValueError("prompts: expected a list of prompts, got one string; put it into a list")
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
         rows = [Row(self._ids(prompt)) for prompt in prompts]
+        if not rows or not all(row.prompt for row in rows):
+            raise ValueError("prompts: expected at least one, each of at least one token")
         began = time.perf_counter()
-        state = jax.block_until_ready(self._start(rows, max_new_tokens, list(seeds or range(len(rows)))))
+        seeds = range(len(rows)) if seeds is None else seeds
+        state = jax.block_until_ready(self._start(rows, max_new_tokens, seeds))
         prefill_ms, began = (time.perf_counter() - began) * 1e3, time.perf_counter()
         while any(row.finished is None for row in rows):
-            way = self._way()
+            way = self._way(sum(row.finished is None for row in rows))
             state = self._advance(state, way)
             state = self._look(state, rows, way, stop)
             yield rows, []
@@ -118,7 +131,7 @@ class Decoder:
     def warm(self, prompt: Sequence[int], max_new_tokens: int) -> None:
         """Compiles everything an answer of this shape may use."""
         row = Row(list(prompt))
-        ways = [None] if self.how is None else self.chooser.ways if self.chooser else [self._way()]
+        ways = [None] if self.how is None else self.chooser.ways if self.chooser else [self._way(1)]
         for way in ways:
             jax.block_until_ready(self._advance(self._start([row], max_new_tokens, [0]), way))
             return_unused_heap()
@@ -128,10 +141,10 @@ class Decoder:
             return list(self.tokenizer.encode_chat([{"role": "user", "content": prompt}]))
         return list(prompt)
 
-    def _way(self) -> Way | None:
+    def _way(self, rows: int) -> Way | None:
         if self.how is None:
             return None
-        return self.chooser.pick() if self.chooser else Way(self.how.drafts, self.how.width, self.how.copy)
+        return self.chooser.pick(rows) if self.chooser else Way(self.how.drafts, self.how.width, self.how.copy)
 
     def _start(self, rows: Sequence[Row], max_new_tokens: int, seeds: Sequence[int]) -> DecodeState | PlainState:
         """Prefilled rows; prompt buffer and context capacity are powers of two, so that few shapes are compiled."""
@@ -148,7 +161,7 @@ class Decoder:
             line[: len(row.prompt)] = row.prompt
         lengths = np.array([len(row.prompt) for row in rows], np.int32)
         stops, seed = lengths + max_new_tokens, np.asarray(seeds, np.int32)
-        capacity = context_capacity(longest + max_new_tokens, self.engine.drafter.config.width, self.capacity)
+        capacity = context_capacity(longest + max_new_tokens, self.widest, self.capacity)
         state = start(self.engine, prompts, lengths, stops, seed, capacity=capacity)
         if self.how is not None:
             return state
@@ -172,7 +185,7 @@ class Decoder:
         tokens, length, done, fault = jax.device_get(found)
         steps = jax.device_get((state.runs, state.copied, state.num_steps)) if speculative else None
         if fault.any():
-            raise ValueError(self._diagnosis(tokens, fault))
+            raise ValueError(self._diagnosis(tokens, fault, rows))
         stopped = []
         for index, row in enumerate(rows):
             if row.finished is not None:
@@ -229,15 +242,16 @@ class Decoder:
             decode_ms=decode_ms,
         )
 
-    def _diagnosis(self, tokens: np.ndarray, fault: np.ndarray) -> str:
+    def _diagnosis(self, tokens: np.ndarray, fault: np.ndarray, rows: Sequence[Row]) -> str:
         """Which layer first gave values that are not finite, for the first row it happened to."""
         index = int(np.flatnonzero(fault)[0])
-        position = int(fault[index])
-        layer = first_broken_layer(self.engine.target, tokens[index, : position + 1])
+        length = int(fault[index])
+        layer = first_broken_layer(self.engine.target, tokens[index, :length])
         where = "the LM head" if layer is None else f"layer {layer}"
         return (
-            f"{self.engine.target.config.name}: logits at position {position} of row {index} are not finite (first in "
-            f"{where}); check the target's weights, or decode in float32"
+            f"{self.engine.target.config.name}: logits are not finite (first in {where}) in the step after "
+            f"{length - len(rows[index].prompt)} tokens of answer {index}; check the target's weights, or decode in "
+            "float32"
         )
 
 

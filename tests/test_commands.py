@@ -61,6 +61,19 @@ def test_widths_chosen_while_decoding_and_reports_compared(tiny: Tiny):
     refused(command(["serve", "compare", str(tiny.root)]), "no report.json")
 
 
+@pytest.mark.parametrize("flags", [[], ["--block-verification"], ["--deterministic", "--width", "4"]])
+def test_sampled_report(tiny: Tiny, flags: list[str]):
+    """Sampled outputs are other draws than the plain loop's: the report does not count equal ones."""
+    import json
+
+    done = evaluate(tiny, "--temperature", "0.8", "--seed", "3", *flags)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tiny.root / "report" / "report.json").read_text())
+    assert report["average"]["exact"] is None
+    assert report["tasks"]["prompts"]["mismatches"] == []
+    assert "other draws from the same distribution" in (tiny.root / "report" / "report.html").read_text()
+
+
 def test_chat_answers_as_the_plain_loop(tiny: Tiny):
     engine = ["--target", str(tiny.root / "target"), "--drafter", str(tiny.root / "artifact")]
     call = ["serve", "chat", *engine, "--message", "what is it", "--max-new-tokens", "12"]
@@ -112,6 +125,11 @@ def test_export_mistakes(tiny: Tiny, tmp_path: Path):
     (tmp_path / "mine" / "thesis.tex").write_text("precious")
     refused(command(["train", "export", "--run", run, "--out", str(tmp_path / "mine")]), "not a drafter artifact")
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "precious"
+    shutil.copytree(tiny.root / "target", tmp_path / "target")
+    refused(command(["train", "export", "--run", run, "--out", str(tmp_path / "target")]), "not a drafter artifact")
+    assert (tmp_path / "target" / "config.json").read_bytes() == (tiny.root / "target" / "config.json").read_bytes()
+    assert command(["train", "export", "--run", run, "--out", str(tmp_path / "o"), "--format", "orbax"]).returncode == 0
+    refused(command(["train", "export", "--run", run, "--out", str(tmp_path / "o")]), "in another form (params)")
 
 
 def test_card_and_plain_export(tiny: Tiny):

@@ -104,7 +104,7 @@ def test_copies_where_it_can():
     (text,), count = outputs(state, [prompt]), int(state.num_steps[0])
     assert [text] == plain(target, [prompt])
     places = len(prompt) + np.cumsum([0, *np.asarray(state.runs)[0, : count - 1].tolist()])
-    expected = [ngram_drafts(prompt + text, int(place), 5)[1] >= COPY_LEAST for place in places]
+    expected = [ngram_drafts(np.array(prompt + text), int(place), 5)[1] >= COPY_LEAST for place in places]
     assert np.asarray(state.copied)[0, :count].tolist() == expected
     assert len(set(expected)) == 2, "steps of both kinds"
 

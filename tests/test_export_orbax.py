@@ -68,6 +68,13 @@ def test_bfloat16_and_plain(tmp_path: Path):
     rounded = jax.tree.map(lambda value: np.asarray(value, jax.numpy.bfloat16).astype(np.float32), artifact.weights)
     assert equal(half, dataclasses.replace(artifact, weights=rounded))
     export(tmp_path / "a", tmp_path / "plain", "--plain")
+    card = (tmp_path / "plain" / "README.md").read_text()
+    assert "float32" in card
+    assert "vllm serve" in card
+    export(tmp_path / "half", tmp_path / "again")
+    for file in ("config.json", "model.safetensors"):
+        assert (tmp_path / "half" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+    assert "bfloat16" in (tmp_path / "again" / "README.md").read_text()
     plain = read_artifact(tmp_path / "plain")
     assert plain.draft_vocab is None
     assert json.loads((tmp_path / "plain" / "config.json").read_text())["architectures"] == ["DFlashDraftModel"]

@@ -137,6 +137,15 @@ def test_features_belong_to_their_response(world, tmp_path: Path, dtype: str, to
         assert difference <= tolerance * np.abs(expected).max()
 
 
+def test_a_broken_target_is_named(world, tmp_path: Path):
+    recipe, _, tokenizer, prompts = world
+    broken = load_target(recipe.target.source, "float32")
+    down = broken.layers[0].down
+    down[...] = down[...].at[0, 0].set(jnp.nan)
+    with pytest.raises(ValueError, match="logits are not finite while it writes responses"):
+        prepare_responses(in_directory(recipe, tmp_path), broken, tokenizer, {"train": prompts})
+
+
 def test_full_disk_leaves_no_mark(tmp_path: Path):
     """The real thing: a file size limit makes the write fail, as a full disk would."""
     program = (

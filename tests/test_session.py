@@ -60,6 +60,37 @@ def test_sampled_rows_do_not_see_their_batch(engine, how: Speculation):
     assert sampled.generate(PROMPTS, max_new_tokens=20, seeds=range(8, 16))[0].ids != together[0].ids
 
 
+def test_steps_that_copy_are_told_apart():
+    """One row over seven tokens, where much repeats: the same answer, each step with who drafted it."""
+    target = make_target(vocab_size=7, eos_ids=(2,), tied_head=True)
+    engine = make_engine(target, make_artifact(vocab_size=7, mask_token_id=6, tied_head=True))
+    prompt = np.random.default_rng(0).integers(3, 6, 9).tolist()
+    (plain,) = decoder(engine, None).generate([prompt], max_new_tokens=60)
+    (answer,) = decoder(engine, Speculation(3, copy=5)).generate([prompt], max_new_tokens=60)
+    assert answer.ids == plain.ids
+    assert set(zip(answer.drafts, answer.widths, strict=True)) == {("ngram", 5), ("drafter", 3)}
+    (free,) = chosen(engine).generate([prompt], max_new_tokens=60)
+    assert free.ids == plain.ids
+    assert "ngram" in free.drafts
+
+
+def test_blocks_wider_than_the_trained_width_have_room(engine):
+    """44 tokens and a block of 20 are more than the 64 positions that a block of 6 would ask for."""
+    prompt = PROMPTS[0] * 5
+    (plain,) = decoder(engine, None, capacity=64).generate([prompt], max_new_tokens=30)
+    (wide,) = decoder(engine, Speculation(20, "ngram"), capacity=64).generate([prompt], max_new_tokens=30)
+    assert wide.ids == plain.ids
+
+
+@pytest.mark.parametrize(
+    ("prompts", "new", "words"),
+    [([[]], 5, "at least one token"), ([], 5, "at least one"), ("text", 5, "a list"), ([[3]], 0, "max_new_tokens")],
+)
+def test_nothing_to_answer(engine, prompts, new: int, words: str):
+    with pytest.raises(ValueError, match=words):
+        decoder(engine, Speculation(3)).generate(prompts, max_new_tokens=new)
+
+
 def test_too_long_for_the_context(engine):
     with pytest.raises(ValueError, match=r"4 tokens \+ max_new_tokens=600 exceed the context of tiny \(512\)"):
         decoder(engine, None).generate([PROMPTS[0]], max_new_tokens=600)
@@ -70,8 +101,9 @@ def test_not_finite_logits_name_the_layer(how: Speculation | None):
     target = make_target()
     broken = target.layers[2].down
     broken[...] = broken[...].at[0, 0].set(jnp.nan)
-    with pytest.raises(ValueError, match=r"logits at position \d+ of row 0 are not finite \(first in layer 2\)"):
-        decoder(make_engine(target, make_artifact()), how).generate([PROMPTS[0]], max_new_tokens=20)
+    for prompt in (PROMPTS[0], [3]):
+        with pytest.raises(ValueError, match=r"not finite \(first in layer 2\) in the step after 0 tokens of answer 0"):
+            decoder(make_engine(target, make_artifact()), how).generate([prompt], max_new_tokens=20)
 
 
 def test_nothing_is_compiled_twice(engine):

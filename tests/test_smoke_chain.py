@@ -6,6 +6,8 @@ from pathlib import Path
 
 from tests.tiny_run import command
 
+WEIGHT_BYTES = 134_515_008 * 4  # of the target, in float32
+
 
 def test_smoke_recipe(tmp_path: Path):
     began = time.monotonic()
@@ -25,5 +27,6 @@ def test_smoke_recipe(tmp_path: Path):
     assert report["average"]["exact"] == report["average"]["prompts"] == 2
     assert 1 <= report["average"]["tau"] <= 8
     assert 1 <= report["average"]["tokens_per_step"] <= 4
+    assert report["peak_memory_bytes"] <= 1.6 * WEIGHT_BYTES + 600e6
     assert (tmp_path / "run" / "acceptance.json").is_file()
     print(f"smoke chain: {time.monotonic() - began:.0f} s")

@@ -48,14 +48,16 @@ def run_export(arguments: Sequence[str]) -> int:
         "--format", default="dflash", choices=["dflash", "orbax"], help="orbax: parameters alone (default: dflash)"
     )
     parser.add_argument("--checkpoint", default="best", help="best (held-out tau), last, or a step (default: best)")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="(default: float32)")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], help="(default: float32 of a run, as it lies of a drafter)"
+    )
     parser.add_argument("--plain", action="store_true", help="plain DFlash for other engines, or the reason why not")
     options = parser.parse_args(arguments)
     which = int(options.checkpoint) if options.checkpoint.isdigit() else options.checkpoint
     if which not in ("best", "last") and not isinstance(which, int):
         raise ValueError(f"--checkpoint: expected best, last or a step, got {options.checkpoint!r}")
 
-    if options.format == "orbax" and options.dtype != "float32":
+    if options.format == "orbax" and options.dtype == "bfloat16":
         raise ValueError(f"--dtype {options.dtype}: Orbax parameters are float32, as trained; leave --dtype out")
 
     from train.export import Form, convert, export

@@ -9,30 +9,52 @@ import yaml
 
 from models.artifact import beyond_plain
 from models.drafter import DrafterConfig
+from models.sources import EMBEDDED
 
 
 def card(run: Path, out: Path, config: DrafterConfig, origin: Mapping[str, Any], dtype: str) -> str:
     """README.md of the artifact at `out`, from what the run directory knows."""
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     provenance = json.loads((run / "provenance.json").read_text())
-    target = origin["target"]
     lines = [
-        f"# DFlash drafter for {target}",
-        "",
-        f"Width {config.width} (1 anchor + {config.width - 1} drafted tokens), {config.num_layers} layers, taps "
-        f"{list(config.target_layer_ids)}, {dtype}. It drafts for {target} alone (weights "
-        f"{origin['target_fingerprint']}) and owns neither its embedding nor its LM head.",
-        "",
+        *_what(config, origin, dtype),
         f"Trained by wideblock, recipe `{recipe['run']['name']}`, step {origin['step']}, on the target's own responses "
         f"to prompts from {', '.join(recipe['prompts']['sources'])}; revision {provenance['revision']}, on "
         f"{provenance['device']}.",
         "",
         *_acceptance(run),
-        "## Serve it",
-        "",
-        *(_plain_commands(out, config, target) if not beyond_plain(config) else _own_commands(out, config, target)),
+        *_serving(out, config, origin),
     ]
     return "\n".join(lines) + "\n"
+
+
+def bare_card(source: Path, out: Path, config: DrafterConfig, origin: Mapping[str, Any], dtype: str) -> str:
+    """README.md of an artifact written anew from another one, of which no run is known."""
+    lines = [
+        *_what(config, origin, dtype),
+        f"Written by wideblock from {source}.",
+        "",
+        *_serving(out, config, origin),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _what(config: DrafterConfig, origin: Mapping[str, Any], dtype: str) -> list[str]:
+    target = origin.get("target", "a target it does not name")
+    weights = f" (weights {origin['target_fingerprint']})" if "target_fingerprint" in origin else ""
+    return [
+        f"# DFlash drafter for {target}",
+        "",
+        f"Width {config.width} (1 anchor + {config.width - 1} drafted tokens), {config.num_layers} layers, taps "
+        f"{list(config.target_layer_ids)}, {dtype}. It drafts for {target} alone{weights} and "
+        "owns neither its embedding nor its LM head.",
+        "",
+    ]
+
+
+def _serving(out: Path, config: DrafterConfig, origin: Mapping[str, Any]) -> list[str]:
+    commands = _own_commands if beyond_plain(config) else _plain_commands
+    return ["## Serve it", "", *commands(out, config, origin.get("target", "TARGET"))]
 
 
 def _acceptance(run: Path) -> list[str]:
@@ -46,9 +68,9 @@ def _acceptance(run: Path) -> list[str]:
     if report.is_file():
         raw = json.loads(report.read_text())
         lines += [f"Decoded on {raw['device']} ({raw['dtype']}, batch 1):", ""]
-        lines += ["| task | tau | speedup | exact |", "|---|---|---|---|"]
+        lines += ["| task | tau | speedup |", "|---|---|---|"]
         for name, task in raw["tasks"].items():
-            lines.append(f"| {name} | {task['tau']:.2f} | {task['speedup']:.2f}x | {task['exact']}/{task['prompts']} |")
+            lines.append(f"| {name} | {task['tau']:.2f} | {task['speedup']:.2f}x |")
         lines.append("")
     return lines
 
@@ -67,6 +89,11 @@ def _plain_commands(out: Path, config: DrafterConfig, target: str) -> list[str]:
     """Each engine counts width its own way: block_size W includes the anchor, num_speculative_tokens does not."""
     drafted, width = config.width - 1, config.width
     spec = json.dumps({"method": "dflash", "model": str(out), "num_speculative_tokens": drafted})
+    elsewhere = {EMBEDDED: "HuggingFaceTB/SmolLM2-135M-Instruct"}.get(target, target)
+    sglang = (
+        f"--model-path {elsewhere} --speculative-algorithm DFLASH \\\n"
+        f"        --speculative-draft-model-path {out} --speculative-num-draft-tokens {width}"
+    )
     return [
         f"W = {width} counts the anchor (`block_size`); vLLM counts drafted tokens, {drafted}.",
         "",
@@ -75,10 +102,11 @@ def _plain_commands(out: Path, config: DrafterConfig, target: str) -> list[str]:
         "    # vLLM (not on TPU: tpu-inference ignores the windows of its layers)"
         if any(config.windows)
         else "    # vLLM, and vLLM on TPU (tpu-inference)",
-        f"    vllm serve {target} --speculative-config '{spec}'",
-        "    # SGLang (sglang-jax: the same options of sgl_jax.launch_server); counts the anchor",
-        f"    python -m sglang.launch_server --model-path {target} --speculative-algorithm DFLASH \\",
-        f"        --speculative-draft-model-path {out} --speculative-num-draft-tokens {width}",
+        f"    vllm serve {elsewhere} --speculative-config '{spec}'",
+        "    # SGLang; counts the anchor",
+        f"    python -m sglang.launch_server {sglang}",
+        "    # sglang-jax (TPU); counts the anchor, takes no RoPE scaling",
+        f"    python -m sgl_jax.launch_server {sglang}",
         "    # z-lab's transformers backend (PyPI dflash); takes block_size from config.json",
         f"    DFlashDraftModel.from_pretrained({str(out)!r}).spec_generate(target, input_ids, 256, [eos])",
         "",

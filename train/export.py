@@ -25,6 +25,7 @@ from models.artifact import (
     Artifact,
     beyond_plain,
     config_json,
+    is_drafter,
     parse_config,
     read_artifact,
     read_config,
@@ -33,7 +34,7 @@ from models.artifact import (
 from models.drafter import DrafterConfig
 from models.layers import RopeScaling
 from pipelines.shards import write_json
-from train.card import card
+from train.card import bare_card, card
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Form:
     """
 
     kind: Literal["dflash", "orbax"] = "dflash"
-    dtype: str = "float32"
+    dtype: str | None = None  # float32 of a run, what a drafter lies in of a drafter
     plain: bool = False
 
 
@@ -91,14 +92,15 @@ def export(run: str | Path, out: str | Path, which: str | int = "best", how: For
 
     run, out = Path(run), Path(out)
     config, vocab, origin = read_description(run)
-    check_out(out)
+    how = dataclasses.replace(how, dtype=how.dtype or "float32")
+    check_out(out, how)
     if how.plain:
         plain_config(config, run)  # refused before anything is read
     params, _, step = load_params(run / "checkpoints", which)
     origin |= {"step": step, **_heldout_acceptance(run)}
     artifact = write(Artifact(config, drafter_weights(params), vocab, origin), out, how, run)
     if how.kind == "dflash":
-        (out / "README.md").write_text(card(run, out, artifact.config, origin, how.dtype))
+        (out / "README.md").write_text(card(run, out, artifact.config, origin, str(how.dtype)))
     size = sum(np.asarray(value).size for value in _leaves(artifact.weights))
     say(f"export: step {step} of {run}: {config.num_layers} layers, {size / 1e6:.1f} M parameters -> {out}")
 
@@ -109,11 +111,18 @@ def convert(drafter: Path, out: Path, how: Form) -> None:
     Raises:
       ValueError: as `export`.
     """
-    artifact = read_drafter(drafter)
-    check_out(out)
-    write(artifact, out, how, drafter)
-    if how.kind == "dflash" and (drafter / "README.md").is_file() and out.resolve() != drafter.resolve():
-        shutil.copyfile(drafter / "README.md", out / "README.md")
+    artifact, raw = read_drafter(drafter), read_config(drafter)
+    kept = raw.get("dtype") or raw.get("torch_dtype")
+    kept = "bfloat16" if kept == "bfloat16" else "float32"
+    how = dataclasses.replace(how, dtype=how.dtype or kept)
+    check_out(out, how)
+    written = write(artifact, out, how, drafter)
+    old, new = drafter / "README.md", out / "README.md"
+    if how.kind == "dflash" and written is artifact and how.dtype == kept and old.is_file():
+        if out.resolve() != drafter.resolve():
+            shutil.copyfile(old, new)
+    elif how.kind == "dflash":
+        new.write_text(bare_card(drafter, out, written.config, written.origin, str(how.dtype)))
     say(f"export: {drafter} -> {out}")
 
 
@@ -125,14 +134,18 @@ def write(artifact: Artifact, out: Path, how: Form, where: Path) -> Artifact:
     if how.kind == "orbax":
         write_orbax(artifact, out)
     else:
-        write_artifact(artifact, out, how.dtype)
+        write_artifact(artifact, out, how.dtype or "float32")
     return artifact
 
 
-def check_out(out: Path) -> None:
-    """Raises ValueError where `out` holds something that is not a drafter."""
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "config.json").is_file())):
+def check_out(out: Path, how: Form) -> None:
+    """Raises ValueError where `out` holds what is not a drafter, or one in a form that would be read instead."""
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not is_drafter(out))):
         raise ValueError(f"{out}: exists and is not a drafter artifact; choose another --out")
+    others = ("model.safetensors",) if how.kind == "orbax" else ("params", "model.safetensors.index.json")
+    for name in others:
+        if (out / name).exists():
+            raise ValueError(f"{out}: holds a drafter in another form ({name}); choose another --out")
 
 
 def read_drafter(path: Path) -> Artifact:
