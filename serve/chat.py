@@ -45,20 +45,21 @@ def answer(decoder: Decoder, ids: Sequence[int], options: argparse.Namespace, co
     Finished lines are printed; the one being written stays below them in a terminal, with the figures so far.
     """
     stream = decoder.stream([ids], max_new_tokens=options.max_new_tokens, stop=options.stop, seeds=[seed])
-    num_printed, text, first = 0, "", None
+    num_printed, text = 0, ""
+    seen: list[tuple[int, float]] = []  # after the first segment: tokens and time
     with Live(console=console, auto_refresh=False, transient=True) as live:
         for (row,), answers in stream:
-            first = first or (len(row.ids), time.perf_counter())
+            seen = seen or [(len(row.ids), time.perf_counter())]
             pieces = tinted(decoder.tokenizer, row, holding=row.finished is None)
             held = unfinished_stop(pieces.plain, options.stop) if row.finished is None else 0
             lines = pieces[: len(pieces) - held if row.cut is None else row.cut].split("\n", allow_blank=True)
             for line in lines[num_printed:-1]:
                 console.print(line, soft_wrap=True)
             num_printed = max(num_printed, len(lines) - 1)
-            live.update(Group(lines[-1], figures(row, *first)), refresh=True)
+            live.update(Group(lines[-1], figures(row, *seen[0])), refresh=True)
             text = answers[0].text if answers else text
     console.print(lines[-1], soft_wrap=True)
-    console.print(figures(row, *first))
+    console.print(figures(row, *seen[0]))
     return text
 
 
