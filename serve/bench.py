@@ -5,7 +5,8 @@ The last line is one JSON object with
     segment_overhead   steps inside a segment that copies where it can, over their T_verify (copied ones) and
                        T_draft + T_verify, each timed alone in a loop of its own
     plain_overhead     the plain loop's ms/token over a bare one-token forward in a loop of its own
-    plain_roofline     the plain loop's ms/token over weight bytes / the read bandwidth measured in this process
+    plain_roofline     the plain loop's ms/token over weight bytes / the read bandwidth, a pass of which is measured in
+                       turn with it; read_bandwidth is {median, low, high} over the passes
     verify_cost        {width: ms} of the target's forward over a block, cache updated in place
     draft_cost         {width: ms} of the drafter
     widths             on a few prompts of every task: {fixed: {way: speedup}, chosen: speedup}, means over tasks; a
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m serve.bench", description="Speed of the decoder.")
     parser.add_argument("--target", default="smollm2-135m")
     parser.add_argument("--drafter", type=Path, required=True)
-    parser.add_argument("--tasks", required=True, help="comma-separated, as for python -m serve eval")
+    parser.add_argument("--tasks", default="", help="comma-separated, as for python -m serve eval; none: parts alone")
     parser.add_argument("--task-dir", type=Path)
     parser.add_argument("--prompts", type=int, default=20, help="prompts per task (default %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="(default %(default)s)")
@@ -59,10 +60,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     tasks = {
         Path(name).name.split(".")[0]: load_task(name, options.task_dir)[: options.prompts]
         for name in options.tasks.split(",")
+        if name
     }
     engine, tokenizer, artifact = load_engine(options.target, options.drafter, "float32")
     say("bench: plain, draft and verify steps, alone and in their loops")
     parts = time_parts(engine)
+    if not tasks:
+        return parts
     say(f"bench: {json.dumps(parts)}")
     lengths = [len(tokenizer.encode_chat(prompt.chat())) for prompts in tasks.values() for prompt in prompts]
     cost = step_cost(engine, artifact, max(lengths) + options.max_new_tokens)
@@ -206,7 +210,8 @@ def time_parts(engine: Any, capacity: int = 512, context: int = 200, width: int 
         bandwidths.append(read_bandwidth(memory))
     ms = {name: float(np.median(values)) for name, values in times.items()}
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(target) if hasattr(leaf, "nbytes"))
-    floor = weights / max(bandwidths) * 1e3
+    low, bandwidth, high = np.percentile(bandwidths, [25, 50, 75])
+    floor = weights / bandwidth * 1e3
     alone = kinds.mean() * ms["verify", copy] + (1 - kinds.mean()) * (ms.get(("draft", width), 0) + ms["verify", width])
     return {
         "segment_overhead": round(ms["step"] / alone, 3),
@@ -214,7 +219,7 @@ def time_parts(engine: Any, capacity: int = 512, context: int = 200, width: int 
         "plain_roofline": round(ms["plain"] / floor, 3),
         "plain_ms": round(ms["plain"], 2),
         "weight_bytes": weights,
-        "read_bandwidth_bytes_per_second": round(max(bandwidths)),
+        "read_bandwidth_bytes_per_second": {"median": round(bandwidth), "low": round(low), "high": round(high)},
         "verify_cost": {w: round(ms["verify", w], 2) for w in widths},
         "draft_cost": {w: round(ms["draft", w], 2) for w in widths if w > 1},
     }

@@ -17,6 +17,7 @@ When sampling, the draws of a step are fixed by the row's seed and the step's an
 """
 
 import dataclasses
+import math
 from functools import partial
 from typing import Literal
 
@@ -101,27 +102,41 @@ def start(
     seeds: Int[Array, " B"],
     *,
     capacity: int,
+    reach: int | Int[Array, ""] = 0,
 ) -> DecodeState:
-    """A state with the prompts (padded on the right to P) prefilled; `capacity` >= stop + width."""
+    """A state with the prompts (padded on the right to P) prefilled; `capacity` >= stop + width.
+
+    Prompts are read in chunks, by one program whatever their lengths; with `reach`, the text after them up to there
+    too. A small chunk wastes little on a short prompt; an accelerator reads all weights for every chunk and wants large
+    ones.
+    """
     target, config = engine.target, engine.drafter.config
     batch, size = prompts.shape
-    positions = jnp.broadcast_to(jnp.arange(size), prompts.shape)
-    mask = cached_mask(positions, size)
-    local = target.empty_cache(batch, size)
-    _, features, filled = target(prompts, positions, mask, cache=local, taps=config.target_layer_ids)
-    assert filled is not None
+    tokens = jnp.zeros((batch, capacity), jnp.int32).at[:, :size].set(prompts)
+    chunk = math.gcd(64 if jax.default_backend() == "cpu" else 512, capacity)
+
+    def read(index: Array, caches: tuple[KVCache, KVCache]) -> tuple[KVCache, KVCache]:
+        cache, context = caches
+        positions = jnp.broadcast_to(index * chunk + jnp.arange(chunk), (batch, chunk))
+        piece = jax.lax.dynamic_slice_in_dim(tokens, index * chunk, chunk, axis=1)
+        mask = cached_mask(positions, capacity)
+        _, features, cache = target(piece, positions, mask, cache=cache, taps=config.target_layer_ids)
+        assert cache is not None
+        return cache, kv_cache.write(context, engine.drafter.context(features, positions), positions[:, 0])
+
     shape = (batch, config.num_kv_heads, capacity, config.head_dim)
-    context = kv_cache.empty_cache(config.num_layers, shape, features.dtype)
+    empty = target.empty_cache(batch, capacity), kv_cache.empty_cache(config.num_layers, shape, target.dtype)
+    cache, context = jax.lax.fori_loop(0, -(-jnp.maximum(lengths.max(), reach) // chunk), read, empty)
     zero = jnp.zeros(batch, jnp.int32)
     return DecodeState(
-        tokens=jnp.zeros((batch, capacity), jnp.int32).at[:, :size].set(prompts),
+        tokens=tokens,
         length=lengths,
         stop=stops,
         done=lengths >= stops,
         seed=seeds,
         fault=zero,
-        cache=kv_cache.write(target.empty_cache(batch, capacity), filled, zero),
-        context=kv_cache.write(context, engine.drafter.context(features, positions), zero),
+        cache=cache,
+        context=context,
         num_steps=zero,
         runs=jnp.zeros((batch, capacity), jnp.int32),
         copied=jnp.zeros((batch, capacity), bool),
@@ -166,7 +181,7 @@ def replay(engine: Engine, state: DecodeState, how: Speculation) -> DecodeState:
     """`state` walked to its stops through text it holds already: each step commits what the text confirms of its draft.
 
     Where the text is the target's own greedy text, these are the steps decoding takes, for the price of drafting alone.
-    `state` is `start`'s over prompts and answers, with the prompts' lengths as its lengths.
+    `state` is `start`'s over prompts and answers, read to their ends, with the prompts' lengths as its lengths.
     """
 
     def advance(state: DecodeState) -> DecodeState:

@@ -152,27 +152,25 @@ class Evaluator:
 
     def warm(self, question: Question, speculative: Decoder) -> None:
         """Compiles what an answer to this question may use, so that no time holds a compilation."""
-        bucket = (len(question.ids) - 1).bit_length()
-        if bucket not in self._warm:
+        context = speculative.context_for(len(question.ids) + self.max_new_tokens)
+        if context not in self._warm:
             self.plain.warm(question.ids, self.max_new_tokens)
             speculative.warm(question.ids, self.max_new_tokens)
-            self._warm.add(bucket)
+            self._warm.add(context)
 
     def _replayed(self, batch: Sequence[tuple[Question, Answer, Answer]]) -> list[list[int]]:
         """The runs of every greedy answer at full width, read off the plain one."""
         width = self.engine.drafter.config.width
         whole = [[*question.ids, *plain.ids] for question, plain, _ in batch]
         longest = max(map(len, whole))
-        texts = np.zeros((BATCH, max(64, 1 << (longest - 1).bit_length())), np.int32)
-        lengths, stops = (
-            np.ones(BATCH, np.int32),
-            np.ones(BATCH, np.int32),
-        )  # rows past the batch are done from the start
+        capacity = context_capacity(longest, width, self.capacity)
+        texts = np.zeros((BATCH, capacity), np.int32)
+        lengths, stops = np.ones((2, BATCH), np.int32)  # rows past the batch are done from the start
         for row, (text, (question, _, _)) in enumerate(zip(whole, batch, strict=True)):
             texts[row, : len(text)] = text
             lengths[row], stops[row] = len(question.ids), len(text)
-        capacity = context_capacity(longest, width, self.capacity)
-        state = start(self.engine, texts, lengths, stops, np.zeros(BATCH, np.int32), capacity=capacity)
+        zeros = np.zeros(BATCH, np.int32)
+        state = start(self.engine, texts, lengths, stops, zeros, capacity=capacity, reach=longest)
         end = replay(self.engine, state, Speculation(width))
         runs, count = jax.device_get((end.runs, end.num_steps))
         return [runs[row, : count[row]].tolist() for row in range(len(batch))]

@@ -136,6 +136,10 @@ class Decoder:
             jax.block_until_ready(self._advance(self._start([row], max_new_tokens, [0]), way))
             return_unused_heap()
 
+    def context_for(self, tokens: int) -> int:
+        """Positions of the context buffers of rows that reach `tokens`: what decides which programs an answer needs."""
+        return context_capacity(tokens, self.widest, self.capacity)
+
     def _ids(self, prompt: str | Sequence[int]) -> list[int]:
         if isinstance(prompt, str):
             return list(self.tokenizer.encode_chat([{"role": "user", "content": prompt}]))
@@ -147,7 +151,7 @@ class Decoder:
         return self.chooser.pick(rows) if self.chooser else Way(self.how.drafts, self.how.width, self.how.copy)
 
     def _start(self, rows: Sequence[Row], max_new_tokens: int, seeds: Sequence[int]) -> DecodeState | PlainState:
-        """Prefilled rows; prompt buffer and context capacity are powers of two, so that few shapes are compiled."""
+        """Prefilled rows; the context capacity is a power of two, so that few shapes are compiled."""
         longest, target = max(len(row.prompt) for row in rows), self.engine.target
         limit = target.config.max_positions
         if longest + max_new_tokens > limit:
@@ -155,13 +159,12 @@ class Decoder:
                 f"prompt of {longest} tokens + max_new_tokens={max_new_tokens} exceed the context of "
                 f"{target.config.name} ({limit}); shorten one of them"
             )
-        bucket = max(64, 1 << (longest - 1).bit_length())
-        prompts = np.zeros((len(rows), bucket), np.int32)
+        capacity = self.context_for(longest + max_new_tokens)
+        prompts = np.zeros((len(rows), capacity), np.int32)
         for line, row in zip(prompts, rows, strict=True):
             line[: len(row.prompt)] = row.prompt
         lengths = np.array([len(row.prompt) for row in rows], np.int32)
         stops, seed = lengths + max_new_tokens, np.asarray(seeds, np.int32)
-        capacity = context_capacity(longest + max_new_tokens, self.widest, self.capacity)
         state = start(self.engine, prompts, lengths, stops, seed, capacity=capacity)
         if self.how is not None:
             return state

@@ -6,6 +6,7 @@ import pytest
 
 import serve.decoder
 from models.generate import empty_rows, insert, plain_segment
+from models.masks import cached_mask
 from serve.choose import ngram_drafts
 from serve.decoder import COPY_LEAST, Speculation, make_engine, ngram_match, ngram_tokens, speculative_segment, start
 from serve.verify import verify_greedy
@@ -93,6 +94,24 @@ def test_scripted_drafts(monkeypatch: pytest.MonkeyPatch, rate: float, new: int)
         assert all((run[:-1] == width).all() for run in runs), "right drafts are all accepted"
     if rate == 0.0:
         assert all((run == 1).all() for run in runs)
+
+
+def test_long_prompts_are_read_in_chunks():
+    """Keys, values and features of 150 and 70 tokens, as one forward over them has them."""
+    target = make_target()
+    engine = make_engine(target, make_artifact())
+    rows, lengths = padded([np.random.default_rng(size).integers(3, 60, size).tolist() for size in (150, 70)])
+    state = start(engine, rows, lengths, lengths + 8, lengths, capacity=256)
+    positions = jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape)
+    mask, local = cached_mask(positions, rows.shape[1]), target.empty_cache(*rows.shape)
+    _, features, cache = target(rows, positions, mask, cache=local, taps=engine.drafter.config.target_layer_ids)
+    context = engine.drafter.context(features, positions)
+    for got, expected in ((state.cache, cache), (state.context, context)):
+        for row, length in enumerate(lengths.tolist()):
+            for mine, whole in zip(got.values, expected.values, strict=True):
+                assert np.allclose(mine[row, :, :length], whole[row, :, :length], atol=1e-5)
+            for mine, whole in zip(got.keys, expected.keys, strict=True):
+                assert np.allclose(mine[row, :, :, :length], whole[row, :, :, :length], atol=1e-5)
 
 
 def test_copies_where_it_can():
