@@ -202,7 +202,7 @@ def speculative_step(engine: Engine, state: DecodeState, how: Speculation) -> De
     if how.sampling.greedy:
         accepted, committed = verify_greedy(drafts, jnp.argmax(said, axis=-1).astype(jnp.int32))
     else:
-        rule = verify_block if how.block else verify_tokens
+        rule = verify_block if how.block and how.width > 1 else verify_tokens
         assert q is not None
         accepted, committed = jax.vmap(rule)(draws[:, 1], drafts, q, distribution(said, how.sampling))
     broken = ~all_finite(said) & ~state.done
