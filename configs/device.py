@@ -50,6 +50,18 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def peak_memory_bytes() -> int:
+    """The most memory this process had resident so far."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # getrusage would count what the parent held when it forked
+        (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+        return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024
+
+
 def share_one_heap() -> None:
     """Makes all threads allocate from one heap, where the C library is glibc: XLA's own keep 100 MB apart otherwise."""
     _mallopt({"M_ARENA_MAX": 1})

@@ -1,7 +1,6 @@
 """python -m serve: decode with a drafter, measure what it gains, compare reports, chat."""
 
 import argparse
-import resource
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -129,7 +128,7 @@ def run_chat(options: argparse.Namespace) -> int:
 
 def evaluate_artifact(options: argparse.Namespace, tasks: dict) -> dict:
     """The whole report of one evaluation."""
-    from configs.device import drop_programs, keep_compiled_programs, share_one_heap
+    from configs.device import drop_programs, keep_compiled_programs, peak_memory_bytes, share_one_heap
     from configs.provenance import provenance
     from serve.evaluate import Evaluator, check_room, evaluate
     from serve.load import check_way, how_of, load_engine, step_cost, way_of
@@ -169,7 +168,7 @@ def evaluate_artifact(options: argparse.Namespace, tasks: dict) -> dict:
         "drafter": str(options.drafter),
         "dtype": options.dtype,
         "max_new_tokens": options.max_new_tokens,
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory_bytes": peak_memory_bytes(),
         "programs": dict(programs),
         "drafter_info": {
             "trained width": config.width,

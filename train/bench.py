@@ -12,7 +12,6 @@ Each mode runs in a process of its own, on the recipe's real data; a small part 
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -51,7 +50,7 @@ def measure(config: str, overrides: Sequence[str], mode: str) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    from configs.device import keep_freed_memory
+    from configs.device import keep_freed_memory, peak_memory_bytes
     from models.sharding import make_mesh
     from pipelines.batches import train_batches
     from train.flops import step_flops
@@ -96,7 +95,7 @@ def measure(config: str, overrides: Sequence[str], mode: str) -> dict[str, Any]:
     return {
         "positions_per_second": positions / median,
         "matmul_peak_fraction": flops / median / max(peaks),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory_bytes": peak_memory_bytes(),
         "step_ms": {"median": median * 1e3, "low": low * 1e3, "high": high * 1e3},
         "step_flops": flops,
         "matmul_peak_flops": max(peaks),
