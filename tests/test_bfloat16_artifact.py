@@ -45,5 +45,4 @@ def test_same_tau(tmp_path: Path):
         assert done.returncode == 0, done.stderr
         found[dtype] = tau(tiny, tmp_path / dtype)
     assert found["float32"] > 1.15, "it learned something"
-    print(found)
     assert abs(found["bfloat16"] / found["float32"] - 1) < 0.01, found

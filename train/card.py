@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from models.artifact import beyond_plain
+from models.artifact_config import beyond_plain
 from models.drafter import DrafterConfig
 from models.sources import EMBEDDED
 

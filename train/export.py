@@ -21,16 +21,8 @@ from typing import Any, Literal
 import numpy as np
 
 from configs.console import say
-from models.artifact import (
-    Artifact,
-    beyond_plain,
-    config_json,
-    is_drafter,
-    parse_config,
-    read_artifact,
-    read_config,
-    write_artifact,
-)
+from models.artifact import Artifact, read_artifact, write_artifact
+from models.artifact_config import beyond_plain, config_json, is_drafter, parse_config, read_config
 from models.drafter import DrafterConfig
 from models.layers import RopeScaling
 from pipelines.shards import write_json
@@ -178,7 +170,7 @@ def write_orbax(artifact: Artifact, out: Path) -> None:
     if artifact.draft_vocab is not None:
         tree["draft_vocab_ids"] = np.asarray(artifact.draft_vocab, np.int32)
     write_tree(tree, out / "params")
-    write_json(out / "config.json", config_json(artifact, "float32"))
+    write_json(out / "config.json", config_json(artifact.config, artifact.origin, "float32"))
 
 
 def plain_config(config: DrafterConfig, run: Path) -> DrafterConfig:

@@ -1,0 +1,194 @@
+"""config.json of a drafter: its shape in the public DFlash layout, written and read (see `models.artifact`)."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from models.drafter import DrafterConfig
+from models.layers import RopeScaling
+
+PLAIN, OWN = "DFlashDraftModel", "WideblockDraftModel"
+
+
+def beyond_plain(config: DrafterConfig) -> dict[str, str]:
+    """What plain DFlash code does not compute of this drafter, in words, by the recipe's field."""
+    parts = {"draft_vocab_size": "a draft vocabulary", "markov_size": "a Markov head"}
+    held = {name: words for name, words in parts.items() if getattr(config, name)}
+    if config.causal != _plain_causal(config.windows):
+        held["causal"] = "causal in-block attention" if all(config.causal) else "bidirectional in-block attention"
+    return held
+
+
+def _plain_causal(windows: tuple[int | None, ...]) -> tuple[bool, ...]:
+    """In-block attention of plain DFlash: causal in layers with a window."""
+    return tuple(window is not None for window in windows)
+
+
+def config_json(config: DrafterConfig, origin: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """The config.json of a drafter that comes from `origin`, its tensors being in `dtype`."""
+    own = beyond_plain(config)
+    dflash = {"mask_token_id": config.mask_token_id, "target_layer_ids": list(config.target_layer_ids)}
+    if own:
+        dflash |= {name: getattr(config, name) for name in _EXTRAS}
+    scaling = config.rope_scaling
+    rope = {"rope_type": "llama3", **dataclasses.asdict(scaling)} if scaling else None
+    out = {
+        "architectures": [OWN if own else PLAIN],
+        "model_type": "qwen3",
+        "block_size": config.width,
+        "dflash_config": dflash,
+        "num_target_layers": config.num_target_layers,
+        "num_hidden_layers": config.num_layers,
+        "layer_types": ["full_attention" if window is None else "sliding_attention" for window in config.windows],
+        "hidden_size": config.hidden_size,
+        "target_hidden_size": config.target_hidden_size,
+        "intermediate_size": config.mlp_size,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "rms_norm_eps": config.rms_eps,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": rope,
+        "rope_parameters": {"rope_theta": config.rope_theta, **(rope or {"rope_type": "default"})},
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "sliding_window": max((window for window in config.windows if window), default=None),
+        "use_sliding_window": any(config.windows),
+        "max_position_embeddings": config.max_positions,
+        "vocab_size": config.vocab_size,
+        "tie_word_embeddings": config.tied_head,
+        "dtype": dtype,
+        "wideblock": dict(origin),
+    }
+    if "causal" in own:
+        out["is_causal"] = all(config.causal)
+    if not own:
+        out["auto_map"] = {"AutoModel": "dflash.DFlashDraftModel"}
+    return out
+
+
+def parse_config(raw: Mapping[str, Any], path: Path) -> DrafterConfig:
+    """The shape a config.json describes; refuses, by name, every field that we do not honour."""
+    where = f"{path}/config.json"
+    architecture = (raw.get("architectures") or [None])[0]
+    if architecture not in (PLAIN, OWN):
+        raise ValueError(f"{where}: architectures {architecture!r}; expected a drafter ({PLAIN} or {OWN})")
+    dflash = {name: raw[name] for name in _PLACED_EITHER_WAY if name in raw} | (raw.get("dflash_config") or {})
+    supported = {*_PLACED_EITHER_WAY, *(_EXTRAS if architecture == OWN else ())}
+    unknown = sorted(set(dflash) - supported)
+    if unknown:
+        raise ValueError(
+            f"{where}: dflash_config.{unknown[0]} is not supported; this drafter has parts we do not compute"
+        )
+    foreign = sorted(set(raw) - _HONOURED - _WITHOUT_EFFECT - set(_ONLY_HARMLESS))
+    if foreign:
+        raise ValueError(
+            f"{where}: {foreign[0]} is not known; this drafter may have parts we do not compute (without effect? take "
+            "the field out)"
+        )
+    for name, harmless in _ONLY_HARMLESS.items():
+        if raw.get(name, harmless) not in (harmless, None):
+            raise ValueError(f"{where}: {name}={raw[name]!r} is not supported; expected {harmless!r}")
+    rope = raw.get("rope_parameters") or {}
+    scaling = raw.get("rope_scaling") or (rope if rope.get("rope_type", "default") != "default" else None)
+    causal = raw.get("is_causal")
+    try:
+        windows = _windows(raw, where)
+        return DrafterConfig(
+            width=dflash["block_size"],
+            num_layers=raw["num_hidden_layers"],
+            target_layer_ids=tuple(dflash["target_layer_ids"]),
+            num_target_layers=raw["num_target_layers"],
+            target_hidden_size=raw.get("target_hidden_size", raw["hidden_size"]),
+            hidden_size=raw["hidden_size"],
+            num_heads=raw["num_attention_heads"],
+            num_kv_heads=raw["num_key_value_heads"],
+            head_dim=raw["head_dim"],
+            mlp_size=raw["intermediate_size"],
+            rms_eps=raw["rms_norm_eps"],
+            rope_theta=float(raw["rope_theta"] if "rope_theta" in raw else rope["rope_theta"]),
+            rope_scaling=_rope_scaling(scaling, where),
+            max_positions=raw["max_position_embeddings"],
+            vocab_size=raw["vocab_size"],
+            tied_head=raw.get("tie_word_embeddings", False),
+            mask_token_id=dflash["mask_token_id"],
+            causal=_plain_causal(windows) if causal is None else (bool(causal),) * len(windows),
+            windows=windows,
+            draft_vocab_size=dflash.get("draft_vocab_size"),
+            markov_size=dflash.get("markov_size"),
+        )
+    except KeyError as error:
+        raise ValueError(f"{where}: field {error} is missing; expected a DFlash drafter config") from error
+
+
+_EXTRAS = ("draft_vocab_size", "markov_size")
+_HONOURED = {
+    *("architectures", "block_size", "mask_token_id", "target_layer_ids", "dflash_config", "num_target_layers"),
+    *("num_hidden_layers", "layer_types", "hidden_size", "target_hidden_size", "intermediate_size", "head_dim"),
+    *("num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters"),
+    *("sliding_window", "use_sliding_window", "is_causal", "max_position_embeddings", "vocab_size"),
+    *("tie_word_embeddings", "wideblock"),
+}
+_WITHOUT_EFFECT = {  # on what a drafter computes
+    *("model_type", "auto_map", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "name_or_path"),
+    *("attention_dropout", "initializer_range", "use_cache", "max_window_layers", "return_dict", "output_attentions"),
+    *("output_hidden_states", "bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id", "problem_type"),
+    *("chunk_size_feed_forward", "is_encoder_decoder", "attn_implementation", "_attn_implementation"),
+}
+_PLACED_EITHER_WAY = ("block_size", "mask_token_id", "target_layer_ids")
+_ONLY_HARMLESS = {
+    "attention_bias": False,
+    "hidden_act": "silu",
+    "input_embedding_scale": 1.0,
+    "output_multiplier": 1.0,
+    "final_logit_softcapping": None,
+    "conv_kernel_size": None,
+    "selector_rank": None,
+}
+
+
+def _windows(raw: Mapping[str, Any], where: str) -> tuple[int | None, ...]:
+    """How far back each layer looks, by layer_types and sliding_window."""
+    window, kinds = raw.get("sliding_window"), raw.get("layer_types") or ["full_attention"] * raw["num_hidden_layers"]
+    if raw.get("use_sliding_window") and not raw.get("layer_types"):
+        raise ValueError(f"{where}: use_sliding_window without layer_types; name the layers that have a window there")
+    unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+    if unknown or len(kinds) != raw["num_hidden_layers"]:
+        raise ValueError(
+            f"{where}: layer_types: expected full_attention or sliding_attention for each of "
+            f"{raw['num_hidden_layers']} layers, got {kinds}"
+        )
+    if "sliding_attention" in kinds and not (isinstance(window, int) and window > 0):
+        raise ValueError(f"{where}: sliding_window: expected a number of positions for sliding layers, got {window!r}")
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+
+
+def _rope_scaling(raw: Mapping[str, Any] | None, where: str) -> RopeScaling | None:
+    if not raw:
+        return None
+    if raw.get("rope_type") != "llama3":
+        raise ValueError(f"{where}: rope_scaling {raw.get('rope_type')!r} is not supported; expected llama3 or none")
+    fields = [field.name for field in dataclasses.fields(RopeScaling)]
+    return RopeScaling(**{name: raw[name] for name in fields})
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """PATH/config.json as it stands."""
+    file = path / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{path}: no config.json; expected a drafter artifact (python -m train export writes one)")
+    try:
+        return json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file}: not JSON ({error}); write it again") from error
+
+
+def is_drafter(path: Path) -> bool:
+    """Whether `path` is a directory whose config.json has the fields of a drafter, whoever wrote it."""
+    if not (path / "config.json").is_file():
+        return False
+    raw = read_config(path)
+    return "dflash_config" in raw or any("Draft" in name for name in raw.get("architectures") or [])
