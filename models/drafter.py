@@ -15,20 +15,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from models.attention import block_attention
 from models.kv_cache import KVCache
 from models.layers import (
     RopeScaling,
-    group_heads,
     rms_norm,
     rope_frequencies,
     rotate,
     rotation,
     swiglu,
-    ungroup_heads,
 )
-from models.masks import block_mask, context_mask
+from models.masks import block_mask
 from models.target import Target
 
 
@@ -126,11 +125,13 @@ class Drafter(nnx.Module):
         context: KVCache,
         distance: Int[Array, "B A S"],
         *,
+        reach: Int[Array, ""] | None = None,
         remat: bool = False,
     ) -> Float[Array, "B A W D"]:
         """Final hidden states (after `norm`) of A blocks per row, each at its anchor, over a shared context.
 
-        `distance` is how far before a block's anchor each context position lies (`models.masks.context_distance`).
+        `distance` is how far before a block's anchor each context position lies (`models.masks.context_distance`). With
+        `reach`, context from that position on is not read (and nothing is differentiated).
         """
         batch, _, width, _ = block.shape
         positions = anchor_positions[:, :, None] + jnp.arange(width)
@@ -138,7 +139,7 @@ class Drafter(nnx.Module):
         layer_step = nnx.remat(Drafter._layer) if remat else Drafter._layer
         x = block.astype(self.dtype)
         for index, layer in enumerate(self.layers):
-            x = layer_step(self, layer, x, turn, context.keys[index], context.values[index], distance)
+            x = layer_step(self, layer, x, turn, context.keys[index], context.values[index], distance, reach)
         return rms_norm(x, self._cast(self.norm), self.config.rms_eps)
 
     def corrected(self, hidden: Float[Array, "*b D"], before: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
@@ -161,6 +162,7 @@ class Drafter(nnx.Module):
         context_keys: Array,
         context_values: Array,
         distance: Array,
+        reach: Array | None,
     ) -> Array:
         shape, eps = x.shape, self.config.rms_eps
         flat = x.reshape(shape[0], -1, shape[-1])
@@ -169,9 +171,10 @@ class Drafter(nnx.Module):
         q = rotate(rms_norm(q, self._cast(layer.q_norm), eps), turn)
         k, v = self._key_value(layer, normed, turn)
         q, k, v = (part.reshape(*shape[:3], *part.shape[2:]) for part in (q, k, v))
-        mask = context_mask(distance, shape[2], layer.window)
         inside = block_mask(shape[2], causal=layer.causal, window=layer.window)
-        mixed = block_attention(q, k, v, context_keys, context_values, mask, inside)
+        mixed = block_attention(
+            q, k, v, context_keys, context_values, distance, inside, window=layer.window, reach=reach
+        )
         flat = flat + mixed.reshape(*flat.shape[:2], -1) @ self._cast(layer.out)
         normed = rms_norm(flat, self._cast(layer.mlp_norm), eps)
         return (flat + swiglu(normed, self._cast(layer.gate_up), self._cast(layer.down))).reshape(shape)
@@ -184,39 +187,6 @@ class Drafter(nnx.Module):
 
     def _cast(self, param: nnx.Param) -> Array:
         return param[...].astype(self.dtype)
-
-
-def block_attention(
-    q: Float[Array, "B A W N H"],
-    k: Float[Array, "B A W K H"],
-    v: Float[Array, "B A W K H"],
-    context_keys: Float[Array, "B K H S"],
-    context_values: Float[Array, "B K S H"],
-    visible: Bool[Array, "B A #W S"],
-    inside: Bool[Array, "W W"],
-) -> Float[Array, "B A W N H"]:
-    """Attention of every block over [context; its own block]: one softmax over both, in float32.
-
-    The two parts stay apart (no [Q, S + W] concatenation); they share the maximum and the sum.
-    """
-    batch, num_anchors, width, num_heads, head_dim = q.shape
-    num_kv_heads, wide = k.shape[3], jnp.float32
-    grouped = group_heads(q.reshape(batch, -1, num_heads, head_dim), num_kv_heads)
-    outer = jnp.einsum("bkqh,bkhs->bkqs", grouped, context_keys, preferred_element_type=wide)
-    outer = outer.reshape(batch, num_kv_heads, -1, num_anchors, width, visible.shape[-1])
-    outer = jnp.where(visible[:, None, None], outer, -1e30)
-    local = grouped.reshape(*outer.shape[:5], head_dim)
-    inner = jnp.einsum("bkgawh,baukh->bkgawu", local, k, preferred_element_type=wide)
-    inner = jnp.where(inside, inner, -1e30)
-
-    top = jnp.maximum(outer.max(axis=-1, keepdims=True), inner.max(axis=-1, keepdims=True))
-    outer, inner = (jnp.exp(part - jax.lax.stop_gradient(top)) for part in (outer, inner))
-    total = outer.sum(axis=-1, keepdims=True) + inner.sum(axis=-1, keepdims=True)
-    flat = outer.astype(v.dtype).reshape(*grouped.shape[:3], -1)
-    mixed = jnp.einsum("bkqs,bksh->bkqh", flat, context_values).reshape(local.shape)
-    mixed = mixed + jnp.einsum("bkgawu,baukh->bkgawh", inner.astype(v.dtype), v)
-    mixed = (mixed / total).astype(v.dtype).reshape(grouped.shape)
-    return ungroup_heads(mixed, num_heads).reshape(q.shape)
 
 
 def block_tokens(anchors: Int[Array, "*b"], width: int, mask_token_id: int) -> Int[Array, "*b W"]:

@@ -14,7 +14,6 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from models.kv_cache import KVCache
-from models.masks import cached_mask
 from models.sampling import GREEDY, Sampling, sample
 from models.target import Target
 
@@ -75,9 +74,8 @@ def insert(
     """`state` with prompts (padded on the right to P) prefilled into the given rows; rows >= B are dropped."""
     positions = jnp.broadcast_to(jnp.arange(prompts.shape[1]), prompts.shape)
     local = target.empty_cache(prompts.shape[0], prompts.shape[1])
-    mask = cached_mask(positions, prompts.shape[1])
     taps = state.tapped.taps if state.tapped else ()
-    hidden, features, filled = target(prompts, positions, mask, cache=local, taps=taps)
+    hidden, features, filled = target(prompts, positions, cache=local, taps=taps)
     size = prompts.shape[1]
     assert filled is not None
     kept = state.features
@@ -121,9 +119,8 @@ def plain_step(target: Target, state: PlainState, sampling: Sampling) -> PlainSt
     """One token for every unfinished row."""
     positions = state.length[:, None] - 1
     fed = jnp.take_along_axis(state.tokens, positions, axis=1)
-    mask = cached_mask(positions, state.cache.capacity)
     taps = state.tapped.taps if state.tapped else ()
-    hidden, features, cache = target(fed, positions, mask, cache=state.cache, taps=taps)
+    hidden, features, cache = target(fed, positions, cache=state.cache, taps=taps)
     logits = target.logits(hidden[:, 0])
     token = sample(logits, state.seed, state.length, sampling)
     broken = ~jnp.isfinite(logits).all(axis=-1) & ~state.done

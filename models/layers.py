@@ -1,4 +1,4 @@
-"""The layers both networks are made of: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+"""The layers both networks are made of: RMSNorm, rotary positions, SwiGLU, the LM head.
 
 Weights are [in, out], q/k/v and gate/up fused where they read the same input. Norms, softmax and logits are computed
 in float32 whatever the compute type.
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 
 class Frozen(nnx.Variable):
@@ -64,40 +64,6 @@ def rms_norm(x: Float[Array, "*b D"], scale: Float[Array, " D"], eps: float) -> 
     return (wide * scale.astype(jnp.float32)).astype(x.dtype)
 
 
-def attention(
-    q: Float[Array, "B T N H"],
-    keys: Float[Array, "B K H S"],
-    values: Float[Array, "B K S H"],
-    mask: Bool[Array, "B T S"],
-) -> Float[Array, "B T N H"]:
-    """Grouped-query attention; query head n reads key/value head n // G. True in `mask` means visible.
-
-    Written as matmuls of [G*T, H] by [H, S] per key/value head: XLA's CPU backend runs this five times faster than
-    the same einsum with the group dimension left apart.
-    """
-    batch, num_tokens, num_heads, _ = q.shape
-    grouped = group_heads(q, keys.shape[1])
-    scores = jnp.einsum("bkqh,bkhs->bkqs", grouped, keys, preferred_element_type=jnp.float32)
-    scores = scores.reshape(batch, keys.shape[1], -1, num_tokens, mask.shape[-1])
-    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -1e30), axis=-1).astype(values.dtype)
-    mixed = jnp.einsum("bkqs,bksh->bkqh", weights.reshape(*grouped.shape[:3], -1), values)
-    return ungroup_heads(mixed, num_heads)
-
-
-def group_heads(q: Float[Array, "B T N H"], num_kv_heads: int) -> Float[Array, "B K GT H"]:
-    """Scaled queries, gathered under the key/value head they read."""
-    batch, num_tokens, num_heads, head_dim = q.shape
-    q = (q * head_dim**-0.5).reshape(batch, num_tokens, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    return q.transpose(0, 2, 3, 1, 4).reshape(batch, num_kv_heads, -1, head_dim)
-
-
-def ungroup_heads(x: Float[Array, "B K GT H"], num_heads: int) -> Float[Array, "B T N H"]:
-    """The inverse arrangement of `group_heads`."""
-    batch, num_kv_heads, _, head_dim = x.shape
-    x = x.reshape(batch, num_kv_heads, num_heads // num_kv_heads, -1, head_dim)
-    return x.transpose(0, 3, 1, 2, 4).reshape(batch, -1, num_heads, head_dim)
-
-
 def swiglu(x: Float[Array, "*b D"], gate_up: Float[Array, "D F2"], down: Float[Array, "F D"]) -> Float[Array, "*b D"]:
     """The gated MLP: silu(gate) * up, projected down; `gate_up` (F2 = 2F) holds gate first."""
     gate, up = jnp.split(x @ gate_up, 2, axis=-1)
@@ -105,5 +71,10 @@ def swiglu(x: Float[Array, "*b D"], gate_up: Float[Array, "D F2"], down: Float[A
 
 
 def logits(hidden: Float[Array, "*b D"], head: Float[Array, "V D"]) -> Float[Array, "*b V"]:
-    """Float32 logits of `hidden` under an LM head of V rows."""
-    return jnp.einsum("...d,vd->...v", hidden, head, preferred_element_type=jnp.float32)
+    """Float32 logits of `hidden` under an LM head of V rows.
+
+    The head comes first: for a single state, XLA's CPU backend then reads it an eighth faster.
+    """
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    scores = jnp.einsum("vd,td->vt", head, flat, preferred_element_type=jnp.float32).T
+    return scores.reshape(*hidden.shape[:-1], head.shape[0])

@@ -12,11 +12,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 
-def cached_mask(positions: Int[Array, "B T"], capacity: int) -> Bool[Array, "B T S"]:
-    """Causal attention into a cache indexed by absolute position."""
-    return jnp.arange(capacity) <= positions[..., None]
-
-
 def packed_mask(segments: Int[Array, "B S"]) -> Bool[Array, "B S S"]:
     """Causal attention among the tokens of a packed row; tokens of different segments never meet."""
     same = segments[:, :, None] == segments[:, None, :]

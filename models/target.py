@@ -16,11 +16,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from models import kv_cache
+from models.attention import attention, cached_attention
 from models.kv_cache import KVCache
 from models.layers import (
     Frozen,
     RopeScaling,
-    attention,
     logits,
     rms_norm,
     rope_frequencies,
@@ -110,15 +110,15 @@ class Target(nnx.Module):
         self,
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B T"],
-        mask: Bool[Array, "B T S"],
+        mask: Bool[Array, "B T T"] | None = None,
         *,
         cache: KVCache | None = None,
         taps: tuple[int, ...] = (),
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B T LD"], KVCache | None]:
         """Hidden states after the last layer (before the final norm), features of `taps`, and the updated cache.
 
-        Without a cache the keys are those of `tokens` themselves (S = T). With one, row b's keys and values are
-        written at positions[b, 0]..positions[b, 0] + T - 1 and attention runs over the whole buffer.
+        Without a cache the keys are those of `tokens` themselves, seen as `mask` says. With one, row b's keys and
+        values are written at positions[b, 0]..positions[b, 0] + T - 1; every token sees the positions up to its own.
         """
         x, tapped, turn = self.embed(tokens), {}, rotation(positions, self.frequencies)
         keys, values = [], []
@@ -130,7 +130,11 @@ class Target(nnx.Module):
                 k, v = past.keys[0], past.values[0]
                 keys.append(k)
                 values.append(v)
-            mixed = attention(q, k, v, mask)
+            if cache is None:
+                assert mask is not None
+                mixed = attention(q, k, v, mask)
+            else:
+                mixed = cached_attention(q, k, v, positions)
             x = x + mixed.reshape(*x.shape[:2], -1) @ layer.out[...]
             normed = rms_norm(x, layer.mlp_norm[...], self.config.rms_eps)
             x = x + swiglu(normed, layer.gate_up[...], layer.down[...])

@@ -141,7 +141,6 @@ def time_parts(engine: Any, capacity: int = 512, context: int = 200, width: int 
     import jax.numpy as jnp
 
     from models import generate
-    from models.masks import cached_mask
     from models.sampling import keys
     from serve.cost import candidate_widths
     from serve.decoder import Speculation, draft, speculative_segment, start, verify
@@ -158,7 +157,7 @@ def time_parts(engine: Any, capacity: int = 512, context: int = 200, width: int 
         def forward(step, carry):
             token, cache = carry
             positions = jnp.full((1, 1), context - 1) + step
-            hidden, _, cache = target(token, positions, cached_mask(positions, capacity), cache=cache)
+            hidden, _, cache = target(token, positions, cache=cache)
             return jnp.argmax(target.logits(hidden), axis=-1).astype(jnp.int32), cache
 
         return jax.lax.fori_loop(0, STEPS, forward, (jnp.zeros((1, 1), jnp.int32), cache))

@@ -32,7 +32,6 @@ from models.drafter import Drafter, block_tokens
 from models.generate import is_eos
 from models.kv_cache import KVCache
 from models.layers import logits
-from models.masks import cached_mask
 from models.sampling import GREEDY, Sampling, distribution, draw, keys
 from models.target import Target
 from serve.verify import all_finite, verify_block, verify_greedy, verify_tokens
@@ -119,8 +118,7 @@ def start(
         cache, context = caches
         positions = jnp.broadcast_to(index * chunk + jnp.arange(chunk), (batch, chunk))
         piece = jax.lax.dynamic_slice_in_dim(tokens, index * chunk, chunk, axis=1)
-        mask = cached_mask(positions, capacity)
-        _, features, cache = target(piece, positions, mask, cache=cache, taps=config.target_layer_ids)
+        _, features, cache = target(piece, positions, cache=cache, taps=config.target_layer_ids)
         assert cache is not None
         return cache, kv_cache.write(context, engine.drafter.context(features, positions), positions[:, 0])
 
@@ -236,7 +234,7 @@ def block_hidden(engine: Engine, state: DecodeState, width: int) -> Float[Array,
     anchor = jnp.take_along_axis(state.tokens, position[:, None], axis=1)[:, 0]
     block = engine.target.embed(block_tokens(anchor, width, config.mask_token_id))[:, None]
     distance = position[:, None, None] - jnp.arange(state.context.capacity)
-    return engine.drafter(block, position[:, None], state.context, distance)[:, 0]
+    return engine.drafter(block, position[:, None], state.context, distance, reach=position.max())[:, 0]
 
 
 def _drafter_tokens(
@@ -310,9 +308,8 @@ def verify(
 ) -> tuple[Float[Array, "B W V"], Float[Array, "B W LD"], KVCache]:
     """The target's logits after each token of the block, the block's features, and the cache with the block in it."""
     positions = _block_positions(state, block.shape[1])
-    mask = cached_mask(positions, state.cache.capacity)
     taps = engine.drafter.config.target_layer_ids
-    hidden, features, cache = engine.target(block, positions, mask, cache=state.cache, taps=taps)
+    hidden, features, cache = engine.target(block, positions, cache=state.cache, taps=taps)
     assert cache is not None
     return engine.target.logits(hidden), features, cache
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from configs.device import return_unused_heap
 from models.generate import PlainState, plain_segment
-from models.masks import cached_mask
+from models.masks import packed_mask
 from models.sampling import GREEDY, Sampling
 from models.target import Target
 from models.tokenizer import Tokenizer
@@ -268,7 +268,7 @@ def first_broken_layer(target: Target, tokens: np.ndarray) -> int | None:
     num_layers = target.config.num_layers
     row = jnp.asarray(tokens)[None]
     positions = jnp.arange(len(tokens))[None]
-    mask = cached_mask(positions, len(tokens))
+    mask = packed_mask(jnp.zeros_like(row))
     _, features, _ = target(row, positions, mask, taps=tuple(range(num_layers)))
     fine = np.asarray(jnp.isfinite(features).reshape(len(tokens), num_layers, -1).all(axis=(0, 2)))
     return None if fine.all() else int(np.argmin(fine))

@@ -6,7 +6,6 @@ import pytest
 
 import serve.decoder
 from models.generate import empty_rows, insert, plain_segment
-from models.masks import cached_mask
 from serve.choose import ngram_drafts
 from serve.decoder import COPY_LEAST, Speculation, make_engine, ngram_match, ngram_tokens, speculative_segment, start
 from serve.verify import verify_greedy
@@ -103,8 +102,8 @@ def test_long_prompts_are_read_in_chunks():
     rows, lengths = padded([np.random.default_rng(size).integers(3, 60, size).tolist() for size in (150, 70)])
     state = start(engine, rows, lengths, lengths + 8, lengths, capacity=256)
     positions = jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape)
-    mask, local = cached_mask(positions, rows.shape[1]), target.empty_cache(*rows.shape)
-    _, features, cache = target(rows, positions, mask, cache=local, taps=engine.drafter.config.target_layer_ids)
+    local = target.empty_cache(*rows.shape)
+    _, features, cache = target(rows, positions, cache=local, taps=engine.drafter.config.target_layer_ids)
     context = engine.drafter.context(features, positions)
     for got, expected in ((state.cache, cache), (state.context, context)):
         for row, length in enumerate(lengths.tolist()):

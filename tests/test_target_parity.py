@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.masks import cached_mask, packed_mask
+from models.masks import packed_mask
 from models.sources import load_target
 
 SHAPE = {
@@ -91,7 +91,7 @@ def test_cached_steps_equal_the_whole_forward(pair):
     for size in (60, 8, 8, 8, 8, 8):
         positions = jnp.broadcast_to(jnp.arange(place, place + size), (2, size))
         part = jnp.asarray(ids[:, place : place + size])
-        hidden, _, cache = target(part, positions, cached_mask(positions, 128), cache=cache)
+        hidden, _, cache = target(part, positions, cache=cache)
         got.append(np.asarray(target.logits(hidden)))
         place += size
     assert np.abs(np.concatenate(got, axis=1) - logits).max() <= 1e-4

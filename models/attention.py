@@ -1,0 +1,189 @@
+"""Attention of both networks: dense where all keys are at hand, in pieces of a cache as far as its rows reach.
+
+A cache has room for more than its rows hold, and a step of a few tokens is so little work that reading the rest would
+show. So a cache is read CHUNK positions at a time, in a loop that ends where the longest row does, with the softmax
+carried along (the online softmax of arXiv 1805.02867, as in FlashAttention, arXiv 2205.14135). Pieces that a row does
+not reach change nothing in it, to the bit.
+
+The loop matters on a CPU for another reason: where the batch is one, a matmul that reads a buffer in the program that
+writes it makes XLA write it twice, and copy the whole of it every step.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from models.masks import context_mask
+
+CHUNK = 256  # positions of a cache read together
+HIDDEN = -1e30  # the score of what may not be seen
+
+
+class Partial(NamedTuple):
+    """Attention over some of the keys, float32: the largest score, the sum of exp(score - top), the values under it."""
+
+    top: Float[Array, "B K GT 1"]
+    total: Float[Array, "B K GT 1"]
+    mixed: Float[Array, "B K GT H"]
+
+
+def attention(
+    q: Float[Array, "B T N H"],
+    keys: Float[Array, "B K H S"],
+    values: Float[Array, "B K S H"],
+    mask: Bool[Array, "B T S"],
+) -> Float[Array, "B T N H"]:
+    """Grouped-query attention; query head n reads key/value head n // G. True in `mask` means visible.
+
+    Written as matmuls of [G*T, H] by [H, S] per key/value head: XLA's CPU backend runs this five times faster than
+    the same einsum with the group dimension left apart.
+    """
+    batch, num_tokens, num_heads, _ = q.shape
+    grouped = group_heads(q, keys.shape[1])
+    scores = jnp.einsum("bkqh,bkhs->bkqs", grouped, keys, preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, keys.shape[1], -1, num_tokens, mask.shape[-1])
+    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, HIDDEN), axis=-1).astype(values.dtype)
+    mixed = jnp.einsum(
+        "bkqs,bksh->bkqh", weights.reshape(*grouped.shape[:3], -1), values, preferred_element_type=jnp.float32
+    )
+    return ungroup_heads(mixed.astype(q.dtype), num_heads)
+
+
+def cached_attention(
+    q: Float[Array, "B T N H"],
+    keys: Float[Array, "B K H S"],
+    values: Float[Array, "B K S H"],
+    positions: Int[Array, "B T"],
+) -> Float[Array, "B T N H"]:
+    """The same over a cache indexed by position, causal: a query at position p sees the positions up to p."""
+    part = _over_cache(
+        group_heads(q, keys.shape[1]),
+        keys,
+        values,
+        reach=positions.max() + 1,
+        visible=lambda places: places <= positions[..., None],
+    )
+    return ungroup_heads((part.mixed / part.total).astype(q.dtype), q.shape[2])
+
+
+def block_attention(
+    q: Float[Array, "B A W N H"],
+    k: Float[Array, "B A W K H"],
+    v: Float[Array, "B A W K H"],
+    context_keys: Float[Array, "B K H S"],
+    context_values: Float[Array, "B K S H"],
+    distance: Int[Array, "B A S"],
+    inside: Bool[Array, "W W"],
+    *,
+    window: int | None,
+    reach: Int[Array, ""] | None = None,
+) -> Float[Array, "B A W N H"]:
+    """Attention of every block over [context; its own block]: one softmax over both, in float32.
+
+    The two parts stay apart (no [Q, S + W] concatenation); they share the maximum and the sum. `distance` and `window`
+    say which context a block sees (`models.masks.context_mask`). With `reach`, context from there on is not read; that
+    form has no gradient.
+    """
+    batch, _, width, num_heads, head_dim = q.shape
+    grouped = group_heads(q.reshape(batch, -1, num_heads, head_dim), k.shape[3])
+    if reach is None:
+        visible = _block_rows(context_mask(distance, width, window), width)
+        outer = _partial(grouped, context_keys, context_values, visible)
+    else:
+
+        def visible_at(places: Array) -> Array:
+            return _block_rows(context_mask(jnp.take(distance, places, axis=2), width, window), width)
+
+        outer = _over_cache(grouped, context_keys, context_values, reach=reach, visible=visible_at)
+    inner = _inside_blocks(grouped, k, v, inside)
+    part = _joined(outer, inner)
+    return ungroup_heads((part.mixed / part.total).astype(q.dtype), num_heads).reshape(q.shape)
+
+
+def _block_rows(mask: Bool[Array, "B A #W S"], width: int) -> Bool[Array, "B Q S"]:
+    shape = (*mask.shape[:2], width, mask.shape[3])
+    return jnp.broadcast_to(mask, shape).reshape(shape[0], -1, shape[3])
+
+
+def _inside_blocks(
+    grouped: Float[Array, "B K GQ H"],
+    k: Float[Array, "B A W K H"],
+    v: Float[Array, "B A W K H"],
+    inside: Bool[Array, "W W"],
+) -> Partial:
+    """Every block over its own slots."""
+    batch, num_anchors, width, num_kv_heads, head_dim = k.shape
+    local = grouped.reshape(batch, num_kv_heads, -1, num_anchors, width, head_dim)
+    scores = jnp.einsum("bkgawh,baukh->bkgawu", local, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(inside, scores, HIDDEN)
+    top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+    weights = jnp.exp(scores - top)
+    mixed = jnp.einsum("bkgawu,baukh->bkgawh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    rows = grouped.shape[:3]
+    return Partial(top.reshape(*rows, 1), weights.sum(axis=-1).reshape(*rows, 1), mixed.reshape(grouped.shape))
+
+
+def _partial(
+    grouped: Float[Array, "B K GT H"],
+    keys: Float[Array, "B K H S"],
+    values: Float[Array, "B K S H"],
+    visible: Bool[Array, "B T S"],
+) -> Partial:
+    scores = jnp.einsum("bkqh,bkhs->bkqs", grouped, keys, preferred_element_type=jnp.float32)
+    apart = scores.reshape(*scores.shape[:2], -1, *visible.shape[1:])
+    scores = jnp.where(visible[:, None, None], apart, HIDDEN).reshape(scores.shape)
+    top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+    weights = jnp.exp(scores - top)
+    mixed = jnp.einsum("bkqs,bksh->bkqh", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    return Partial(top, weights.sum(axis=-1, keepdims=True), mixed)
+
+
+def _joined(first: Partial, second: Partial) -> Partial:
+    """Attention over the keys of both; what is hidden everywhere weighs nothing beside what is not."""
+    top = jnp.maximum(first.top, second.top)
+    one, two = jnp.exp(first.top - top), jnp.exp(second.top - top)
+    return Partial(top, first.total * one + second.total * two, first.mixed * one + second.mixed * two)
+
+
+def _over_cache(
+    grouped: Float[Array, "B K GT H"],
+    keys: Float[Array, "B K H S"],
+    values: Float[Array, "B K S H"],
+    *,
+    reach: Int[Array, ""],
+    visible: Callable[[Array], Array],
+) -> Partial:
+    """Attention over positions below `reach`, CHUNK at a time; `visible` maps positions [C] to a mask [B T C].
+
+    Where CHUNK does not divide the capacity the last piece begins earlier; what it holds of the one before is hidden.
+    """
+    capacity = values.shape[2]
+    size = min(CHUNK, capacity)
+
+    def read(index: Array, seen: Partial) -> Partial:
+        begin = jnp.minimum(index * size, capacity - size)
+        places = begin + jnp.arange(size)
+        piece = jax.lax.dynamic_slice_in_dim(keys, begin, size, axis=3)
+        mask = visible(places) & (places >= index * size)
+        return _joined(seen, _partial(grouped, piece, jax.lax.dynamic_slice_in_dim(values, begin, size, axis=2), mask))
+
+    none = jnp.zeros((*grouped.shape[:3], 1), jnp.float32)
+    nothing = Partial(none + HIDDEN, none, jnp.zeros(grouped.shape, jnp.float32))
+    return jax.lax.fori_loop(0, -(-reach // size), read, nothing)
+
+
+def group_heads(q: Float[Array, "B T N H"], num_kv_heads: int) -> Float[Array, "B K GT H"]:
+    """Scaled queries, gathered under the key/value head they read."""
+    batch, num_tokens, num_heads, head_dim = q.shape
+    q = (q * head_dim**-0.5).reshape(batch, num_tokens, num_kv_heads, num_heads // num_kv_heads, head_dim)
+    return q.transpose(0, 2, 3, 1, 4).reshape(batch, num_kv_heads, -1, head_dim)
+
+
+def ungroup_heads(x: Float[Array, "B K GT H"], num_heads: int) -> Float[Array, "B T N H"]:
+    """The inverse arrangement of `group_heads`."""
+    batch, num_kv_heads, _, head_dim = x.shape
+    x = x.reshape(batch, num_kv_heads, num_heads // num_kv_heads, -1, head_dim)
+    return x.transpose(0, 3, 1, 2, 4).reshape(batch, -1, num_heads, head_dim)
