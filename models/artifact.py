@@ -10,7 +10,7 @@ architecture name, so that no loader takes it for the plain kind:
                                            or .markov_size is set;
                                            draft_vocab_ids [Vd] int32 holds the draft vocabulary's token ids,
                                            markov.into.weight [M, 2D] and markov.out.weight [D, M] the Markov head
-    wideblock {target, target_fingerprint, ...}   where it comes from; other loaders ignore it
+    wideblock {target, target_fingerprint, chat_template_args, ...}   where it comes from; other loaders ignore it
 
 Drafters that others trained are read too: names with or without `model.`, dflash_config nested or at the top level,
 both RoPE spellings, any float type, sharded files. A field that changes the computation and that we do not honour is
@@ -31,7 +31,7 @@ import numpy as np
 
 from models.artifact_config import config_json, parse_config, read_config
 from models.drafter import Drafter, DrafterConfig
-from models.target import Target, fingerprint
+from models.target import FINGERPRINT, Target
 
 _NORMS = {
     "attention_norm": "input_layernorm",
@@ -116,14 +116,28 @@ def check_fit(artifact: Artifact, target: Target, path: Path) -> None:
         ("drafter hidden size", config.hidden_size, shape.hidden_size),
         ("vocabulary", config.vocab_size, shape.vocab_size),
         ("target layers", config.num_target_layers, shape.num_layers),
-        ("weights", artifact.origin.get("target_fingerprint", fingerprint(target)), fingerprint(target)),
+        ("weights", artifact.origin.get("target_fingerprint", target.fingerprint), target.fingerprint),
     ]
-    differing = [f"{name}: drafter expects {made}, {shape.name} has {has}" for name, made, has in pairs if made != has]
+    differing = [
+        f"{name}: drafter expects {made}, {shape.name} has {has}{_how_old(name, made)}"
+        for name, made, has in pairs
+        if made != has
+    ]
     taps = [tap for tap in config.target_layer_ids if not 0 <= tap < shape.num_layers]
     if taps:
         differing.append(f"taps: layers {taps} do not exist in {shape.name} ({shape.num_layers} layers)")
     if differing:
         raise ValueError(f"{path}: this drafter was made for another target ({'; '.join(differing)}); pass that target")
+
+
+def _how_old(name: str, made: Any) -> str:
+    """What to do about a fingerprint that says nothing about most of the weights."""
+    if name != "weights" or str(made).startswith(FINGERPRINT):
+        return ""
+    return (
+        ": made before fingerprints held all weights, so the two cannot be compared; if this is the target it was "
+        "trained for, take wideblock.target_fingerprint out of its config.json"
+    )
 
 
 def _to_tensors(artifact: Artifact) -> dict[str, np.ndarray]:

@@ -114,7 +114,7 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> DrafterConfig:
             max_positions=raw["max_position_embeddings"],
             vocab_size=raw["vocab_size"],
             tied_head=raw.get("tie_word_embeddings", False),
-            mask_token_id=dflash["mask_token_id"],
+            mask_token_id=_mask_token(dflash["mask_token_id"], raw["vocab_size"], where),
             causal=_plain_causal(windows) if causal is None else (bool(causal),) * len(windows),
             windows=windows,
             draft_vocab_size=dflash.get("draft_vocab_size"),
@@ -122,6 +122,12 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> DrafterConfig:
         )
     except KeyError as error:
         raise ValueError(f"{where}: field {error} is missing; expected a DFlash drafter config") from error
+
+
+def _mask_token(token: Any, vocab_size: int, where: str) -> int:
+    if not isinstance(token, int) or not 0 <= token < vocab_size:
+        raise ValueError(f"{where}: mask_token_id: expected 0 to {vocab_size - 1} (vocab_size), got {token!r}")
+    return token
 
 
 _EXTRAS = ("draft_vocab_size", "markov_size")

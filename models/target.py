@@ -8,10 +8,10 @@ several taps are concatenated on the last dimension in the order given.
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -72,10 +72,13 @@ class TargetLayer(nnx.Module):
 
 
 class Target(nnx.Module):
-    """The frozen LLM: embedding, layers, final norm, LM head ([V, D]; the embedding itself when tied)."""
+    """The frozen LLM: embedding, layers, final norm, LM head ([V, D]; the embedding itself when tied).
 
-    def __init__(self, config: TargetConfig, weights: dict[str, Any]):
-        self.config = config
+    `fingerprint` names what it computes, see the function of that name.
+    """
+
+    def __init__(self, config: TargetConfig, weights: dict[str, Any], fingerprint: str):
+        self.config, self.fingerprint = config, fingerprint
         self.embedding = Frozen(weights["embedding"])
         self.layers = nnx.List([TargetLayer(layer) for layer in weights["layers"]])
         self.norm = Frozen(weights["norm"])
@@ -158,11 +161,35 @@ class Target(nnx.Module):
         return rotate(q, turn), rotate(k, turn).transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
 
 
-def fingerprint(target: Target) -> str:
-    """A short name for exactly these weights: the config and the last norm, hashed."""
-    digest = hashlib.sha256(json.dumps(dataclasses.asdict(target.config), sort_keys=True).encode())
-    digest.update(np.asarray(target.norm[...], np.float32).tobytes())
-    return digest.hexdigest()[:16]
+FINGERPRINT = "v2:"  # what a fingerprint begins with; one that does not was made of the config and the last norm alone
+_NOT_COMPUTED_WITH = ("name", "max_positions", "eos_ids")
+
+
+def fingerprint(config: TargetConfig, tensors: Mapping[str, str]) -> str:
+    """A short name for what a target computes: its shape and all its weights, as they lie in its source.
+
+    `tensors` are digests of the source's values by tensor name. Neither the target's name and limits nor the type it
+    computes in are part of it; numbers count as float32, which they are computed with.
+    """
+
+    def rounded(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: rounded(item) for name, item in value.items()}
+        return float(jnp.float32(value)) if isinstance(value, float) else value
+
+    shape = {name: value for name, value in dataclasses.asdict(config).items() if name not in _NOT_COMPUTED_WITH}
+    content = json.dumps([rounded(shape), dict(tensors)], sort_keys=True)
+    return FINGERPRINT + hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def check_ids(ids: Iterable[int], config: TargetConfig, where: str) -> None:
+    """Raises ValueError for a token id outside the target's vocabulary: a gather would take another one's row."""
+    for place, token in enumerate(ids):
+        if not 0 <= token < config.vocab_size:
+            raise ValueError(
+                f"{where}: token id {token} at place {place} is not in the vocabulary of {config.name}; expected 0 to "
+                f"{config.vocab_size - 1}; check that the tokenizer is the target's"
+            )
 
 
 def default_taps(num_target_layers: int, num_layers: int) -> tuple[int, ...]:

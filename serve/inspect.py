@@ -9,7 +9,7 @@ from configs.console import say
 from models.artifact import Artifact, check_fit, read_artifact
 from models.artifact_config import beyond_plain, is_drafter
 from models.sources import load_target
-from models.target import Target, fingerprint
+from models.target import Target
 
 
 def inspect(paths: Sequence[str]) -> int:
@@ -59,7 +59,7 @@ def target_lines(target: Target) -> dict[str, Any]:
     config = dataclasses.asdict(target.config)
     shown = ("num_layers", "hidden_size", "num_heads", "num_kv_heads", "head_dim", "mlp_size", "vocab_size")
     known = {name: config[name] for name in (*shown, "rope_theta", "rope_scaling", "max_positions", "eos_ids")}
-    return {"name": config["name"], **known, "fingerprint": fingerprint(target)}
+    return {"name": config["name"], **known, "fingerprint": target.fingerprint}
 
 
 def show(title: str, lines: dict[str, Any]) -> None:

@@ -9,7 +9,6 @@ from configs.device import describe_device, keep_compiled_programs
 from models.artifact import Artifact, check_fit, read_artifact
 from models.sampling import Sampling
 from models.sources import load_target
-from models.target import fingerprint
 from models.tokenizer import Tokenizer, load_tokenizer
 from serve.choose import Chooser, Way
 from serve.cost import Cost, candidate_widths, kept_cost, time_steps
@@ -85,7 +84,7 @@ def step_cost(engine: Engine, artifact: Artifact, tokens: int) -> Cost:
     widths = candidate_widths(config.width)
     identity = {
         "device": describe_device(),
-        "target": fingerprint(engine.target),
+        "target": engine.target.fingerprint,
         "drafter": artifact.shape_digest(),
         "dtype": str(engine.target.dtype),
         "capacity": capacity,

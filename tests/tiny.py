@@ -1,14 +1,17 @@
 """Random networks so small that a test takes a second. Not tests: what the tests of models and decoder share."""
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from models.artifact import Artifact
 from models.drafter import DrafterConfig
-from models.target import Target, TargetConfig
+from models.sources.layout import tensor_digest
+from models.target import Target, TargetConfig, fingerprint
 from models.tokenizer import Tokenizer
 
 TARGET = TargetConfig(
@@ -55,8 +58,11 @@ def make_target(seed: int = 0, dtype: str = "float32", **changes: Any) -> Target
         for _ in range(config.num_layers)
     ]
     head = {"head": matrix(config.vocab_size, d)}
-    embedding = matrix(config.vocab_size, d) * 4
-    return Target(config, {"embedding": embedding, "layers": layers, "norm": norm(d), **head})
+    weights = {"embedding": matrix(config.vocab_size, d) * 4, "layers": layers, "norm": norm(d), **head}
+    with ThreadPoolExecutor() as pool:
+        leaves = jax.tree_util.tree_leaves_with_path(weights)
+        digests = {jax.tree_util.keystr(path): tensor_digest(leaf, pool) for path, leaf in leaves}
+    return Target(config, weights, fingerprint(config, digests))
 
 
 def make_drafter_config(**changes: Any) -> DrafterConfig:

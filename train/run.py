@@ -27,7 +27,7 @@ from models.drafter import DrafterConfig
 from models.sharding import make_mesh, weight_sharding
 from models.sources import load_target
 from models.sources.layout import one_device
-from models.target import TargetConfig, fingerprint
+from models.target import TargetConfig
 from models.tokenizer import load_tokenizer
 from pipelines.batches import RowSource, train_batches
 from pipelines.prepare import Prepared, describe_rows, frequent_tokens, prepare
@@ -73,7 +73,7 @@ def assemble(recipe: Recipe) -> Assembly:
         config = dataclasses.replace(config, draft_vocab_size=len(vocab))
     drafter = new_drafter(recipe, config, target)
     trainee = Trainee(drafter, target, vocab, online=recipe.features.mode == "online")
-    return Assembly(trainee, prepared, vocab, target.config, fingerprint(target))
+    return Assembly(trainee, prepared, vocab, target.config, target.fingerprint)
 
 
 def loss_settings(recipe: Recipe) -> LossSettings:

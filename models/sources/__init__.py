@@ -24,7 +24,7 @@ from models.sources.gguf import embedded_file, gguf_target
 from models.sources.layout import Place, one_device, target_weights
 from models.sources.maxtext import maxtext_config, read_settings
 from models.sources.orbax import orbax_weights
-from models.target import Target
+from models.target import Target, check_ids, fingerprint
 
 EMBEDDED = "smollm2-135m"
 
@@ -41,23 +41,28 @@ def load_target(source: str, dtype: str, place: Place = one_device) -> Target:
     """The target named by `source`, its weights in `dtype`, each put where `place` says for its shape.
 
     Raises:
-      ValueError: nothing is found there, a family or option we do not compute, a missing or truncated file.
+      ValueError: nothing is found there, a family, option or tensor we do not compute, a missing or truncated file, an
+        end id outside the vocabulary.
     """
     if source == EMBEDDED:
-        config, read = gguf_target(embedded_file(), EMBEDDED)
+        config, checkpoint = gguf_target(embedded_file(), EMBEDDED)
     else:
         named = parse(source)
         if named.path.suffix == ".gguf":
-            config, read = gguf_target(named.path, named.path.stem)
+            config, checkpoint = gguf_target(named.path, named.path.stem)
         elif named.path.is_dir():
             config = directory_config(named.path)
             weights = named.settings.get("load_parameters_path")
-            read = orbax_weights(Path(weights), config, place) if weights else directory_weights(named.path, config)
+            checkpoint = (
+                orbax_weights(Path(weights), config, place) if weights else directory_weights(named.path, config)
+            )
         else:
             settings = read_settings(named.path, named.settings)
             config = maxtext_config(named.path, settings, eos_ids(tokenizer_directory(source)))
-            read = orbax_weights(Path(settings["load_parameters_path"]), config, place)
-    return Target(config, target_weights(config, read, jnp.dtype(dtype), place))
+            checkpoint = orbax_weights(Path(settings["load_parameters_path"]), config, place)
+    check_ids(config.eos_ids, config, f"target {config.name}: ids that end an answer")
+    weights, digests = target_weights(config, checkpoint, jnp.dtype(dtype), place)
+    return Target(config, weights, fingerprint(config, digests))
 
 
 def parse(source: str) -> Source:

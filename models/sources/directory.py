@@ -4,24 +4,30 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from models.layers import RopeScaling
-from models.sources.layout import Read
+from models.sources.layout import Checkpoint
 from models.target import TargetConfig
 
 FAMILIES = ("llama", "qwen2", "qwen3")
+_RECOMPUTED = (".rotary_emb.inv_freq",)  # buffers that older checkpoints hold beside the config they follow from
 
 
-def directory_weights(path: Path, config: TargetConfig) -> Read:
+def directory_weights(path: Path, config: TargetConfig) -> Checkpoint:
     """The tensors of a directory's safetensors files, by name.
 
     Raises:
-      ValueError: no such file, or a truncated one.
+      ValueError: no such file, a truncated one, or an adapter beside them.
     """
-    files = _tensor_files(path)
+    if (path / "adapter_config.json").is_file():
+        raise ValueError(f"{path}: holds an adapter (adapter_config.json) beside the weights; merge it or take it away")
+    files, asked = _tensor_files(path), set()
 
     def read(name: str) -> Any:
         from safetensors import SafetensorError, safe_open
 
+        asked.add(name)
         if name not in files:
             raise ValueError(f"{path}: no tensor {name} in its safetensors files; expected a {config.name} checkpoint")
         try:
@@ -30,7 +36,14 @@ def directory_weights(path: Path, config: TargetConfig) -> Read:
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{files[name]}: cannot read {name} ({error}); the file is truncated") from error
 
-    return read
+    def unread() -> list[str]:
+        left = {name for name in files if name not in asked and not name.endswith(_RECOMPUTED)}
+        if config.tied_head and "lm_head.weight" in left:  # some savers write the embedding twice
+            head, embedding = (np.asarray(read(name)) for name in ("lm_head.weight", "model.embed_tokens.weight"))
+            left -= {"lm_head.weight"} if np.array_equal(head, embedding) else set()
+        return sorted(left)
+
+    return Checkpoint(read, unread)
 
 
 def _tensor_files(path: Path) -> dict[str, Path]:
@@ -39,8 +52,10 @@ def _tensor_files(path: Path) -> dict[str, Path]:
 
     files = {}
     shards = sorted(path.glob("*.safetensors"))
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
+    whole, index = path / "model.safetensors", path / "model.safetensors.index.json"
+    if whole.is_file():
+        shards = [whole]
+    elif index.is_file():
         shards = sorted({path / shard for shard in _read_json(index)["weight_map"].values()})
     if not shards:
         raise ValueError(f"{path}: no *.safetensors file; expected model.safetensors or a sharded checkpoint")
@@ -113,12 +128,14 @@ def _rope_scaling(raw: dict[str, Any], path: Path) -> RopeScaling | None:
 
 
 def eos_ids(path: Path) -> tuple[int, ...]:
-    """The ids that end an answer: generation_config.json's, else config.json's."""
-    for file in (path / "generation_config.json", path / "config.json"):
-        eos = _read_json(file).get("eos_token_id") if file.is_file() else None
-        if eos is not None:
-            return tuple(eos) if isinstance(eos, list) else (eos,)
-    return ()
+    """The ids that end an answer: all that generation_config.json and config.json name."""
+    return tuple(dict.fromkeys([*named_ends(path / "generation_config.json"), *named_ends(path / "config.json")]))
+
+
+def named_ends(file: Path) -> list[int]:
+    """The eos_token_id of a JSON file, one or several; none where there is no such file or field."""
+    named = _read_json(file).get("eos_token_id") if file.is_file() else None
+    return named if isinstance(named, list) else [] if named is None else [named]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from models.layers import RopeScaling, rope_frequencies
-from models.sources.layout import Read
+from models.sources.directory import named_ends
+from models.sources.layout import Checkpoint
 from models.target import TargetConfig
 
 FAMILIES = ("llama", "qwen2", "qwen3")
@@ -49,20 +50,23 @@ def open_gguf(path: Path) -> Any:
         raise ValueError(f"{path}: not a whole GGUF file ({error}); install or copy it again") from error
 
 
-def gguf_target(path: Path, name: str) -> tuple[TargetConfig, Read]:
+def gguf_target(path: Path, name: str) -> tuple[TargetConfig, Checkpoint]:
     """The architecture of a GGUF file, and its tensors by their Hugging Face names.
+
+    The ids that end an answer are all that the file's metadata and a generation_config.json beside it name.
 
     Raises:
       ValueError: a truncated file, or an architecture, RoPE scaling or quantisation that is not computed here.
     """
     reader = open_gguf(path)
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    tensors, asked = {tensor.name: tensor for tensor in reader.tensors}, set()
 
     def dequantized(gguf_name: str) -> np.ndarray:
         from gguf import quants
 
         if gguf_name not in tensors:
             raise ValueError(f"{path}: no tensor {gguf_name}; the file is truncated or of another architecture")
+        asked.add(gguf_name)
         kind = tensors[gguf_name].tensor_type
         try:
             # A copy, or what was not quantised would keep the whole file mapped.
@@ -85,7 +89,7 @@ def gguf_target(path: Path, name: str) -> tuple[TargetConfig, Read]:
         value = dequantized(f"blk.{index}.{_LAYER[part]}.{kind}")
         return _unpermute(value, heads[_LAYER[part]]) if permuted and _LAYER[part] in heads else value
 
-    return config, read
+    return config, Checkpoint(read, lambda: sorted(set(tensors) - asked))
 
 
 def _unpermute(weight: np.ndarray, num_heads: int) -> np.ndarray:
@@ -139,8 +143,16 @@ def _config(reader: Any, name: str, path: Path, tensors: dict[str, Any], dequant
         qkv_bias=family == "qwen2",
         qk_norm=family == "qwen3",
         max_positions=field("context_length"),
-        eos_ids=(_field(reader, "tokenizer.ggml.eos_token_id", path),),
+        eos_ids=_end_ids(reader, path),
     )
+
+
+def _end_ids(reader: Any, path: Path) -> tuple[int, ...]:
+    """The end of text, of a turn and of a message where the file names them, and what its neighbour names."""
+    named = [_field(reader, "tokenizer.ggml.eos_token_id", path)]
+    fields = [f"tokenizer.ggml.{name}_token_id" for name in ("eot", "eom")]
+    named += [reader.fields[field].contents() for field in fields if field in reader.fields]
+    return tuple(dict.fromkeys([*named, *named_ends(path.parent / "generation_config.json")]))
 
 
 def _rope_scaling(factors: np.ndarray, head_dim: int, theta: float, path: Path) -> RopeScaling:

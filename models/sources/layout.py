@@ -1,10 +1,14 @@
 """Our layout of a target's weights: [in, out], fused where they read the same input.
 
 In: a reader of tensors by their Hugging Face names ([out, in]). Out: the tree `models.target.Target` takes, every
-tensor put where it belongs as soon as it is made, so that no device ever holds the whole model.
+tensor put where it belongs as soon as it is made, so that no device ever holds the whole model; and the digest of every
+tensor's values, which names the weights whatever type they are computed in.
 """
 
+import dataclasses
+import hashlib
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -14,6 +18,7 @@ import numpy as np
 from models.target import TargetConfig
 
 Read = Callable[[str], Any]  # a tensor by its Hugging Face name, [out, in]
+CHUNK = 1 << 22  # values hashed together
 Place = Callable[[tuple[int, ...]], jax.sharding.Sharding]  # where a tensor of this shape goes
 
 
@@ -21,18 +26,66 @@ def one_device(shape: tuple[int, ...]) -> jax.sharding.Sharding:
     return jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
-def target_weights(config: TargetConfig, read: Read, dtype: jnp.dtype, place: Place) -> dict[str, Any]:
-    """All weights of a target.
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A source's tensors, and which of them nobody asked for, by the source's own names."""
+
+    read: Read
+    unread: Callable[[], list[str]]
+
+
+def target_weights(
+    config: TargetConfig, checkpoint: Checkpoint, dtype: jnp.dtype, place: Place
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """All weights of a target, and the digest of every tensor they were made of by its Hugging Face name.
 
     Raises:
-      ValueError: a tensor has not the shape its config says.
+      ValueError: a tensor has not the shape its config says, or the source holds one that is not computed with.
     """
+    with ThreadPoolExecutor() as pool:
+        digests: dict[str, str] = {}
 
-    def tensor(name: str, *shape: int) -> Any:
-        value = read(name)
-        if value.shape != shape:
-            raise ValueError(f"target {config.name}: {name} has shape {value.shape}; its config says {shape}")
-        return value
+        def tensor(name: str, *shape: int) -> Any:
+            value = checkpoint.read(name)
+            if value.shape != shape:
+                raise ValueError(f"target {config.name}: {name} has shape {value.shape}; its config says {shape}")
+            digests[name] = tensor_digest(value, pool)
+            return value
+
+        weights = _weights(config, tensor, dtype, place)
+    unread = checkpoint.unread()
+    if unread:
+        raise ValueError(
+            f"target {config.name}: its checkpoint holds {unread[0]}{_more(len(unread) - 1)}, which no part of a "
+            f"{_family(config)} as computed here reads; expected a checkpoint without (is it of another family, or an "
+            "adapter that is not merged?)"
+        )
+    return weights, digests
+
+
+def _more(count: int) -> str:
+    return f" (and {count} more)" if count else ""
+
+
+def _family(config: TargetConfig) -> str:
+    return "Qwen3" if config.qk_norm else "Qwen2" if config.qkv_bias else "Llama"
+
+
+def tensor_digest(value: Any, pool: Executor) -> str:
+    """Names a tensor's shape and values, whatever float type they lie in and on which device."""
+    flat = np.asarray(value).reshape(-1)
+
+    def part(start: int) -> bytes:
+        return hashlib.sha256(np.ascontiguousarray(flat[start : start + CHUNK], np.float32).data).digest()
+
+    digest = hashlib.sha256(str(tuple(value.shape)).encode())
+    for piece in pool.map(part, range(0, len(flat), CHUNK)):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _weights(config: TargetConfig, tensor: Callable[..., Any], dtype: jnp.dtype, place: Place) -> dict[str, Any]:
+    """The tree `Target` takes, of tensors read by name and expected shape."""
 
     def put(value: Any) -> jax.Array:
         if isinstance(value, np.ndarray) and place is not one_device:

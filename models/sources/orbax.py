@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from models.sources.layout import Place, Read
+from models.sources.layout import Checkpoint, Place
 from models.target import TargetConfig
 
 _ITEMS = ("", "items", "model_params", "default", "params")
@@ -60,7 +60,7 @@ _TUNIX_LAYER = {
 }
 
 
-def orbax_weights(path: Path, config: TargetConfig, place: Place) -> Read:
+def orbax_weights(path: Path, config: TargetConfig, place: Place) -> Checkpoint:
     """The tensors of an Orbax checkpoint by their Hugging Face names, restored one leaf at a time where `place` says.
 
     `path` is the item MaxText's load_parameters_path or Tunix's step directory names: STEP/items, STEP/model_params, or
@@ -82,7 +82,7 @@ def orbax_weights(path: Path, config: TargetConfig, place: Place) -> Read:
     )
 
 
-def _maxtext(leaves: "_Leaves", config: TargetConfig) -> Read:
+def _maxtext(leaves: "_Leaves", config: TargetConfig) -> Checkpoint:
     scanned = any(name.startswith("decoder/layers/") for name in leaves.names)
     untransformed = config.qk_norm  # Qwen3
 
@@ -106,10 +106,10 @@ def _maxtext(leaves: "_Leaves", config: TargetConfig) -> Read:
             value = jnp.concatenate([value[..., ::2], value[..., 1::2]], axis=-1)
         return _matrix(value, part)
 
-    return read
+    return Checkpoint(read, leaves.unread)
 
 
-def _tunix(leaves: "_Leaves", config: TargetConfig) -> Read:
+def _tunix(leaves: "_Leaves", config: TargetConfig) -> Checkpoint:
     def read(name: str) -> jax.Array:
         if name in _TUNIX_TOP:
             value = leaves.read(_TUNIX_TOP[name])
@@ -117,7 +117,7 @@ def _tunix(leaves: "_Leaves", config: TargetConfig) -> Read:
         _, _, index, part = name.split(".", 3)
         return _matrix(leaves.read(f"layers/{index}/{_TUNIX_LAYER[part]}"), part)
 
-    return read
+    return Checkpoint(read, leaves.unread)
 
 
 def _matrix(value: jax.Array, part: str) -> jax.Array:
@@ -147,6 +147,7 @@ class _Leaves:
         self._keys = {_unwrapped(key): key for key in held}
         self._metadata = self._read_metadata()
         self._shared: dict[str, jax.Array] = {}
+        self._asked: set[str] = set()
 
     @property
     def names(self) -> list[str]:
@@ -158,7 +159,13 @@ class _Leaves:
     def read(self, name: str) -> jax.Array:
         if name not in self._keys:
             raise ValueError(f"{self.item}: no array {name}; the checkpoint is of another family or of fewer layers")
+        self._asked.add(name)
         return self._restore(name)
+
+    def unread(self) -> list[str]:
+        """The arrays nobody read; the state of random number generators (`rngs`) is none of the model's."""
+        left = set(self._keys) - self._asked
+        return sorted(name for name in left if not any(part.endswith("rngs") for part in name.split("/")))
 
     def shared(self, name: str) -> jax.Array:
         """An array that every layer reads a part of: restored once and kept."""
