@@ -29,6 +29,7 @@ class Run:
 class Target:
     source: str  # "smollm2-135m" (embedded) or a Hugging Face directory
     dtype: Literal["float32", "bfloat16"]
+    chat_template_args: dict[str, bool | int | float | str]  # such as enable_thinking; evaluation and chat keep them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +160,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 _AT_LEAST = {
+    "run.seed": 0,
     "prompts.limit": 1,
     "prompts.heldout": 1,
     "responses.max_prompt_tokens": 1,
@@ -189,7 +191,13 @@ _AT_LEAST = {
     "mesh.data": 1,
     "mesh.fsdp": 1,
 }
-_AT_MOST = {"loss.soft": 1.0, "optimizer.warmup_fraction": 1.0, "optimizer.b1": 1.0, "optimizer.b2": 1.0}
+_AT_MOST = {
+    "run.seed": 2**32 - 1,
+    "loss.soft": 1.0,
+    "optimizer.warmup_fraction": 1.0,
+    "optimizer.b1": 1.0,
+    "optimizer.b2": 1.0,
+}
 
 
 def _check_ranges(recipe: Recipe, where: str) -> None:
@@ -200,7 +208,7 @@ def _check_ranges(recipe: Recipe, where: str) -> None:
             if value is not None and outside(float(value), float(limit)):
                 raise RecipeError(f"{where}: {key}: expected {word} {limit}, got {value}")
     width, blocks = recipe.drafter.width, recipe.batches.blocks
-    if max(blocks) != width or min(blocks) < 2 or min(blocks.values()) < 1:
+    if not blocks or max(blocks) != width or min(blocks) < 2 or min(blocks.values()) < 1:
         raise RecipeError(
             f"{where}: batches.blocks: expected widths from 2 to drafter.width={width}, the widest equal to it, "
             f"with at least one anchor each; got {blocks}"
@@ -288,8 +296,13 @@ def _check(hint: Any, value: Any, where: str) -> Any:
     """`value` as the type `hint`; the only conversions are list -> tuple and int -> float."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        if value is None:
+        if value is None and type(None) in args:
             return None
+        if type(None) not in args:
+            if type(value) not in args:
+                listed = ", ".join(arg.__name__ for arg in args)
+                raise RecipeError(f"{where}: expected one of {listed}, got {_describe(value)}")
+            return value
         (inner,) = [arg for arg in args if arg is not type(None)]
         return _check(inner, value, where)
     if origin is Literal:
@@ -302,10 +315,9 @@ def _check(hint: Any, value: Any, where: str) -> Any:
             raise RecipeError(f"{where}: expected a list of {args[0].__name__}, got {_describe(value)}")
         return tuple(_check(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict:
-        if not isinstance(value, dict) or not value:
-            raise RecipeError(
-                f"{where}: expected a mapping of {args[0].__name__} to {args[1].__name__}, got {_describe(value)}"
-            )
+        if not isinstance(value, dict):
+            held = getattr(args[1], "__name__", args[1])
+            raise RecipeError(f"{where}: expected a mapping of {args[0].__name__} to {held}, got {_describe(value)}")
         return {_check(args[0], key, where): _check(args[1], item, f"{where}[{key}]") for key, item in value.items()}
     if hint is float and type(value) is int:
         return float(value)

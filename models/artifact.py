@@ -55,6 +55,11 @@ class Artifact:
         return Drafter(self.config, self.weights, dtype)
 
     @property
+    def chat_template_args(self) -> dict[str, Any]:
+        """The arguments of the target's chat template that it was trained with."""
+        return dict(self.origin.get("chat_template_args") or {})
+
+    @property
     def acceptance(self) -> list[float]:
         """Conditional acceptance of its slots on held-out responses, as far as training measured it; [0.5] if not."""
         return list(self.origin.get("heldout_acceptance") or [0.5])

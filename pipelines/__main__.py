@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     say(f"target: loading {recipe.target.source}")
     target = load_target(recipe.target.source, recipe.target.dtype)
-    prepare(recipe, target, load_tokenizer(recipe.target.source))
+    prepare(recipe, target, load_tokenizer(recipe.target.source, recipe.target.chat_template_args))
     say(f"next: python -m train --config {options.config} {' '.join(options.overrides)}".rstrip())
     return 0
 

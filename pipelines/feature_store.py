@@ -24,6 +24,8 @@ from configs.schema import Recipe
 from models.generate import Tapped
 from pipelines import shards
 
+FORMAT = 2  # raised when the target's forward pass or the records change what stands in a directory
+
 
 @dataclasses.dataclass(frozen=True)
 class FeatureStore:
@@ -36,7 +38,7 @@ class FeatureStore:
     def of(recipe: Recipe, taps: tuple[int, ...], responses: Path) -> "FeatureStore":
         """The store for `responses`, its manifest written."""
         tapped = tapped_of(recipe, taps)
-        manifest = {"responses": responses.name, **dataclasses.asdict(tapped), "taps": list(taps)}
+        manifest = {"format": FORMAT, "responses": responses.name, **dataclasses.asdict(tapped), "taps": list(taps)}
         digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
         directory = Path(recipe.run.data_dir) / "features" / digest
         shards.write_json(directory / "manifest.json", manifest)

@@ -2,7 +2,7 @@
 
 In: prompts, the target, its tokenizer. Out, owned here: a directory
 
-    manifest.json                       what was asked: target, prompts digest, decoding
+    manifest.json                       what was asked: target, digest of the prompts as it reads them, decoding
     {train,heldout}/00000.array_record  shard: JSON records {task, id, prompt_ids, response_ids, finished}
     {train,heldout}/00000.json          its completion mark {responses, tokens}, written last
 
@@ -26,11 +26,12 @@ from models import generate
 from models.generate import Tapped
 from models.prompts import Prompt
 from models.sampling import Sampling
-from models.target import Target, fingerprint
+from models.target import Target, check_ids
 from models.tokenizer import Tokenizer
 from pipelines import shards
 from pipelines.feature_store import FeatureStore
 
+FORMAT = 2  # raised when the target's forward pass, its sampling or the records change what stands in a directory
 SEGMENT = 16  # decoding steps between looks at the rows
 REFILL = 8  # rows prefilled together
 
@@ -59,6 +60,19 @@ class Response:
         return Response(**raw)
 
 
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A prompt to be answered: its token ids, the draws' seed, and the answer where it is given (not yet cut)."""
+
+    prompt: Prompt
+    ids: list[int]
+    seed: int
+    given: list[int] | None
+
+    def response(self, written: Sequence[int], *, finished: bool) -> Response:
+        return Response(self.prompt.task, self.prompt.id, tuple(self.ids), tuple(written), finished)
+
+
 def read_responses(directory: Path, split: str) -> list[Response]:
     """All responses of a finished split, in prompt order."""
     return [Response.from_record(record) for record in shards.read_records(directory / split)]
@@ -74,41 +88,51 @@ def prepare_responses(
     """The directory holding a response to every prompt of `splits` ({split: prompts}), written where missing.
 
     With `taps`, the features of what is written here are kept beside it (`pipelines.feature_store`).
+    Raises:
+      ValueError: no prompt of a split is short enough, one holds a token the target does not have, an answer is missing
+        that should have been given, or the target's logits are not finite.
     """
-    manifest = _manifest(recipe, target, splits)
+    jobs = {split: _encode(recipe, target, tokenizer, prompts, split) for split, prompts in splits.items()}
+    manifest = _manifest(recipe, target, jobs)
     digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
     directory = Path(recipe.run.data_dir) / "responses" / digest
     shards.write_json(directory / "manifest.json", manifest)
-    for split, prompts in splits.items():
-        kept = _encode(recipe, target, tokenizer, prompts, split)
-        parts = shards.missing(directory / split, kept, recipe.responses.shard_size)
+    for split, asked in jobs.items():
+        parts = shards.missing(directory / split, asked, recipe.responses.shard_size)
         if parts:
             store = None if taps is None else FeatureStore.of(recipe, taps, directory)
-            _write_shards(recipe, target, tokenizer, directory / split, parts, store)
-        say(f"responses: {split}: {_summary(read_responses(directory, split))} in {directory / split}")
+            _write_shards(recipe, target, directory / split, parts, store)
+        found = read_responses(directory, split)
+        for number, response in enumerate(found):
+            check_ids((*response.prompt_ids, *response.response_ids), target.config, f"{directory / split}: {number}")
+        say(f"responses: {split}: {_summary(found)} in {directory / split}")
     return directory
 
 
-def _manifest(recipe: Recipe, target: Target, splits: dict[str, list[Prompt]]) -> dict[str, Any]:
+def _manifest(recipe: Recipe, target: Target, jobs: dict[str, list[Job]]) -> dict[str, Any]:
+    """All that decides what the responses are; prompts as token ids, since the chat template is part of them."""
     section = dataclasses.asdict(recipe.responses)
     del section["batch"]  # changes the speed, not the text
-    seed = None if recipe.responses.temperature == 0.0 else recipe.run.seed
-    texts = {split: [dataclasses.asdict(prompt) for prompt in prompts] for split, prompts in splits.items()}
-    digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
-    counts = {split: len(prompts) for split, prompts in splits.items()}
-    name = {"name": target.config.name, "fingerprint": fingerprint(target), "dtype": recipe.target.dtype}
+    asked = {split: [dataclasses.asdict(job) for job in split_jobs] for split, split_jobs in jobs.items()}
     return {
-        "target": name,
-        "prompts": {"counts": counts, "digest": digest},
+        "format": FORMAT,
+        "target": {
+            "fingerprint": target.fingerprint,
+            "dtype": recipe.target.dtype,
+            "eos_ids": sorted(target.config.eos_ids),
+            "chat_template_args": recipe.target.chat_template_args,
+        },
+        "prompts": {
+            "counts": {split: len(split_jobs) for split, split_jobs in jobs.items()},
+            "digest": hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest(),
+        },
         "responses": section,
-        "seed": seed,
+        "seed": None if recipe.responses.temperature == 0.0 else recipe.run.seed,
     }
 
 
-def _encode(
-    recipe: Recipe, target: Target, tokenizer: Tokenizer, prompts: Sequence[Prompt], split: str
-) -> list[tuple[Prompt, list[int]]]:
-    """Prompts with their token ids; those over responses.max_prompt_tokens are left out and counted aloud."""
+def _encode(recipe: Recipe, target: Target, tokenizer: Tokenizer, prompts: Sequence[Prompt], split: str) -> list[Job]:
+    """What is asked for; prompts over responses.max_prompt_tokens are left out and counted aloud."""
     section, context = recipe.responses, target.config.max_positions
     if section.max_prompt_tokens + section.max_new_tokens > context:
         raise ValueError(
@@ -128,26 +152,57 @@ def _encode(
             f"responses.max_prompt_tokens={section.max_prompt_tokens}: every prompt of {split} is longer "
             f"(shortest: {min(len(ids) for _, ids in encoded)} tokens); raise it"
         )
-    return kept
+    for prompt, ids in kept:
+        check_ids(ids, target.config, f"prompt {prompt.task}/{prompt.id}")
+    given = [None] * len(kept)
+    if not section.regenerate:
+        given = _given_answers(target, tokenizer, [prompt for prompt, _ in kept])
+    return [
+        Job(prompt, ids, draw_seed(recipe, split, number), answer)
+        for number, ((prompt, ids), answer) in enumerate(zip(kept, given, strict=True))
+    ]
+
+
+def draw_seed(recipe: Recipe, split: str, number: int) -> int:
+    """Names the draws of a prompt by its number in the split, whatever is written before it; 0 when greedy."""
+    if recipe.responses.temperature == 0.0:
+        return 0
+    digest = hashlib.sha256(f"{recipe.run.seed}/{split}/{number}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1  # a positive int32
+
+
+def _given_answers(target: Target, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[list[int]]:
+    """The answers found in the prompt files, each ended as the chat template ends an assistant's turn."""
+    end, answers = tokenizer.turn_end(target.config.eos_ids), []
+    for prompt in prompts:
+        if prompt.response is None:
+            raise ValueError(
+                f"responses.regenerate=false: prompt {prompt.task}/{prompt.id} has no response in its file; "
+                "add one or let the target write it (responses.regenerate=true)"
+            )
+        answers.append([*tokenizer.encode(prompt.response), *end])
+        check_ids(answers[-1], target.config, f"response to {prompt.task}/{prompt.id}")
+    return answers
 
 
 def _write_shards(
     recipe: Recipe,
     target: Target,
-    tokenizer: Tokenizer,
     folder: Path,
-    parts: list[tuple[int, list[Any]]],
+    parts: list[tuple[int, list[Job]]],
     store: FeatureStore | None,
 ) -> None:
     """Writes every missing shard as soon as its last response is there, its features first."""
     pending: dict[int, dict[int, tuple[Response, Any]]] = {index: {} for index, _ in parts}
     sizes = {index: len(items) for index, items in parts}
-    jobs = [(index, slot, *item) for index, items in parts for slot, item in enumerate(items)]
+    places = [(index, slot) for index, items in parts for slot in range(len(items))]
+    jobs = [job for _, items in parts for job in items]
     if not recipe.responses.regenerate:
-        answers = _given_responses(recipe, target, tokenizer, jobs)
+        answers = _given_responses(recipe, jobs)
     else:
         answers = _generated_responses(recipe, target, jobs, store.tapped if store else None)
-    for index, slot, response, features in answers:
+    for number, response, features in answers:
+        index, slot = places[number]
         pending[index][slot] = (response, features)
         if len(pending[index]) == sizes[index]:
             whole = pending.pop(index)
@@ -157,56 +212,47 @@ def _write_shards(
             shards.write_shard(folder, index, [response.to_record() for response in done], _statistics(done))
 
 
-def _given_responses(
-    recipe: Recipe, target: Target, tokenizer: Tokenizer, jobs: list[Any]
-) -> Iterator[tuple[int, int, Response, None]]:
-    """Responses found in the prompt files, cut to max_new_tokens."""
+def _given_responses(recipe: Recipe, jobs: Sequence[Job]) -> Iterator[tuple[int, Response, None]]:
+    """(job number, response, None): the given answers cut to max_new_tokens."""
     say("responses: taken from the prompt files, not written by the target; expect less than half of the speedup")
-    for index, slot, prompt, ids in jobs:
-        if prompt.response is None:
-            raise ValueError(
-                f"responses.regenerate=false: prompt {prompt.task}/{prompt.id} has no response in its file; "
-                "add one or let the target write it (responses.regenerate=true)"
-            )
-        written = [*tokenizer.encode(prompt.response), *target.config.eos_ids[:1]]
-        cut = tuple(written[: recipe.responses.max_new_tokens])
-        yield index, slot, Response(prompt.task, prompt.id, tuple(ids), cut, len(cut) == len(written)), None
+    for number, job in enumerate(jobs):
+        assert job.given is not None
+        cut = job.given[: recipe.responses.max_new_tokens]
+        yield number, job.response(cut, finished=len(cut) == len(job.given)), None
 
 
 def _generated_responses(
-    recipe: Recipe, target: Target, jobs: list[Any], tapped: Tapped | None
-) -> Iterator[tuple[int, int, Response, np.ndarray | None]]:
-    """The target's own responses and their features, in order of completion, with a progress bar in tokens."""
+    recipe: Recipe, target: Target, jobs: Sequence[Job], tapped: Tapped | None
+) -> Iterator[tuple[int, Response, np.ndarray | None]]:
+    """(job number, the target's own response, its features) in order of completion, with a progress bar in tokens."""
     label = f"responses: {target.config.name} writes"
     started, tokens = time.monotonic(), 0
     with progress(label, len(jobs), "responses") as bar:
-        for number, written, features in generate_many(recipe, target, [ids for _, _, _, ids in jobs], tapped):
-            index, slot, prompt, ids = jobs[number]
+        for number, written, features in generate_many(recipe, target, jobs, tapped):
             tokens += len(written)
             bar.advance(1, f"{tokens / (time.monotonic() - started):.0f} tokens/s")
-            finished = written[-1] in target.config.eos_ids
-            yield index, slot, Response(prompt.task, prompt.id, tuple(ids), tuple(written), finished), features
+            yield number, jobs[number].response(written, finished=written[-1] in target.config.eos_ids), features
 
 
 def generate_many(
-    recipe: Recipe, target: Target, prompts: Sequence[Sequence[int]], tapped: Tapped | None
+    recipe: Recipe, target: Target, jobs: Sequence[Job], tapped: Tapped | None
 ) -> Iterator[tuple[int, list[int], np.ndarray | None]]:
-    """(prompt number, response ids, features [S, L*E] of prompt and response if asked) in order of completion.
+    """(job number, response ids, features [S, L*E] of prompt and response if asked) in order of completion.
 
     `responses.batch` rows run together; whenever REFILL of them are free (or nothing else is left to do) the next
     prompts, of similar length, take their place.
     """
     section = recipe.responses
-    rows = min(section.batch, len(prompts))
+    rows = min(section.batch, len(jobs))
     state = generate.empty_rows(target, rows, section.max_prompt_tokens + section.max_new_tokens, tapped)
-    waiting = _length_bucketed(prompts, 2 * section.batch)
-    running: dict[int, int] = {}  # row -> prompt number
+    waiting = _length_bucketed([len(job.ids) for job in jobs], 2 * section.batch)
+    running: dict[int, int] = {}  # row -> job number
     while waiting or running:
         free = [row for row in range(rows) if row not in running]
         while waiting and (len(free) >= min(REFILL, rows) or not running):
             taken = [(free.pop(0), waiting.pop(0)) for _ in range(min(REFILL, len(free), len(waiting)))]
             running.update(taken)
-            state = _insert(recipe, target, state, taken, prompts)
+            state = _insert(recipe, target, state, [(row, jobs[number]) for row, number in taken])
         state = generate.plain_segment(target, state, SEGMENT, Sampling(section.temperature))
         done, length = np.asarray(state.done), np.asarray(state.length)
         if np.asarray(state.fault).any():
@@ -217,34 +263,30 @@ def generate_many(
         for row, number in [(row, number) for row, number in running.items() if done[row]]:
             del running[row]
             features = None if state.features is None else np.asarray(state.features[row])[: length[row]]
-            yield number, np.asarray(state.tokens[row])[len(prompts[number]) : length[row]].tolist(), features
+            yield number, np.asarray(state.tokens[row])[len(jobs[number].ids) : length[row]].tolist(), features
 
 
-def _length_bucketed(prompts: Sequence[Sequence[int]], window: int) -> list[int]:
-    """Prompt numbers in order, sorted by length within windows: shards still finish one after the other."""
+def _length_bucketed(lengths: Sequence[int], window: int) -> list[int]:
+    """Job numbers in order, sorted by length within windows: shards still finish one after the other."""
     order: list[int] = []
-    for start in range(0, len(prompts), window):
-        order += sorted(range(start, min(start + window, len(prompts))), key=lambda n: len(prompts[n]))
+    for start in range(0, len(lengths), window):
+        order += sorted(range(start, min(start + window, len(lengths))), key=lambda n: lengths[n])
     return order
 
 
 def _insert(
-    recipe: Recipe,
-    target: Target,
-    state: generate.PlainState,
-    taken: Sequence[tuple[int, int]],
-    prompts: Sequence[Sequence[int]],
+    recipe: Recipe, target: Target, state: generate.PlainState, taken: Sequence[tuple[int, Job]]
 ) -> generate.PlainState:
-    """`state` with prompt numbers placed into rows ([(row, number)]), padded to REFILL rows and a bucket length."""
+    """`state` with jobs placed into rows ([(row, job)]), padded to REFILL rows and a bucket length."""
     section = recipe.responses
-    longest = max(len(prompts[number]) for _, number in taken)
+    longest = max(len(job.ids) for _, job in taken)
     bucket = min(_bucket(longest), section.max_prompt_tokens)
     rows = np.full(REFILL, section.batch, np.int32)  # a row that does not exist: dropped
     ids = np.zeros((REFILL, bucket), np.int32)
     lengths, seeds = np.ones(REFILL, np.int32), np.zeros(REFILL, np.int32)
-    for i, (row, number) in enumerate(taken):
-        rows[i], lengths[i], seeds[i] = row, len(prompts[number]), recipe.run.seed * 1_000_003 + number
-        ids[i, : lengths[i]] = prompts[number]
+    for i, (row, job) in enumerate(taken):
+        rows[i], lengths[i], seeds[i] = row, len(job.ids), job.seed
+        ids[i, : lengths[i]] = job.ids
     return generate.insert(target, state, rows, ids, lengths, lengths + section.max_new_tokens, seeds)
 
 

@@ -37,6 +37,13 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--drafter", required=True, type=Path, help="a drafter artifact directory")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="(default %(default)s)")
+    parser.add_argument(
+        "--chat-template-arg",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="such as enable_thinking=false (repeatable; default: what the drafter was trained with)",
+    )
     parser.add_argument("--width", type=int, help="one block width to decode with (default: chosen while decoding)")
     parser.add_argument(
         "--drafts",
@@ -117,11 +124,12 @@ def run_inspect(options: argparse.Namespace) -> int:
 
 def run_chat(options: argparse.Namespace) -> int:
     from serve.chat import chat
-    from serve.load import how_of, open_decoder, way_of
+    from serve.load import how_of, open_decoder, template_args_of, way_of
 
     if options.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens: expected at least 1, got {options.max_new_tokens}")
     choices = {"dtype": options.dtype, "way": way_of(options), "how": how_of(options)}
+    choices["chat_template_args"] = template_args_of(options)
     decoder = open_decoder(options.target, options.drafter, **choices, context=2 * options.max_new_tokens)
     return chat(decoder, options)
 
@@ -131,13 +139,13 @@ def evaluate_artifact(options: argparse.Namespace, tasks: dict) -> dict:
     from configs.device import drop_programs, keep_compiled_programs, peak_memory_bytes, share_one_heap
     from configs.provenance import provenance
     from serve.evaluate import Evaluator, check_room, evaluate
-    from serve.load import check_way, how_of, load_engine, step_cost, way_of
+    from serve.load import check_way, how_of, load_engine, step_cost, template_args_of, way_of
     from serve.session import context_capacity
 
     share_one_heap()
     programs = keep_compiled_programs()
     way, how = way_of(options), how_of(options)
-    engine, tokenizer, artifact = load_engine(options.target, options.drafter, options.dtype)
+    engine, tokenizer, artifact = load_engine(options.target, options.drafter, options.dtype, template_args_of(options))
     if way is not None:
         check_way(way, artifact, options.drafter)
     tokens = 0

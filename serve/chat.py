@@ -25,7 +25,8 @@ def chat(decoder: Decoder, options: argparse.Namespace) -> int:
     for turn, message in enumerate(messages):
         said.append({"role": "user", "content": message})
         ids = decoder.tokenizer.encode_chat(said)
-        said.append({"role": "assistant", "content": answer(decoder, ids, options, console, options.seed + turn)})
+        seed = (options.seed + turn) % 2**32
+        said.append({"role": "assistant", "content": answer(decoder, ids, options, console, seed)})
     return 0
 
 

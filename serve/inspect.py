@@ -51,6 +51,7 @@ def drafter_lines(artifact: Artifact) -> dict[str, Any]:
         "windows": ", ".join(map(str, config.windows)) if any(config.windows) else "none",
         "beyond plain DFlash": ", ".join(beyond_plain(config).values()) or "nothing",
         "target": f"{origin.get('target', 'not named')} ({origin.get('target_fingerprint', 'no fingerprint')})",
+        "chat template": ", ".join(f"{k}={v}" for k, v in artifact.chat_template_args.items()) or "no arguments",
         "held-out acceptance": origin.get("heldout_acceptance", "not known"),
     }
 

@@ -3,13 +3,16 @@
 import argparse
 import dataclasses
 from pathlib import Path
+from types import MappingProxyType
+
+import yaml
 
 from configs.console import say
 from configs.device import describe_device, keep_compiled_programs
 from models.artifact import Artifact, check_fit, read_artifact
 from models.sampling import Sampling
 from models.sources import load_target
-from models.tokenizer import Tokenizer, load_tokenizer
+from models.tokenizer import TemplateArgs, Tokenizer, load_tokenizer
 from serve.choose import Chooser, Way
 from serve.cost import Cost, candidate_widths, kept_cost, time_steps
 from serve.decoder import GREEDILY, Engine, Speculation, make_engine
@@ -24,17 +27,19 @@ def open_decoder(
     way: Way | None = None,
     how: Speculation = GREEDILY,
     context: int = 1024,
+    chat_template_args: TemplateArgs = MappingProxyType({}),
 ) -> Decoder:
     """A decoder for a target (`models.sources` says what may be named) and a drafter artifact.
 
     `how` says how to sample, and to draft and verify while sampling. Who drafts how much is chosen while decoding
     unless `way` fixes it; the first time on a device that takes a timing of steps with `context` positions, which drops
-    the process's other compiled programs. Programs are kept on disk.
+    the process's other compiled programs. Programs are kept on disk. The chat template takes the arguments that the
+    drafter was trained with, but for those named here.
     Raises:
       ValueError: no such target or drafter, one that does not fit the other, a width beyond the trained one.
     """
     keep_compiled_programs()
-    engine, tokenizer, artifact = load_engine(target, Path(drafter), dtype)
+    engine, tokenizer, artifact = load_engine(target, Path(drafter), dtype, chat_template_args)
     if way is not None:
         check_way(way, artifact, Path(drafter))
         how = dataclasses.replace(how, width=way.width, drafts=way.drafts, copy=way.copy)
@@ -43,8 +48,11 @@ def open_decoder(
     return Decoder(engine, tokenizer, how, chooser=chooser, sampling=how.sampling)
 
 
-def load_engine(target: str, drafter: Path, dtype: str) -> tuple[Engine, Tokenizer, Artifact]:
-    """The engine of a target and a drafter.
+def load_engine(
+    target: str, drafter: Path, dtype: str, chat_template_args: TemplateArgs = MappingProxyType({})
+) -> tuple[Engine, Tokenizer, Artifact]:
+    """The engine of a target and a drafter, and their tokenizer: its template takes the drafter's arguments, but for
+    those given here.
 
     Raises:
       ValueError: no such target or drafter, or one that does not fit the other.
@@ -53,7 +61,27 @@ def load_engine(target: str, drafter: Path, dtype: str) -> tuple[Engine, Tokeniz
     say(f"serve: loading {target} and {drafter}")
     loaded = load_target(target, dtype)
     check_fit(artifact, loaded, drafter)
-    return make_engine(loaded, artifact), load_tokenizer(target), artifact
+    template_args = {**artifact.chat_template_args, **chat_template_args}
+    if template_args:
+        say(f"serve: chat template with {', '.join(f'{name}={value}' for name, value in template_args.items())}")
+    return make_engine(loaded, artifact), load_tokenizer(target, template_args), artifact
+
+
+def template_args_of(options: argparse.Namespace) -> TemplateArgs:
+    """The chat template's arguments that the options name; values are read as YAML reads them."""
+    found = {}
+    for text in options.chat_template_arg:
+        name, equals, value = text.partition("=")
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            found[name] = None
+        if not (name and equals and type(found[name]) in (bool, int, float, str)):
+            raise ValueError(
+                f"--chat-template-arg {text}: expected NAME=VALUE with a truth value, a number or a text, such as "
+                "enable_thinking=false"
+            )
+    return found
 
 
 def how_of(options: argparse.Namespace) -> Speculation:

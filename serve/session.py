@@ -19,7 +19,7 @@ from configs.device import return_unused_heap
 from models.generate import PlainState, plain_segment
 from models.masks import packed_mask
 from models.sampling import GREEDY, Sampling
-from models.target import Target
+from models.target import Target, check_ids
 from models.tokenizer import Tokenizer
 from serve.choose import PLAIN, Chooser, Way
 from serve.decoder import DecodeState, Engine, Speculation, speculative_segment, start
@@ -94,8 +94,8 @@ class Decoder:
         """The answers to `prompts` (user messages, or token ids), written together, one row each.
 
         Raises:
-          ValueError: an empty prompt, or one that exceeds the target's context with max_new_tokens; logits that are not
-            finite.
+          ValueError: an empty prompt, one with ids the target does not have, or one that exceeds its context with
+            max_new_tokens; other than one seed a prompt; logits that are not finite.
         """
         *_, (_, answers) = self.stream(prompts, max_new_tokens=max_new_tokens, stop=stop, seeds=seeds)
         return answers
@@ -116,8 +116,12 @@ class Decoder:
         rows = [Row(self._ids(prompt)) for prompt in prompts]
         if not rows or not all(row.prompt for row in rows):
             raise ValueError("prompts: expected at least one, each of at least one token")
+        for index, row in enumerate(rows):
+            check_ids(row.prompt, self.engine.target.config, f"prompt {index}")
         began = time.perf_counter()
         seeds = range(len(rows)) if seeds is None else seeds
+        if len(seeds) != len(rows) or not all(0 <= seed < 2**32 for seed in seeds):
+            raise ValueError(f"seeds: expected {len(rows)} of 0 to {2**32 - 1}, one a prompt, got {list(seeds)}")
         state = jax.block_until_ready(self._start(rows, max_new_tokens, seeds))
         prefill_ms, began = (time.perf_counter() - began) * 1e3, time.perf_counter()
         while any(row.finished is None for row in rows):
@@ -164,7 +168,7 @@ class Decoder:
         for line, row in zip(prompts, rows, strict=True):
             line[: len(row.prompt)] = row.prompt
         lengths = np.array([len(row.prompt) for row in rows], np.int32)
-        stops, seed = lengths + max_new_tokens, np.asarray(seeds, np.int32)
+        stops, seed = lengths + max_new_tokens, np.array(seeds, np.uint32).view(np.int32)
         state = start(self.engine, prompts, lengths, stops, seed, capacity=capacity)
         if self.how is not None:
             return state

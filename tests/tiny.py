@@ -135,7 +135,7 @@ class Letters(Tokenizer):
     """Token ids as pairs of digits, so that stop strings can cross token boundaries."""
 
     def __init__(self):
-        super().__init__(None, 0)
+        super().__init__(None, {})
 
     def decode(self, ids, *, skip_special=False):
         return "".join(f"{token:02d}" for token in ids)

@@ -101,7 +101,7 @@ def recipe(root: Path) -> dict[str, dict[str, Any]]:
     """The tiny recipe: 12 steps of width 4 over the target and prompts in `root`."""
     return {
         "run": {"name": "tiny", "dir": str(root / "runs/tiny"), "data_dir": str(root / "data"), "seed": 0},
-        "target": {"source": str(root / "target"), "dtype": "float32"},
+        "target": {"source": str(root / "target"), "dtype": "float32", "chat_template_args": {}},
         "prompts": {"sources": [str(root / "prompts.jsonl")], "limit": 20, "heldout": 4},
         "responses": {
             "regenerate": True,

@@ -17,7 +17,7 @@ from pipelines.prepare import taps_of
 def drafter_config(recipe: Recipe, target: Target, tokenizer: Tokenizer) -> DrafterConfig:
     """The drafter's architecture: the target's own layer shape, the recipe's depth, width, taps and options."""
     section, shape = recipe.drafter, target.config
-    mask = tokenizer.default_mask_token_id if section.mask_token_id is None else section.mask_token_id
+    mask = tokenizer.unused_token_id(shape) if section.mask_token_id is None else section.mask_token_id
     if not 0 <= mask < shape.vocab_size:
         raise ValueError(f"drafter.mask_token_id: expected 0 to {shape.vocab_size - 1} ({shape.name}), got {mask}")
     vocab = section.draft_vocab_size

@@ -49,6 +49,19 @@ def _what(config: DrafterConfig, origin: Mapping[str, Any], dtype: str) -> list[
         f"{list(config.target_layer_ids)}, {dtype}. It drafts for {target} alone{weights} and "
         "owns neither its embedding nor its LM head.",
         "",
+        *_template(origin),
+    ]
+
+
+def _template(origin: Mapping[str, Any]) -> list[str]:
+    """How to render chats as its training did, where the template was given arguments."""
+    held = origin.get("chat_template_args")
+    if not held:
+        return []
+    return [
+        f"It was trained on chats rendered with the template arguments `{json.dumps(held)}`; wideblock takes them from "
+        "here, other engines with every request (`chat_template_kwargs`). Rendered otherwise, fewer drafts are kept.",
+        "",
     ]
 
 

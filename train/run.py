@@ -64,7 +64,7 @@ def assemble(recipe: Recipe) -> Assembly:
     mesh = make_mesh(recipe.mesh.data, recipe.mesh.fsdp)
     place = partial(weight_sharding, mesh=mesh) if mesh.size > 1 else one_device
     target = load_target(recipe.target.source, recipe.target.dtype, place)
-    tokenizer = load_tokenizer(recipe.target.source)
+    tokenizer = load_tokenizer(recipe.target.source, recipe.target.chat_template_args)
     config = drafter_config(recipe, target, tokenizer)
     prepared = prepare(recipe, target, tokenizer)
     vocab = None
@@ -105,8 +105,13 @@ def train(recipe: Recipe, *, config: str, overrides: Sequence[str], resume: bool
     if whole_steps(run / "checkpoints"):
         check_identity(run / "checkpoints" / str(find_step(run / "checkpoints", "last")), identity)
     describe_run(recipe, run)
-    origin = {"target": assembly.target.name, "target_fingerprint": assembly.target_fingerprint}
-    write_description(run, assembly.config, assembly.draft_vocab, {**origin, "recipe": recipe.run.name})
+    origin = {
+        "target": assembly.target.name,
+        "target_fingerprint": assembly.target_fingerprint,
+        "chat_template_args": recipe.target.chat_template_args,
+        "recipe": recipe.run.name,
+    }
+    write_description(run, assembly.config, assembly.draft_vocab, origin)
     return _fit_and_report(recipe, assembly, identity, command=" ".join([config, *overrides]))
 
 
@@ -159,8 +164,8 @@ def identity_of(recipe: Recipe, assembly: Assembly) -> dict[str, Any]:
     """What a checkpoint is bound to: a resumed run must agree in every one of these."""
     config, section = assembly.config, recipe.batches
     return {
-        "target": assembly.target.name,
         "target_fingerprint": assembly.target_fingerprint,
+        "chat_template_args": recipe.target.chat_template_args,
         "width": config.width,
         "taps": list(config.target_layer_ids),
         "num_layers": config.num_layers,
