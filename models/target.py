@@ -188,7 +188,7 @@ def check_ids(ids: Iterable[int], config: TargetConfig, where: str) -> None:
         if not 0 <= token < config.vocab_size:
             raise ValueError(
                 f"{where}: token id {token} at place {place} is not in the vocabulary of {config.name}; expected 0 to "
-                f"{config.vocab_size - 1}; check that the tokenizer is the target's"
+                f"{config.vocab_size - 1}"
             )
 
 

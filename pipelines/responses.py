@@ -104,7 +104,8 @@ def prepare_responses(
             _write_shards(recipe, target, directory / split, parts, store)
         found = read_responses(directory, split)
         for number, response in enumerate(found):
-            check_ids((*response.prompt_ids, *response.response_ids), target.config, f"{directory / split}: {number}")
+            where = f"{directory / split}, record {number} (damaged: delete the folder, prepare again)"
+            check_ids((*response.prompt_ids, *response.response_ids), target.config, where)
         say(f"responses: {split}: {_summary(found)} in {directory / split}")
     return directory
 

@@ -160,8 +160,11 @@ def test_inspect_says_what_fits(tiny: Tiny):
     assert "artifact: a drafter" in done.stdout
     assert "num_speculative_tokens=3" in done.stdout
     assert "artifact fits" in done.stdout
-    write_target(tiny.root / "stranger", seed=8)
-    done = command(["serve", "inspect", str(tiny.root / "artifact"), str(tiny.root / "stranger")])
+    shutil.copytree(tiny.root / "target", tiny.root / "moved")
+    done = command(["serve", "inspect", str(tiny.root / "artifact"), str(tiny.root / "moved")])
+    assert done.returncode == 0, "the same weights under another name"
+    write_target(tiny.root / "stranger" / "target", seed=8)
+    done = command(["serve", "inspect", str(tiny.root / "artifact"), str(tiny.root / "stranger" / "target")])
     assert done.returncode == 1
     assert "made for another target" in done.stdout
     refused(command(["serve", "inspect", str(tiny.root)]), "directory with a config.json", "found none of them")
@@ -177,8 +180,8 @@ def test_eval_mistakes(tiny: Tiny):
     refused(evaluate(tiny, target="nowhere"), "nowhere")
     from tests.tiny_run import write_target
 
-    write_target(tiny.root / "other", seed=7)
-    refused(evaluate(tiny, target="other"), "made for another target", "weights")
+    write_target(tiny.root / "other" / "target", seed=7)  # of the same name: its weights alone are others
+    refused(evaluate(tiny, target="other/target"), "made for another target", "weights")
     shutil.copytree(tiny.root / "artifact", tiny.root / "cut")
     file = tiny.root / "cut" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])

@@ -28,6 +28,14 @@ def test_overrides():
     assert recipe.batches.blocks == {2: 1, 8: 2}
 
 
+def test_template_arguments_keep_their_types():
+    given = {"enable_thinking": False, "budget": 3, "share": 0.5, "date": "26 Jul"}
+    override = "target.chat_template_args={enable_thinking: false, budget: 3, share: 0.5, date: 26 Jul}"
+    found = load_recipe("smoke.yaml", [override]).target.chat_template_args
+    assert found == given
+    assert [type(value) for value in found.values()] == [bool, int, float, str]
+
+
 def test_resolved_recipe_reads_back(tmp_path: Path):
     recipe = load_recipe("wide_block.yaml", ["drafter.target_layer_ids=[1, 2, 3]"])
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(recipe.to_dict()))
@@ -46,6 +54,12 @@ def test_resolved_recipe_reads_back(tmp_path: Path):
         ("features.mode=cache", ["features.mode", "one of cached, online", "did you mean cached?"]),
         ("prompts.sources=own", ["prompts.sources", "expected a list"]),
         ("stride=3", ["section.field=value", "MaxText"]),
+        ("run.seed=4294967296", ["run.seed", "at most 4294967295", "4294967296"]),
+        ("run.seed=-1", ["run.seed", "at least 0", "-1"]),
+        ("batches.blocks={}", ["batches.blocks", "got {}"]),
+        ("target.chat_template_args={1: true}", ["target.chat_template_args", "expected str", "1"]),
+        ("target.chat_template_args={a: [1]}", ["target.chat_template_args[a]", "bool, int, float, str", "[1]"]),
+        ("target.chat_template_args={a: null}", ["target.chat_template_args[a]", "bool, int, float, str", "None"]),
         ("train.steps=0", ["train.steps", "at least 1", "0"]),
         ("drafter.width=1", ["drafter.width", "at least 2"]),
         ("batches.blocks={4: 4}", ["batches.blocks", "drafter.width", "4"]),

@@ -76,6 +76,10 @@ def write_gguf(path: Path, model, family: str, kind: gguf.GGMLQuantizationType, 
     writer.add_token_merges(["t 1", "t 2"])
     writer.add_eos_token_id(2)
     writer.add_bos_token_id(1)
+    for end, token in changes.get("ends", {}).items():
+        {"eot": writer.add_eot_token_id, "eom": writer.add_eom_token_id}[end](token)
+    for name, value in changes.get("extra", {}).items():
+        writer.add_tensor(name, value)
     if changes.get("rope_freqs") is not None:
         writer.add_tensor("rope_freqs.weight", changes["rope_freqs"])
     for name, tensor in model.state_dict().items():

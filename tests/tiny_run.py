@@ -67,21 +67,26 @@ def write_target(path: Path, seed: int = 0) -> Path:
     return path
 
 
-def write_tokenizer(path: Path) -> None:
-    """tokenizer.json of single bytes and the special tokens; tokenizer_config.json with the chat template."""
+def write_tokenizer(
+    path: Path, special: Sequence[str] = SPECIAL, template: str = TEMPLATE, *, added: Sequence[str] = (), **named: str
+) -> None:
+    """tokenizer.json of single bytes, the special tokens and `added` ones that are not; tokenizer_config.json with the
+    chat template, and with the special tokens that have a name (eos_token unless given)."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in added])
     backend.save(str(path / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": SPECIAL[0],
-        "chat_template": TEMPLATE,
+        "chat_template": template,
         "clean_up_tokenization_spaces": False,
+        **named,
     }
     (path / "tokenizer_config.json").write_text(json.dumps(config))
 
