@@ -8,7 +8,7 @@ several taps are concatenated on the last dimension in the order given.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -182,14 +182,15 @@ def fingerprint(config: TargetConfig, tensors: Mapping[str, str]) -> str:
     return FINGERPRINT + hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def check_ids(ids: Iterable[int], config: TargetConfig, where: str) -> None:
+def check_ids(ids: Sequence[int], config: TargetConfig, where: str) -> None:
     """Raises ValueError for a token id outside the target's vocabulary: a gather would take another one's row."""
-    for place, token in enumerate(ids):
-        if not 0 <= token < config.vocab_size:
-            raise ValueError(
-                f"{where}: token id {token} at place {place} is not in the vocabulary of {config.name}; expected 0 to "
-                f"{config.vocab_size - 1}"
-            )
+    if not ids or (min(ids) >= 0 and max(ids) < config.vocab_size):
+        return
+    place, token = next((i, token) for i, token in enumerate(ids) if not 0 <= token < config.vocab_size)
+    raise ValueError(
+        f"{where}: token id {token} at place {place} is not in the vocabulary of {config.name}; expected 0 to "
+        f"{config.vocab_size - 1}"
+    )
 
 
 def default_taps(num_target_layers: int, num_layers: int) -> tuple[int, ...]:

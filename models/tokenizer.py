@@ -178,7 +178,7 @@ class _Rebuilt:
     ) -> str:
         assert not tokenize
         given = {"messages": messages, "add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}
-        return self._template.render(given | self._names | template_args)
+        return self._template.render({**given, **self._names, **template_args})
 
 
 def _from_gguf(path: Path) -> _Rebuilt:

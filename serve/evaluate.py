@@ -27,7 +27,7 @@ from models import generate
 from models.masks import packed_mask
 from models.prompts import Prompt
 from models.statistics import bootstrap_ratio
-from models.target import Target
+from models.target import Target, check_ids
 from models.tokenizer import Tokenizer
 from serve.choose import Chooser, Way
 from serve.cost import Cost, expected_tau
@@ -131,7 +131,7 @@ class Evaluator:
                 check_room(self.engine.target, prompt, ids, self.max_new_tokens)
                 out.append(Question(prompt.task, prompt.id, turn["content"], ids))
                 if index + 1 < len(turns):
-                    (answer,) = self.plain.generate([ids], max_new_tokens=self.max_new_tokens)
+                    (answer,) = self.plain.generate([ids], max_new_tokens=self.max_new_tokens, seeds=[self.seed])
                     said.append({"role": "assistant", "content": answer.text})
         return out
 
@@ -179,7 +179,8 @@ class Evaluator:
         """The runs of every answer decoded at full width."""
         decoder = self._decoder(dataclasses.replace(self.how, width=self.engine.drafter.config.width))
         prompts = [question.ids for question, _, _ in batch]
-        return [answer.runs for answer in decoder.generate(prompts, max_new_tokens=self.max_new_tokens)]
+        seeds = [self.seed] * len(prompts)
+        return [answer.runs for answer in decoder.generate(prompts, max_new_tokens=self.max_new_tokens, seeds=seeds)]
 
     def _gap(self, question: Question, plain: Answer, fast: Answer) -> float | None:
         if plain.ids == fast.ids or not self.sampling.greedy:
@@ -188,7 +189,8 @@ class Evaluator:
 
 
 def check_room(target: Target, prompt: Prompt, ids: Sequence[int], max_new_tokens: int) -> None:
-    """Raises ValueError when a prompt and its answer exceed the target's context."""
+    """Raises ValueError when a prompt holds ids the target does not have, or exceeds its context with the answer."""
+    check_ids(ids, target.config, f"prompt {prompt.task}/{prompt.id}")
     limit = target.config.max_positions
     if len(ids) + max_new_tokens > limit:
         raise ValueError(

@@ -13,7 +13,9 @@ from models.tokenizer import load_tokenizer
 from pipelines import responses, shards
 from pipelines.prompts import load_prompts
 from pipelines.responses import Response, prepare_responses, read_responses
+from serve.cost import Cost
 from serve.decoder import Speculation, make_engine
+from serve.evaluate import Evaluator, Question
 from serve.session import Decoder
 from tests.tiny import Letters, make_artifact, make_target
 from tests.tiny_run import Tiny, make_tiny
@@ -96,6 +98,22 @@ def test_decoders_take_the_same_seeds():
     for bad in ((2**32, 0), (-1, 0), (1,)):
         with pytest.raises(ValueError, match="seeds: expected 2 of 0 to 4294967295, one a prompt"):
             texts(*bad)
+
+
+def test_evaluation_draws_by_its_seed_alone():
+    """At full width too, where answers are decoded in batches: one seed, whatever stands beside it."""
+    engine = make_engine(make_target(eos_ids=()), make_artifact())
+    questions = [Question("t", str(number), "", [5 + number, 6, 7]) for number in range(3)]
+
+    def runs(seed: int, *asked: Question) -> list[list[int]]:
+        how = Speculation(1, sampling=Sampling(1.0))
+        evaluator = Evaluator(engine, Letters(), 40, cost=Cost(1.0, {}, {}), prior=[0.5], how=how, seed=seed)
+        answers = [(question, *[evaluator.answer(question, None)] * 2) for question in asked]
+        return [decoded.full_width_runs for decoded in evaluator.at_full_width(answers)]
+
+    together = runs(7, *questions)
+    assert [runs(7, question)[0] for question in questions] == together
+    assert runs(8, *questions) != together
 
 
 def test_greedy_answers_do_not_depend_on_it(tiny: Tiny, world, tmp_path: Path):
