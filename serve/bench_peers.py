@@ -50,7 +50,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     keep_compiled_programs()
     artifact = plain_part(options.drafter)
-    target, tokenizer = load_target(options.target, "float32"), load_tokenizer(options.target)
+    target = load_target(options.target, "float32")
+    tokenizer = load_tokenizer(options.target, artifact.chat_template_args)
     ours = Decoder(make_engine(target, artifact), tokenizer, Speculation(options.width), capacity=512)
     theirs = Theirs(target, artifact, options.width)
     prompts = [p for name in options.tasks.split(",") for p in load_task(name, options.task_dir)[: options.prompts]]
