@@ -16,28 +16,43 @@ SECTION = dataclasses.replace(
 )
 
 
-def test_schedule_warms_up_and_falls_along_a_cosine():
+def test_schedule_by_hand():
+    """100 updates, a tenth of them warm-up: update 9 has the peak, the other 90 fall along a cosine to 2 % of it."""
     rate = learning_rate(SECTION, 100)
-    values = [float(rate(step)) for step in range(101)]
-    assert max(values) == pytest.approx(1e-2)
-    assert int(np.argmax(values)) == 10, "a tenth of the steps is warm-up"
-    assert values[0] < values[5] < values[10]
-    low = values[100]
-    assert values[55] == pytest.approx(low + (1e-2 - low) * 0.5 * (1 + math.cos(math.pi * 0.5)), rel=1e-3)
-    assert all(a > b for a, b in itertools.pairwise(values[10:]))
+    values = [float(rate(update)) for update in range(100)]
+    assert values[:10] == pytest.approx([1e-3 * part for part in range(1, 11)])
+    assert int(np.argmax(values)) == 9
+    assert values[54] == pytest.approx(2e-4 + (1e-2 - 2e-4) / 2), "half of the cosine"
+    assert values[24] == pytest.approx(2e-4 + (1e-2 - 2e-4) * 0.5 * (1 + math.cos(math.pi / 6))), "a sixth of it"
+    assert values[99] == pytest.approx(2e-4), "the last update"
+    assert all(a > b for a, b in itertools.pairwise(values[9:]))
+
+
+@pytest.mark.parametrize(
+    ("fraction", "steps", "expected"),
+    [
+        (0.0, 3, [1.0, 0.51, 0.02]),
+        (0.5, 4, [0.5, 1.0, 0.51, 0.02]),
+        (1.0, 4, [0.25, 0.5, 0.75, 1.0]),
+        (0.1, 1, [1.0]),
+    ],
+)
+def test_every_update_learns(fraction: float, steps: int, expected: list[float]):
+    rate = learning_rate(dataclasses.replace(SECTION, learning_rate=1.0, warmup_fraction=fraction), steps)
+    assert [float(rate(update)) for update in range(steps)] == pytest.approx(expected)
 
 
 def test_first_update_by_hand():
-    """After one AdamW step every coordinate has moved by rate * sign(gradient); matrices decay too, norms do not."""
+    """After one AdamW step every coordinate has moved by rate * sign(gradient); matrices decay too, norms do not.
+
+    Warm-up over a tenth of 100 updates to 1e-2: the first rate is 1e-3. Decay 0.1 of a weight of 3: 3e-4.
+    """
     params = {"matrix": jnp.full((2, 2), 3.0), "norm": jnp.full(2, 3.0)}
     gradients = {"matrix": jnp.array([[1e-3, -1e-3], [2e-3, 0.0]]), "norm": jnp.array([1e-3, -1e-3])}
-    optimizer = make_optimizer(dataclasses.replace(SECTION, warmup_fraction=0.0), 100)
+    optimizer = make_optimizer(SECTION, 100)
     updates, _ = optimizer.update(gradients, optimizer.init(params), params)
-    rate = float(learning_rate(dataclasses.replace(SECTION, warmup_fraction=0.0), 100)(0))
-    decay = rate * 0.1 * 3.0
-    expected = -rate * np.sign(gradients["matrix"]) - decay
-    assert np.allclose(updates["matrix"], expected, rtol=1e-3)
-    assert np.allclose(updates["norm"], -rate * np.sign(gradients["norm"]), rtol=1e-3)
+    np.testing.assert_allclose(updates["matrix"], [[-1.3e-3, 0.7e-3], [-1.3e-3, -0.3e-3]], rtol=1e-3)
+    np.testing.assert_allclose(updates["norm"], [-1e-3, 1e-3], rtol=1e-3)
 
 
 def test_clipping_is_by_the_global_norm():

@@ -23,7 +23,7 @@ from models.sharding import make_mesh, weight_sharding
 from train.checkpoint import Checkpoints
 from train.metrics import Metrics
 
-FINAL_RATE = 0.02  # of the peak learning rate, at the last step
+FINAL_RATE = 0.02  # of the peak learning rate, at the last update
 LossFn = Callable[..., tuple[Any, dict[str, Any]]]
 Evaluate = Callable[[nnx.Module, int], Mapping[str, float]]
 
@@ -50,10 +50,13 @@ class Outcome:
 
 
 def learning_rate(section: schema.Optimizer, steps: int) -> optax.Schedule:
-    """Linear warm-up over `warmup_fraction` of the steps, then cosine to FINAL_RATE of the peak."""
-    warmup = max(1, round(section.warmup_fraction * steps))
+    """The rate of update 0, 1, ...: up in equal parts over `warmup_fraction` of them, then along a cosine.
+
+    Example, 10 updates, 4 of them warm-up: 1/4, 2/4, 3/4 and the peak itself, ..., FINAL_RATE of the peak at update 9.
+    """
+    peak, warmup = section.learning_rate, max(1, round(section.warmup_fraction * steps))
     return optax.warmup_cosine_decay_schedule(
-        0.0, section.learning_rate, warmup, max(steps, warmup + 1), FINAL_RATE * section.learning_rate
+        peak / warmup, peak, warmup - 1, max(warmup, steps - 1), FINAL_RATE * peak
     )
 
 
