@@ -20,7 +20,6 @@ refused by name.
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,10 +28,12 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from configs.files import replacing
 from models.artifact_config import config_json, parse_config, read_config
 from models.drafter import Drafter, DrafterConfig
 from models.target import FINGERPRINT, Target
 
+CONFIG = "config.json"
 _NORMS = {
     "attention_norm": "input_layernorm",
     "mlp_norm": "post_attention_layernorm",
@@ -64,13 +65,25 @@ class Artifact:
         """Conditional acceptance of its slots on held-out responses, as far as training measured it; [0.5] if not."""
         return list(self.origin.get("heldout_acceptance") or [0.5])
 
+    def digest(self) -> str:
+        """Names this drafter: its shape and every weight's value, in whatever type they lie on disk."""
+        digest = hashlib.sha256(self.shape_digest().encode())
+        for name, value in sorted(_to_tensors(self).items()):
+            digest.update(name.encode() + np.ascontiguousarray(value, np.float32).tobytes())
+        if self.draft_vocab is not None:
+            digest.update(np.asarray(self.draft_vocab, np.int32).tobytes())
+        return digest.hexdigest()[:16]
+
     def shape_digest(self) -> str:
         """Names everything that decides what a step costs, and nothing that training changes."""
         return hashlib.sha256(json.dumps(dataclasses.asdict(self.config), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def write_artifact(artifact: Artifact, path: Path, dtype: str = "float32") -> None:
-    """Writes the artifact's two files, each atomically, its tensors in `dtype`.
+    """Writes the artifact's two files, its tensors in `dtype`.
+
+    Whoever reads meanwhile, or after a crash, finds the old pair, the new one, or no config.json, and so no drafter:
+    never one's weights under the other's description.
 
     Raises:
       OSError: the directory cannot be written.
@@ -78,16 +91,19 @@ def write_artifact(artifact: Artifact, path: Path, dtype: str = "float32") -> No
     from safetensors.numpy import save_file
 
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
-    path.mkdir(parents=True, exist_ok=True)
     tensors = {name: np.ascontiguousarray(value, kind) for name, value in _to_tensors(artifact).items()}
     if artifact.draft_vocab is not None:
         tensors["draft_vocab_ids"] = np.asarray(artifact.draft_vocab, np.int32)
-    partial = path / "model.safetensors.partial"
-    save_file(tensors, partial, metadata={"format": "pt"})
-    os.replace(partial, path / "model.safetensors")
-    partial = path / "config.json.partial"
-    partial.write_text(json.dumps(config_json(artifact.config, artifact.origin, dtype), indent=2) + "\n")
-    os.replace(partial, path / "config.json")
+    config = path / CONFIG
+    with replacing(config) as described, replacing(path / "model.safetensors") as weights:
+        described.write_text(json.dumps(config_json(artifact.config, artifact.origin, dtype), indent=2) + "\n")
+        save_file(tensors, weights, metadata={"format": "pt"})
+        config.unlink(missing_ok=True)  # here the weights take their place, then the config
+
+
+def interrupted(path: Path) -> bool:
+    """Whether `path` was left without a config.json by `write_artifact`, killed."""
+    return not (path / CONFIG).exists() and any(path.glob(f".{CONFIG}.*.partial"))
 
 
 def read_artifact(path: Path) -> Artifact:

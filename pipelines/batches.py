@@ -26,10 +26,8 @@ class RowSource:
     """Packed rows by number, features included when there are any."""
 
     def __init__(self, responses: Sequence[Response], features: FeatureSource | None, row_length: int):
-        if features is not None and len(features) != len(responses):
-            raise ValueError(
-                f"features: {len(features)} records for {len(responses)} responses; delete them and prepare again"
-            )
+        if features is not None:
+            features.check([response.ids for response in responses])
         self._responses, self._features, self._length = responses, features, row_length
         self.rows = pack([response.length for response in responses], row_length)
 
@@ -45,7 +43,7 @@ class RowSource:
 
     def _stack_features(self, row: Row) -> np.ndarray:
         assert self._features is not None
-        parts = [self._features[number] for number in row.numbers]
+        parts = [self._features.of(number, self._responses[number].ids) for number in row.numbers]
         missing = self._length - sum(map(len, parts))
         return np.concatenate([*parts, np.zeros((missing, parts[0].shape[1]), parts[0].dtype)])
 

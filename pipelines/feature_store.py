@@ -3,12 +3,14 @@
 Owned here: a directory of `run.data_dir`/features, named by a digest of its manifest
 
     manifest.json                       responses directory, taps, whether the final state is in, dtype
-    {train,heldout}/00000.array_record  shard: one record a response, the bytes of an array [S, L*E] (+ E: where the
-                                        loss has soft labels, the final hidden state, normed, comes last)
+    {train,heldout}/00000.array_record  shard: one record a response, the 16 bytes of its `stamp`, then those of an
+                                        array [S, L*E] (+ E: where the loss has soft labels, the final hidden state,
+                                        normed, comes last)
     {train,heldout}/00000.json          its completion mark
 
 Record i of a split belongs to response i of the same split, and is as long as that response's prompt and text
 together. The last token's row is zero: a block's context ends before its anchor, and nothing follows the last token.
+A record is held to its response by the stamp, so that a shard of another split or set of answers is no training data.
 """
 
 import dataclasses
@@ -25,6 +27,12 @@ from models.generate import Tapped
 from pipelines import shards
 
 FORMAT = 2  # raised when the target's forward pass or the records change what stands in a directory
+STAMP = 16  # bytes
+
+
+def stamp(ids: Sequence[int]) -> bytes:
+    """16 bytes that name a response's token ids, those of its prompt included."""
+    return hashlib.blake2b(np.asarray(ids, np.int32).tobytes(), digest_size=STAMP).digest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,15 +52,15 @@ class FeatureStore:
         shards.write_json(directory / "manifest.json", manifest)
         return FeatureStore(directory, tapped)
 
-    def write(self, split: str, index: int, features: Sequence[np.ndarray]) -> None:
-        """One shard, from arrays [S, L*E] without the last token's row (or with it, ignored).
+    def write(self, split: str, index: int, features: Sequence[np.ndarray], texts: Sequence[Sequence[int]]) -> None:
+        """One shard, from arrays [S, L*E] (the last token's row is not looked at) and the token ids they are of.
 
         Raises:
           ValueError: a value does not fit the recipe's features.dtype.
         """
         kind = np.dtype(getattr(ml_dtypes, self.tapped.dtype, self.tapped.dtype))
         records = []
-        for values in features:
+        for values, ids in zip(features, texts, strict=True):
             values = np.array(values, kind)
             values[-1] = 0
             if not np.isfinite(values.astype(np.float32)).all():
@@ -60,7 +68,7 @@ class FeatureStore:
                     f"features.dtype={self.tapped.dtype}: a feature of the target does not fit it; "
                     "use features.dtype=bfloat16"
                 )
-            records.append(values.tobytes())
+            records.append(stamp(ids) + values.tobytes())
         statistics = {"responses": len(records), "bytes": sum(map(len, records))}
         shards.write_shard(self.directory / split, index, records, statistics)
 
@@ -74,7 +82,8 @@ class FeatureSource:
     """Random access to cached features by response number: [S, L*E] arrays."""
 
     def __init__(self, directory: Path, split: str, hidden_size: int):
-        self._records = shards.open_records(directory / split)
+        self._folder = directory / split
+        self._records = shards.open_records(self._folder)
         manifest = json.loads((directory / "manifest.json").read_text())
         name = manifest["dtype"]
         self._dtype = np.dtype(getattr(ml_dtypes, name, name))
@@ -84,4 +93,37 @@ class FeatureSource:
         return len(self._records)
 
     def __getitem__(self, number: int) -> np.ndarray:
-        return np.frombuffer(self._records[number], self._dtype).reshape(-1, self._width)
+        return self._array(self._records[number])
+
+    def check(self, texts: Sequence[Sequence[int]]) -> None:
+        """Raises ValueError unless there are as many records as `texts`, and the first of every shard is of its text.
+
+        The others are checked as they are read (`of`): looking at all of them first would read gigabytes.
+        """
+        counts = shards.counts(self._folder)
+        if not sum(counts) == len(self) == len(texts):
+            raise ValueError(
+                f"{self._folder}: features of {len(self)} responses where there are {len(texts)}; "
+                f"delete {self._folder.parent} and prepare again"
+            )
+        for first in np.cumsum([0, *counts[:-1]]).tolist():
+            self.of(first, texts[first])
+
+    def of(self, number: int, ids: Sequence[int]) -> np.ndarray:
+        """The features of response `number`, whose prompt and text are `ids`: [S, L*E].
+
+        Raises:
+          ValueError: the record is of another response, or not as long as this one.
+        """
+        record = self._records[number]
+        whole = len(record) == STAMP + len(ids) * self._width * self._dtype.itemsize
+        if not whole or record[:STAMP] != stamp(ids):
+            file = shards.file_of(self._folder, number)
+            raise ValueError(
+                f"{file}: holds features of another response than number {number} of {self._folder.name}; delete "
+                f"{file.with_suffix('.json')} and prepare again"
+            )
+        return self._array(record)
+
+    def _array(self, record: bytes) -> np.ndarray:
+        return np.frombuffer(record, self._dtype, offset=STAMP).reshape(-1, self._width)

@@ -31,16 +31,22 @@ def prepare_features(recipe: Recipe, target: Target, taps: tuple[int, ...], resp
     store = FeatureStore.of(recipe, taps, responses)
     for split in sorted(path.name for path in responses.iterdir() if path.is_dir()):
         everything = read_responses(responses, split)
-        parts = shards.missing(store.directory / split, everything, recipe.responses.shard_size)
-        if parts:
-            with progress(f"features: {split}", sum(len(part) for _, part in parts), "responses") as bar:
-                for index, part in parts:
-                    store.write(split, index, _extract(recipe, target, store, part))
-                    bar.advance(len(part))
+        with shards.claim_missing(store.directory / split, everything, recipe.responses.shard_size) as parts:
+            if parts:
+                _write_shards(recipe, target, store, split, parts)
         size = sum(path.stat().st_size for path in shards.paths(store.directory / split))
         where = f"{size / 1e6:.0f} MB in {store.directory}"
         say(f"features: {split}: {len(everything)} responses, taps {list(taps)}, {where}")
     return store.directory
+
+
+def _write_shards(
+    recipe: Recipe, target: Target, store: FeatureStore, split: str, parts: Sequence[tuple[int, list[Response]]]
+) -> None:
+    with progress(f"features: {split}", sum(len(part) for _, part in parts), "responses") as bar:
+        for index, part in parts:
+            store.write(split, index, _extract(recipe, target, store, part), [r.ids for r in part])
+            bar.advance(len(part))
 
 
 def _extract(recipe: Recipe, target: Target, store: FeatureStore, part: Sequence[Response]) -> list[np.ndarray]:

@@ -47,6 +47,11 @@ class Response:
     finished: bool
 
     @property
+    def ids(self) -> tuple[int, ...]:
+        """Prompt and text."""
+        return (*self.prompt_ids, *self.response_ids)
+
+    @property
     def length(self) -> int:
         return len(self.prompt_ids) + len(self.response_ids)
 
@@ -98,10 +103,10 @@ def prepare_responses(
     directory = Path(recipe.run.data_dir) / "responses" / digest
     shards.write_json(directory / "manifest.json", manifest)
     for split, asked in jobs.items():
-        parts = shards.missing(directory / split, asked, recipe.responses.shard_size)
-        if parts:
-            store = None if taps is None else FeatureStore.of(recipe, taps, directory)
-            _write_shards(recipe, target, directory / split, parts, store)
+        with shards.claim_missing(directory / split, asked, recipe.responses.shard_size) as parts:
+            if parts:
+                store = None if taps is None else FeatureStore.of(recipe, taps, directory)
+                _write_shards(recipe, target, directory / split, parts, store)
         found = read_responses(directory, split)
         for number, response in enumerate(found):
             where = f"{directory / split}, record {number} (damaged: delete the folder, prepare again)"
@@ -209,7 +214,7 @@ def _write_shards(
             whole = pending.pop(index)
             done = [whole[slot][0] for slot in range(sizes[index])]
             if store is not None and recipe.responses.regenerate:
-                store.write(folder.name, index, [whole[slot][1] for slot in range(sizes[index])])
+                store.write(folder.name, index, [whole[slot][1] for slot in range(sizes[index])], [r.ids for r in done])
             shards.write_shard(folder, index, [response.to_record() for response in done], _statistics(done))
 
 

@@ -4,12 +4,14 @@ A split is a folder of `NNNNN.array_record` files, each with a mark `NNNNN.json`
 their final name only when whole. A folder's shards are those that have a mark.
 """
 
+import contextlib
 import errno
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+
+from configs.files import held, replacing, write_json
 
 Item = TypeVar("Item")
 
@@ -20,6 +22,19 @@ def missing(folder: Path, items: Sequence[Item], size: int) -> list[tuple[int, l
     return [(index, part) for index, part in parts if not _mark(folder, index).is_file()]
 
 
+@contextlib.contextmanager
+def claim_missing(folder: Path, items: Sequence[Item], size: int) -> Iterator[list[tuple[int, list[Item]]]]:
+    """What `missing` says, held against other processes while open.
+
+    Where another process is writing the folder, its end is waited for: what it wrote is no longer missing.
+    """
+    if not missing(folder, items, size):
+        yield []
+        return
+    with held(folder, wait=True):
+        yield missing(folder, items, size)
+
+
 def write_shard(folder: Path, index: int, records: Sequence[bytes], statistics: dict[str, Any]) -> None:
     """One shard, atomically: the records, then the mark with `statistics`.
 
@@ -28,20 +43,16 @@ def write_shard(folder: Path, index: int, records: Sequence[bytes], statistics: 
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    folder.mkdir(parents=True, exist_ok=True)
-    path = _mark(folder, index).with_suffix(".array_record")
-    partial = path.with_suffix(".partial")
-    with open(partial, "wb"):  # an unwritable folder fails here, as an OSError with the file's name
-        pass
-    writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
-    try:
-        for record in records:
-            writer.write(record)
-        writer.close()
-    except RuntimeError as error:  # how the writer reports a full disk
-        partial.unlink(missing_ok=True)
-        raise OSError(errno.ENOSPC, f"cannot write ({' '.join(str(error).split())[:120]})", str(partial)) from error
-    os.replace(partial, path)
+    with replacing(_mark(folder, index).with_suffix(".array_record")) as partial:
+        with open(partial, "wb"):  # an unwritable folder fails here, as an OSError with the file's name
+            pass
+        writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
+        try:
+            for record in records:
+                writer.write(record)
+            writer.close()
+        except RuntimeError as error:  # how the writer reports a full disk
+            raise OSError(errno.ENOSPC, f"cannot write ({' '.join(str(error).split())[:120]})", str(partial)) from error
     write_json(_mark(folder, index), statistics)
 
 
@@ -55,6 +66,20 @@ def paths(folder: Path) -> list[Path]:
     if not found:
         raise ValueError(f"{folder}: no complete shard; expected NNNNN.array_record with NNNNN.json; run prepare")
     return found
+
+
+def counts(folder: Path) -> list[int]:
+    """How many responses each complete shard holds, by its mark."""
+    return [json.loads(path.with_suffix(".json").read_text())["responses"] for path in paths(folder)]
+
+
+def file_of(folder: Path, number: int) -> Path:
+    """The record file that holds record `number`."""
+    for path, count in zip(paths(folder), counts(folder), strict=True):
+        if number < count:
+            return path
+        number -= count
+    raise IndexError(number)
 
 
 def read_records(folder: Path) -> Iterator[bytes]:
@@ -75,14 +100,6 @@ def open_records(folder: Path) -> Any:
         raise ValueError(
             f"{folder}: a record file is damaged ({error}); delete its .json mark, prepare again"
         ) from error
-
-
-def write_json(path: Path, content: Any) -> None:
-    """`content` as JSON, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(partial, path)
 
 
 def _mark(folder: Path, index: int) -> Path:

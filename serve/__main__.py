@@ -179,6 +179,7 @@ def evaluate_artifact(options: argparse.Namespace, tasks: dict) -> dict:
         "peak_memory_bytes": peak_memory_bytes(),
         "programs": dict(programs),
         "drafter_info": {
+            "digest": artifact.digest(),
             "trained width": config.width,
             "layers": config.num_layers,
             "taps": list(config.target_layer_ids),

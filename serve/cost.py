@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs.device import cache_directory, drop_programs, return_unused_heap
+from configs.files import write_json
 from models.generate import PlainState, empty_rows, insert, plain_segment
 from models.sampling import keys
 from serve.decoder import DecodeState, Engine, Speculation, draft, speculative_segment, start
@@ -117,10 +118,7 @@ def kept_cost(identity: Mapping[str, Any], measure: Callable[[], Cost]) -> Cost:
         by_width = {name: {int(width): ms for width, ms in raw[name].items()} for name in ("draft_ms", "verify_ms")}
         return Cost(raw["plain_ms"], **by_width)
     cost = measure()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = file.with_suffix(".partial")
-    partial_file.write_text(json.dumps({"identity": identity, "cost": dataclasses.asdict(cost)}, indent=1) + "\n")
-    partial_file.replace(file)
+    write_json(file, {"identity": identity, "cost": dataclasses.asdict(cost)})
     return cost
 
 

@@ -15,7 +15,7 @@ This module owns the format, of the dictionary and of report.json alike; other k
     max_new_tokens    limit of every answer
     peak_memory_bytes resident, of the process, loading included
     programs          {compiled, from_disk}: how many were compiled, how many found on disk
-    drafter_info      {name: value} about the drafter, to show: trained width, layers, taps, ...
+    drafter_info      {name: value} about the drafter, to show: digest (`Artifact.digest`), trained width, layers, ...
     cost              plain_ms: one step of the plain loop
                       widths: a list of {width, draft_ms, verify_ms, expected_tau, expected_speedup},
                       ascending, 1 among them: a plain step that keeps the drafter's context; expected values
@@ -53,7 +53,6 @@ are of the batch-1 loops. Every file is written whole or not at all.
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -65,6 +64,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from configs.files import write_atomic
 from serve import charts
 
 SCHEMA = 3
@@ -174,24 +174,13 @@ def write_report(report: dict[str, Any], directory: Path) -> None:
         "report.html": page(report),
     }
     try:
-        directory.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            _replace(directory / name, text)
+            write_atomic(directory / name, text)
     except OSError as error:
         raise OSError(
             f"{directory}: expected a directory to write the report into, got: {error.strerror};"
             " choose another with --out"
         ) from error
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file under another name first, so that a reader meets the old one or the whole new one."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def markdown(report: dict[str, Any]) -> str:

@@ -47,7 +47,6 @@ def test_chain_and_its_report(tiny: Tiny):
     assert (report["width"], report["asked_width"]) == (4, 3)
     assert {way["width"] for way in task["ways"]} == {3}
     assert "<html" in (tiny.root / "report" / "report.html").read_text()
-    assert (tiny.root / "run" / "acceptance.json").is_file()
 
 
 def test_widths_chosen_while_decoding_and_reports_compared(tiny: Tiny):
@@ -113,7 +112,8 @@ def test_unwritable_places(tiny: Tiny):
     refused(tiny.train(tiny.root / "y", f"run.data_dir={tiny.root}/file/data"), "file")
 
 
-def test_too_high_a_rate_keeps_the_last_checkpoint(tiny: Tiny):
+def test_too_high_a_rate_names_what_to_lower(tiny: Tiny):
+    """What is kept of such a run: tests/test_only_finite_is_kept.py."""
     refused(tiny.train(tiny.root / "nan", "optimizer.learning_rate=1.0e+30", "optimizer.clip=1.0e+30"), "learning_rate")
 
 

@@ -28,5 +28,7 @@ def test_smoke_recipe(tmp_path: Path):
     assert 1 <= report["average"]["tau"] <= 8
     assert 1 <= report["average"]["tokens_per_step"] <= 4
     assert report["peak_memory_bytes"] <= 1.6 * WEIGHT_BYTES + 600e6
-    assert (tmp_path / "run" / "acceptance.json").is_file()
+    origin = json.loads((tmp_path / "artifact" / "config.json").read_text())["wideblock"]
+    assert all(0 <= slot <= 1 for slot in origin["heldout_acceptance"])
+    assert origin["heldout_acceptance"], "the held-out acceptance goes where the decoder starts from"
     print(f"smoke chain: {time.monotonic() - began:.0f} s")

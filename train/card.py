@@ -7,22 +7,30 @@ from typing import Any
 
 import yaml
 
+from configs.console import say
+from models.artifact import read_artifact
 from models.artifact_config import beyond_plain
 from models.drafter import DrafterConfig
 from models.sources import EMBEDDED
 
 
-def card(run: Path, out: Path, config: DrafterConfig, origin: Mapping[str, Any], dtype: str) -> str:
-    """README.md of the artifact at `out`, from what the run directory knows."""
+def card(run: Path, out: Path, *, dtype: str, acceptance: Mapping[str, Any] | None) -> str:
+    """README.md of the artifact at `out`, from what the run directory knows of just this drafter.
+
+    `acceptance` is its held-out acceptance (`train.acceptance`), where it was measured.
+    """
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     provenance = json.loads((run / "provenance.json").read_text())
+    artifact = read_artifact(out)
+    config, origin = artifact.config, artifact.origin
     lines = [
         *_what(config, origin, dtype),
         f"Trained by wideblock, recipe `{recipe['run']['name']}`, step {origin['step']}, on the target's own responses "
         f"to prompts from {', '.join(recipe['prompts']['sources'])}; revision {provenance['revision']}, on "
         f"{provenance['device']}.",
         "",
-        *_acceptance(run),
+        *_heldout(acceptance),
+        *_decoded(run / "report.json", artifact.digest()),
         *_serving(out, config, origin),
     ]
     return "\n".join(lines) + "\n"
@@ -70,22 +78,34 @@ def _serving(out: Path, config: DrafterConfig, origin: Mapping[str, Any]) -> lis
     return ["## Serve it", "", *commands(out, config, origin.get("target", "TARGET"))]
 
 
-def _acceptance(run: Path) -> list[str]:
-    """The tables the run has: held-out acceptance, and the report of an evaluation if there was one."""
-    lines = []
-    heldout, report = run / "acceptance.json", run / "report.json"
-    if heldout.is_file():
-        raw = json.loads(heldout.read_text())
-        lines += [f"Held-out acceptance length (greedy walk, width {raw['width']}):", "", "| task | tau |", "|---|---|"]
-        lines += [f"| {name} | {task['tau']:.2f} |" for name, task in raw["tasks"].items()] + [""]
-    if report.is_file():
-        raw = json.loads(report.read_text())
-        lines += [f"Decoded on {raw['device']} ({raw['dtype']}, batch 1):", ""]
-        lines += ["| task | tau | speedup |", "|---|---|---|"]
-        for name, task in raw["tasks"].items():
-            lines.append(f"| {name} | {task['tau']:.2f} | {task['speedup']:.2f}x |")
-        lines.append("")
-    return lines
+def _heldout(acceptance: Mapping[str, Any] | None) -> list[str]:
+    if acceptance is None:
+        return []
+    lines = [
+        f"Held-out acceptance length (greedy walk, width {acceptance['width']}):",
+        "",
+        "| task | tau |",
+        "|---|---|",
+    ]
+    return lines + [f"| {name} | {task['tau']:.2f} |" for name, task in acceptance["tasks"].items()] + [""]
+
+
+def _decoded(report: Path, digest: str) -> list[str]:
+    """The figures of an evaluation, where it was of the drafter that `digest` names."""
+    if not report.is_file():
+        return []
+    try:
+        raw = json.loads(report.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{report}: not JSON ({error}); delete it, or evaluate again") from error
+    if raw["drafter_info"].get("digest") != digest:
+        say(
+            f"export: {report} is of another drafter; its figures stay out of the card (python -m serve eval adds them)"
+        )
+        return []
+    lines = [f"Decoded on {raw['device']} ({raw['dtype']}, batch 1):", ""]
+    lines += ["| task | tau | speedup |", "|---|---|---|"]
+    return lines + [f"| {name} | {t['tau']:.2f} | {t['speedup']:.2f}x |" for name, t in raw["tasks"].items()] + [""]
 
 
 def _own_commands(out: Path, config: DrafterConfig, target: str) -> list[str]:

@@ -13,7 +13,6 @@ model card beside it (README.md, see `train.card`). Or the parameters alone as a
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -21,11 +20,11 @@ from typing import Any, Literal
 import numpy as np
 
 from configs.console import say
-from models.artifact import Artifact, read_artifact, write_artifact
+from configs.files import write_atomic, write_json
+from models.artifact import Artifact, interrupted, read_artifact, write_artifact
 from models.artifact_config import beyond_plain, config_json, is_drafter, parse_config, read_config
 from models.drafter import DrafterConfig
 from models.layers import RopeScaling
-from pipelines.shards import write_json
 from train.card import bare_card, card
 
 
@@ -88,11 +87,12 @@ def export(run: str | Path, out: str | Path, which: str | int = "best", how: For
     check_out(out, how)
     if how.plain:
         plain_config(config, run)  # refused before anything is read
-    params, _, step = load_params(run / "checkpoints", which)
-    origin |= {"step": step, **_heldout_acceptance(run)}
+    params, metadata, step = load_params(run / "checkpoints", which)
+    acceptance = metadata.get("acceptance")  # of these parameters, if they were measured
+    origin |= {"step": step} | ({} if acceptance is None else {"heldout_acceptance": _prior(acceptance)})
     artifact = write(Artifact(config, drafter_weights(params), vocab, origin), out, how, run)
     if how.kind == "dflash":
-        (out / "README.md").write_text(card(run, out, artifact.config, origin, str(how.dtype)))
+        write_atomic(out / "README.md", card(run, out, dtype=str(how.dtype), acceptance=acceptance))
     size = sum(np.asarray(value).size for value in _leaves(artifact.weights))
     say(f"export: step {step} of {run}: {config.num_layers} layers, {size / 1e6:.1f} M parameters -> {out}")
 
@@ -112,14 +112,20 @@ def convert(drafter: Path, out: Path, how: Form) -> None:
     old, new = drafter / "README.md", out / "README.md"
     if how.kind == "dflash" and written is artifact and how.dtype == kept and old.is_file():
         if out.resolve() != drafter.resolve():
-            shutil.copyfile(old, new)
+            write_atomic(new, old.read_text(encoding="utf-8"))
     elif how.kind == "dflash":
-        new.write_text(bare_card(drafter, out, written.config, written.origin, str(how.dtype)))
+        write_atomic(new, bare_card(drafter, out, written.config, written.origin, str(how.dtype)))
     say(f"export: {drafter} -> {out}")
 
 
 def write(artifact: Artifact, out: Path, how: Form, where: Path) -> Artifact:
-    """Writes `artifact` in the form asked for; returns it as written."""
+    """Writes `artifact` in the form asked for; returns it as written.
+
+    Raises:
+      ValueError: a weight is not finite, or plain DFlash cannot compute the drafter.
+    """
+    if not all(np.isfinite(value).all() for value in _leaves(artifact.weights)):
+        raise ValueError(f"{where}: a weight of this drafter is not finite; export another checkpoint")
     if how.plain:
         config = plain_config(artifact.config, where)
         artifact = dataclasses.replace(artifact, config=config, draft_vocab=None)
@@ -132,7 +138,8 @@ def write(artifact: Artifact, out: Path, how: Form, where: Path) -> Artifact:
 
 def check_out(out: Path, how: Form) -> None:
     """Raises ValueError where `out` holds what is not a drafter, or one in a form that would be read instead."""
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not is_drafter(out))):
+    known = out.is_dir() and (is_drafter(out) or interrupted(out) or not any(out.iterdir()))
+    if out.exists() and not known:
         raise ValueError(f"{out}: exists and is not a drafter artifact; choose another --out")
     others = ("model.safetensors",) if how.kind == "orbax" else ("params", "model.safetensors.index.json")
     for name in others:
@@ -188,13 +195,9 @@ def plain_config(config: DrafterConfig, run: Path) -> DrafterConfig:
     return dataclasses.replace(config, draft_vocab_size=None)
 
 
-def _heldout_acceptance(run: Path, least: int = 30) -> dict[str, list[float]]:
+def _prior(acceptance: Mapping[str, Any], least: int = 30) -> list[float]:
     """Conditional acceptance per slot as far as `least` steps reached it: where a decoder starts its estimates."""
-    file = run / "acceptance.json"
-    if not file.is_file():
-        return {}
-    slots = json.loads(file.read_text())["slots"]
-    return {"heldout_acceptance": [round(slot["acceptance"], 4) for slot in slots if slot["reached"] >= least]}
+    return [round(slot["acceptance"], 4) for slot in acceptance["slots"] if slot["reached"] >= least]
 
 
 def drafter_weights(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,10 +4,11 @@ metrics.jsonl: {"step", "kind": "train" or "heldout", "seconds": since this proc
 """
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+
+from configs.files import write_atomic
 
 
 class Metrics:
@@ -48,6 +49,4 @@ def _drop_after(file: Path, step: int) -> None:
                 kept.append(line + "\n")
         except json.JSONDecodeError:
             break
-    partial = file.with_suffix(".partial")
-    partial.write_text("".join(kept))
-    os.replace(partial, file)
+    write_atomic(file, "".join(kept))

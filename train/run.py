@@ -3,12 +3,15 @@
 Owned here: the run directory
 
     recipe.yaml, provenance.json   the resolved recipe; command, revision, versions, device
+    recipe.<step>.yaml, provenance.<step>.json
+                                   the same of the part that went on from there, where it differs from what was before
     drafter.json                   what the drafter is (see `train.export`)
     checkpoints/  metrics.jsonl  events/
-    acceptance.json                held-out acceptance of the last step
+    .lock                          names the process that writes there, while it does
 """
 
 import dataclasses
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -21,6 +24,7 @@ from flax import nnx
 
 from configs.console import say
 from configs.device import keep_compiled_programs, keep_freed_memory
+from configs.files import held, write_atomic
 from configs.provenance import provenance
 from configs.schema import Recipe
 from models.drafter import DrafterConfig
@@ -31,10 +35,9 @@ from models.target import TargetConfig
 from models.tokenizer import load_tokenizer
 from pipelines.batches import RowSource, train_batches
 from pipelines.prepare import Prepared, describe_rows, frequent_tokens, prepare
-from pipelines.shards import write_json
 from train.acceptance import Acceptance, heldout_acceptance
 from train.build import drafter_config, new_drafter
-from train.checkpoint import check_identity, find_step, whole_steps
+from train.checkpoint import check_identity, whole_steps
 from train.export import write_description
 from train.loss import LossSettings, Trainee, block_loss
 
@@ -98,21 +101,21 @@ def train(recipe: Recipe, *, config: str, overrides: Sequence[str], resume: bool
     keep_compiled_programs()
     keep_freed_memory()
     run = recipe.run_dir
-    refuse_overwriting(run, resume)
-    run.mkdir(parents=True, exist_ok=True)
-    assembly = assemble(recipe)
-    identity = identity_of(recipe, assembly)
-    if whole_steps(run / "checkpoints"):
-        check_identity(run / "checkpoints" / str(find_step(run / "checkpoints", "last")), identity)
-    describe_run(recipe, run)
-    origin = {
-        "target": assembly.target.name,
-        "target_fingerprint": assembly.target_fingerprint,
-        "chat_template_args": recipe.target.chat_template_args,
-        "recipe": recipe.run.name,
-    }
-    write_description(run, assembly.config, assembly.draft_vocab, origin)
-    return _fit_and_report(recipe, assembly, identity, command=" ".join([config, *overrides]))
+    with held(run, wait=False):
+        refuse_overwriting(run, resume)
+        assembly = assemble(recipe)
+        identity, begun = identity_of(recipe, assembly), max(whole_steps(run / "checkpoints"), default=0)
+        if begun:
+            check_identity(run / "checkpoints" / str(begun), identity)
+        describe_run(recipe, run, begun)
+        origin = {
+            "target": assembly.target.name,
+            "target_fingerprint": assembly.target_fingerprint,
+            "chat_template_args": recipe.target.chat_template_args,
+            "recipe": recipe.run.name,
+        }
+        write_description(run, assembly.config, assembly.draft_vocab, origin)
+        return _fit_and_report(recipe, assembly, identity, command=" ".join([config, *overrides]))
 
 
 def _fit_and_report(recipe: Recipe, assembly: Assembly, identity: Mapping[str, Any], *, command: str) -> int:
@@ -122,14 +125,12 @@ def _fit_and_report(recipe: Recipe, assembly: Assembly, identity: Mapping[str, A
     rows = assembly.rows("train", section.row_length)
     say(f"batches: {describe_rows(rows, prepared.read('train'), section.row_length)}")
     heldout, responses = assembly.rows("heldout", section.row_length), prepared.read("heldout")
-    measured: dict[str, Acceptance] = {}
 
-    def evaluate(model: nnx.Module, step: int) -> Mapping[str, float]:
+    def evaluate(model: nnx.Module, step: int) -> Acceptance:
         assert isinstance(model, Trainee)
         acceptance = heldout_acceptance(model, heldout, responses, recipe.loss.head_chunk)
-        measured["last"] = acceptance
         say(f"train: step {step}: held-out tau {acceptance.tau:.3f} ({_per_task(acceptance)})")
-        return acceptance.scalars()
+        return acceptance
 
     settings = loss_settings(recipe)
     batches = train_batches(rows, section.blocks, rows=section.rows, seed=recipe.run.seed)
@@ -150,8 +151,6 @@ def _fit_and_report(recipe: Recipe, assembly: Assembly, identity: Mapping[str, A
         say(f"train: stopped by {outcome.interrupted.name}, saved step {outcome.step}")
         say(f"next: python -m train --config {command} --resume")
         return 128 + outcome.interrupted
-    if measured:
-        write_json(run / "acceptance.json", measured["last"].to_dict())
     say(f"next: python -m train export --run {run} --out exports/{recipe.run.name}")
     return 0
 
@@ -180,6 +179,10 @@ def identity_of(recipe: Recipe, assembly: Assembly) -> dict[str, Any]:
         "optimizer": recipe.to_dict()["optimizer"],
         "steps": recipe.train.steps,
         "seed": recipe.run.seed,
+        "target.dtype": recipe.target.dtype,
+        "train.dtype": recipe.train.dtype,
+        "features.mode": recipe.features.mode,
+        "features.dtype": recipe.features.dtype if recipe.features.mode == "cached" else None,
     }
 
 
@@ -192,7 +195,19 @@ def refuse_overwriting(run: Path, resume: bool) -> None:
         )
 
 
-def describe_run(recipe: Recipe, run: Path) -> None:
-    """Writes recipe.yaml and provenance.json."""
-    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False))
-    write_json(run / "provenance.json", provenance(["python", "-m", "train", *sys.argv[1:]]))
+def describe_run(recipe: Recipe, run: Path, begun: int) -> None:
+    """Writes recipe.yaml and provenance.json, or what is new of them in a part that goes on from step `begun`."""
+    _describe(run, "recipe", "yaml", begun=begun, text=yaml.safe_dump(recipe.to_dict(), sort_keys=False))
+    came_from = provenance(["python", "-m", "train", *sys.argv[1:]])
+    _describe(run, "provenance", "json", begun=begun, text=json.dumps(came_from, indent=1) + "\n")
+
+
+def _describe(run: Path, stem: str, suffix: str, *, begun: int, text: str) -> None:
+    first = run / f"{stem}.{suffix}"
+    if begun == 0 or not first.is_file():
+        write_atomic(first, text)
+        return
+    later = [path for path in run.glob(f"{stem}.*.{suffix}") if path.name.split(".")[1].isdigit()]
+    latest = max(later, key=lambda path: int(path.name.split(".")[1]), default=first)
+    if latest.read_text() != text:
+        write_atomic(run / f"{stem}.{begun}.{suffix}", text)

@@ -8,10 +8,11 @@ checkpoints would hold the frozen target and its resume would read past batches 
 import dataclasses
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -20,12 +21,14 @@ from tunix.sft import hooks, peft_trainer
 from configs import schema
 from configs.console import progress, say
 from models.sharding import make_mesh, weight_sharding
+from train.acceptance import Acceptance
 from train.checkpoint import Checkpoints
 from train.metrics import Metrics
 
 FINAL_RATE = 0.02  # of the peak learning rate, at the last update
 LossFn = Callable[..., tuple[Any, dict[str, Any]]]
-Evaluate = Callable[[nnx.Module, int], Mapping[str, float]]
+CHECKED = ("loss", "gradient_norm")  # of every update
+Evaluate = Callable[[nnx.Module, int], Acceptance]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +95,7 @@ class DrafterTrainer(peft_trainer.PeftTrainer):
         super().__init__(model, optimizer, config)
         shard(self.optimizer, mesh)
         self.scalars: dict[str, Any] = {}
+        self._unchecked: list[tuple[int, dict[str, Any]]] = []
 
     def start_at(self, step: int) -> None:
         """Counts on from `step` updates."""
@@ -102,6 +106,17 @@ class DrafterTrainer(peft_trainer.PeftTrainer):
     def between_updates(self) -> bool:
         """Whether no microbatch of an update is pending."""
         return self._iter_steps % self.config.get_with_default("gradient_accumulation_steps", 1) == 0
+
+    def fault(self) -> str | None:
+        """What is not finite of the updates since the last call, or of what they made of the parameters."""
+        unchecked, self._unchecked = jax.device_get(self._unchecked), []
+        for step, values in unchecked:
+            for name in CHECKED:
+                if not np.isfinite(values[name]):
+                    return f"step {step}: {name} is {values[name]}"
+        if not _all_finite(_trees(self)):
+            return f"step {self._train_steps}: parameters or optimizer state are not finite"
+        return None
 
     def wait_for_parameters(self) -> None:
         """Returns when the last update has been computed."""
@@ -114,6 +129,7 @@ class DrafterTrainer(peft_trainer.PeftTrainer):
         buffered = self._buffered_train_metrics
         assert buffered is not None
         self.scalars = {**aux, "gradient_norm": buffered.additional_metrics["grad_norm"][0][-1]}
+        self._unchecked.append((self._train_steps + 1, {name: self.scalars[name] for name in CHECKED}))
 
     def _log_metrics(self, *arguments: Any, **named: Any) -> None:
         """Ours are written between updates (this one would call every loss a perplexity)."""
@@ -149,55 +165,68 @@ def fit(
 ) -> Outcome:
     """Trains `trainee` in place, from the run's last checkpoint where there is one.
 
-    `loss_fn(trainee, batch)` returns (loss, scalars); `evaluate(trainee, step)` returns held-out scalars with "tau".
+    `loss_fn(trainee, batch)` returns (loss, scalars with "loss"); `evaluate(trainee, step)` its held-out acceptance.
     Writes checkpoints, metrics.jsonl and events under the run's directory. SIGTERM and SIGINT finish the step, save
-    and return. Raises ValueError for a checkpoint that does not fit, OSError when the disk refuses.
+    and return. Raises ValueError for a checkpoint that does not fit and for an update that is not finite, OSError when
+    the disk refuses; what was being saved is on disk before it does.
     """
     plan = make_plan(recipe)
     mesh = make_mesh(recipe.mesh.data, recipe.mesh.fsdp)
     trainer = DrafterTrainer(trainee, make_optimizer(recipe.optimizer, plan.steps), plan, mesh)
     trainer.with_loss_fn(loss_fn, has_aux=True).with_gen_model_input_fn(lambda batch: {"batch": batch})
-    checkpoints = Checkpoints(recipe.run_dir / "checkpoints", keep=plan.keep)
-    begun = 0
-    if checkpoints.last_step is not None:
-        begun, trees = checkpoints.restore(_trees(trainer), batches, identity)
-        nnx.update(trainer.model, trees["params"])
-        nnx.update(trainer.optimizer, trees["optimizer"])
-        trainer.start_at(begun)
-        say(f"train: going on from step {begun} ({checkpoints.directory})")
-    metrics = Metrics(recipe.run_dir, step=begun)
-    rate = learning_rate(recipe.optimizer, plan.steps)
-    with _signals() as received, progress("train", plan.steps - begun, "steps") as bar:
+    with closing(Checkpoints(recipe.run_dir / "checkpoints", keep=plan.keep)) as checkpoints:
+        begun = _go_on(trainer, checkpoints, batches, identity)
+        about, rate = {"seed": plan.seed, "identity": dict(identity)}, learning_rate(recipe.optimizer, plan.steps)
         saved, tau = begun, None
 
         def act(step: int) -> bool:
             nonlocal saved, tau
             ends = step >= plan.steps or bool(received)
-            if step > begun:
-                bar.advance(1, _note(trainer.scalars, tau) if due(step, plan.log_every) or ends else "")
-                if due(step, plan.log_every) or ends:
-                    values = {name: float(value) for name, value in trainer.scalars.items()}
-                    _refuse_not_finite(values, step)
-                    metrics.write(step, "train", values | {"learning_rate": float(np.asarray(rate(step - 1)))})
-                heldout = None
-                if due(step, plan.eval_every) or step == plan.steps:
-                    heldout = dict(evaluate(trainer.model, step))
-                    tau = heldout["tau"]
-                    metrics.write(step, "heldout", heldout)
-                if heldout or due(step, plan.checkpoint_every) or ends:
-                    measured = heldout["tau"] if heldout else None
-                    checkpoints.save(
-                        step, _trees(trainer), batches, {"seed": plan.seed, "identity": dict(identity), "tau": measured}
-                    )
-                    saved = step
+            measures = due(step, plan.eval_every) or step == plan.steps
+            logs, saves = due(step, plan.log_every) or ends, measures or due(step, plan.checkpoint_every) or ends
+            if step == begun:
+                return not ends
+            if logs or saves:
+                _refuse_not_finite(trainer, checkpoints)
+            bar.advance(1, _note(trainer.scalars, tau) if logs else "")
+            if logs:
+                values = {name: float(value) for name, value in trainer.scalars.items()}
+                metrics.write(step, "train", values | {"learning_rate": float(np.asarray(rate(step - 1)))})
+            acceptance = evaluate(trainer.model, step) if measures else None
+            if acceptance is not None:
+                tau = acceptance.tau
+                metrics.write(step, "heldout", acceptance.scalars())
+            if saves:
+                checkpoints.save(step, _trees(trainer), batches, about | _measured(acceptance))
+                saved = step
             return not ends
 
         trainer.with_data_hooks(_Between(plan, act, batches))
-        with mesh:
+        bars = progress("train", plan.steps - begun, "steps")
+        with closing(Metrics(recipe.run_dir, step=begun)) as metrics, _signals() as received, bars as bar, mesh:
             trainer.train([])
-    checkpoints.close()
-    metrics.close()
     return Outcome(saved, received[0] if received and saved < plan.steps else None)
+
+
+def _go_on(
+    trainer: DrafterTrainer, checkpoints: Checkpoints, batches: Iterator[Any], identity: Mapping[str, Any]
+) -> int:
+    """The step to begin at: that of the last checkpoint, which is restored, or 0."""
+    if checkpoints.last_step is None:
+        return 0
+    step, trees = checkpoints.restore(_trees(trainer), batches, identity)
+    nnx.update(trainer.model, trees["params"])
+    nnx.update(trainer.optimizer, trees["optimizer"])
+    trainer.start_at(step)
+    say(f"train: going on from step {step} ({checkpoints.directory})")
+    return step
+
+
+def _measured(acceptance: Acceptance | None) -> dict[str, Any]:
+    """What a checkpoint says of its own parameters."""
+    if acceptance is None:
+        return {"tau": None, "acceptance": None}
+    return {"tau": acceptance.tau, "acceptance": acceptance.to_dict()}
 
 
 def make_plan(recipe: schema.Recipe) -> Plan:
@@ -239,13 +268,16 @@ def _note(scalars: Mapping[str, Any], tau: float | None) -> str:
     return loss if tau is None else f"{loss}, held-out tau {tau:.2f}"
 
 
-def _refuse_not_finite(values: Mapping[str, float], step: int) -> None:
-    for name, value in values.items():
-        if not np.isfinite(value):
-            raise ValueError(
-                f"step {step}: {name} is {value}; the last checkpoint is kept; lower optimizer.learning_rate or "
-                "optimizer.clip and start another run"
-            )
+def _refuse_not_finite(trainer: DrafterTrainer, checkpoints: Checkpoints) -> None:
+    fault, last = trainer.fault(), checkpoints.last_step
+    if fault is not None:
+        kept = "no checkpoint was written yet" if last is None else f"the checkpoint of step {last} is kept"
+        raise ValueError(f"{fault}; {kept}; lower optimizer.learning_rate or optimizer.clip and start another run")
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 @contextmanager
