@@ -2,6 +2,10 @@
 refused by name."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -11,6 +15,7 @@ from safetensors.numpy import load_file
 
 from models.artifact import check_fit, read_artifact, write_artifact
 from tests.tiny import make_artifact, make_target
+from train.export import Form, check_out
 
 
 def test_names_and_shapes_are_the_contract(tmp_path: Path):
@@ -84,6 +89,43 @@ def test_round_trip_is_exact(tmp_path: Path, changes: dict):
     write_artifact(again, tmp_path / "b")
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.parametrize("survived", [0, 1, 2])
+def test_killed_while_replacing_another(tmp_path: Path, survived: int):
+    """After any number of file operations: the old drafter, the new one, or none; and another export goes on there."""
+    old, new = make_artifact(1), make_artifact(2, mask_token_id=59)
+    write_artifact(old, tmp_path / "a")
+    program = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from models.artifact import write_artifact\n"
+        "from tests.tiny import make_artifact\n"
+        "left = int(sys.argv[2])\n"
+        "def dying(operation):\n"
+        "    def call(*arguments, **named):\n"
+        "        global left\n"
+        "        if left == 0:\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        left -= 1\n"
+        "        return operation(*arguments, **named)\n"
+        "    return call\n"
+        "artifact = make_artifact(2, mask_token_id=59)\n"
+        "os.replace, Path.unlink = dying(os.replace), dying(Path.unlink)\n"
+        "write_artifact(artifact, Path(sys.argv[1]))\n"
+    )
+    call = [sys.executable, "-c", program, str(tmp_path / "a"), str(survived)]
+    done = subprocess.run(call, cwd=Path(__file__).resolve().parent.parent, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    assert done.returncode == -signal.SIGKILL
+    if (tmp_path / "a" / "config.json").is_file():
+        found = read_artifact(tmp_path / "a")
+        assert (found.config, found.digest()) in [(one.config, one.digest()) for one in (old, new)]
+    else:
+        with pytest.raises(ValueError, match=r"no config\.json"):
+            read_artifact(tmp_path / "a")
+    check_out(tmp_path / "a", Form())
+    write_artifact(new, tmp_path / "a")
+    assert read_artifact(tmp_path / "a").digest() == new.digest()
 
 
 def edit(path: Path, **changes) -> None:

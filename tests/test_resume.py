@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.tiny_run import Tiny, assert_same_arrays, checkpoint_arrays, logged_step, make_tiny, signal_when
 from train.checkpoint import load_params, whole_steps
@@ -88,6 +89,40 @@ def test_another_recipe_is_refused_with_the_fields(tiny: Tiny):
     assert done.returncode == 2
     assert "width: checkpoint 4, recipe 3" in done.stderr
     assert "taps: checkpoint [1], recipe [0]" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["features.mode=online"], "features.mode: checkpoint 'cached', recipe 'online'"),
+        (["features.dtype=float16"], "features.dtype: checkpoint 'float32', recipe 'float16'"),
+        (["train.dtype=bfloat16"], "train.dtype: checkpoint 'float32', recipe 'bfloat16'"),
+        (["target.dtype=bfloat16"], "target.dtype: checkpoint 'float32', recipe 'bfloat16'"),
+    ],
+)
+def test_another_computation_is_refused(tiny: Tiny, changes: list[str], said: str):
+    done = tiny.train(tiny.root / "straight", *LONG, "--resume", *changes)
+    assert done.returncode == 2, done.stdout
+    (line,) = done.stderr.strip().split("\n")
+    assert said in line
+
+
+def test_the_first_parts_recipe_stays(tiny: Tiny):
+    """What a resumed part changes lies beside it, under the step it went on from; nothing changed writes nothing."""
+    run = tiny.root / "parts"
+    interrupt(tiny, run, signal.SIGTERM, step=12)
+    last = whole_steps(run / "checkpoints")[-1]
+    first = {name: (run / name).read_bytes() for name in ("recipe.yaml", "provenance.json")}
+    for keep in ("train.keep=3", "train.keep=3"):
+        done = tiny.train(run, *LONG, keep, "--resume")
+        assert done.returncode == 0, done.stderr
+    assert {name: (run / name).read_bytes() for name in first} == first
+    later = run / f"recipe.{last}.yaml"
+    assert sorted(run.glob("recipe*.yaml")) == sorted([later, run / "recipe.yaml"])
+    before, after = (yaml.safe_load(path.read_text()) for path in (run / "recipe.yaml", later))
+    assert (before["train"].pop("keep"), after["train"].pop("keep")) == (2, 3)
+    assert before == after
+    assert "--resume" in json.loads((run / f"provenance.{last}.json").read_text())["command"]
 
 
 def test_a_truncated_checkpoint_is_one_line(tiny: Tiny, tmp_path: Path):
