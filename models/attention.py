@@ -75,55 +75,60 @@ def block_attention(
     v: Float[Array, "B A W K H"],
     context_keys: Float[Array, "B K H S"],
     context_values: Float[Array, "B K S H"],
-    distance: Int[Array, "B A S"],
+    visible: Bool[Array, "B A #W S"],
+    inside: Bool[Array, "W W"],
+) -> Float[Array, "B A W N H"]:
+    """Attention of every block over [context; its own block]: one softmax over both, mixed in float32.
+
+    The two parts stay apart (no [Q, S + W] concatenation); they share the maximum and the sum. Weights and partial sums
+    are float32 whatever the values are: the parts may cancel, and the scores' gradients do where values are alike.
+    Weights are normed before they mix, so that the gradient meets the values as it came, in their own type.
+    """
+    batch, num_anchors, width, num_heads, head_dim = q.shape
+    num_kv_heads, wide = k.shape[3], jnp.float32
+    grouped = group_heads(q.reshape(batch, -1, num_heads, head_dim), num_kv_heads)
+    outer = jnp.einsum("bkqh,bkhs->bkqs", grouped, context_keys, preferred_element_type=wide)
+    outer = outer.reshape(batch, num_kv_heads, -1, num_anchors, width, visible.shape[-1])
+    outer = jnp.where(visible[:, None, None], outer, HIDDEN)
+    local = grouped.reshape(*outer.shape[:5], head_dim)
+    inner = jnp.einsum("bkgawh,baukh->bkgawu", local, k, preferred_element_type=wide)
+    inner = jnp.where(inside, inner, HIDDEN)
+
+    top = jnp.maximum(outer.max(axis=-1, keepdims=True), inner.max(axis=-1, keepdims=True))
+    outer, inner = (jnp.exp(part - jax.lax.stop_gradient(top)) for part in (outer, inner))
+    total = outer.sum(axis=-1, keepdims=True) + inner.sum(axis=-1, keepdims=True)
+    flat = (outer / total).reshape(*grouped.shape[:3], -1)
+    mixed = jnp.einsum("bkqs,bksh->bkqh", flat, context_values.astype(wide)).reshape(local.shape)
+    mixed = mixed + jnp.einsum("bkgawu,baukh->bkgawh", inner / total, v.astype(wide))
+    mixed = mixed.astype(v.dtype).reshape(grouped.shape)
+    return ungroup_heads(mixed, num_heads).reshape(q.shape)
+
+
+def cached_block_attention(
+    q: Float[Array, "B W N H"],
+    k: Float[Array, "B W K H"],
+    v: Float[Array, "B W K H"],
+    context_keys: Float[Array, "B K H S"],
+    context_values: Float[Array, "B K S H"],
+    anchors: Int[Array, " B"],
     inside: Bool[Array, "W W"],
     *,
     window: int | None,
-    reach: Int[Array, ""] | None = None,
-) -> Float[Array, "B A W N H"]:
-    """Attention of every block over [context; its own block]: one softmax over both, in float32.
+) -> Float[Array, "B W N H"]:
+    """The same for one block a row, whose context is a cache indexed by position: what lies before `anchors`.
 
-    The two parts stay apart (no [Q, S + W] concatenation); they share the maximum and the sum. `distance` and `window`
-    say which context a block sees (`models.masks.context_mask`). With `reach`, context from there on is not read; that
-    form has no gradient.
+    It is read as far as it reaches, and has no gradient.
     """
-    batch, _, width, num_heads, head_dim = q.shape
-    grouped = group_heads(q.reshape(batch, -1, num_heads, head_dim), k.shape[3])
-    if reach is None:
-        visible = _block_rows(context_mask(distance, width, window), width)
-        outer = _partial(grouped, context_keys, context_values, visible)
-    else:
 
-        def visible_at(places: Array) -> Array:
-            return _block_rows(context_mask(jnp.take(distance, places, axis=2), width, window), width)
+    def visible(places: Int[Array, " C"]) -> Bool[Array, "B W C"]:
+        mask = context_mask((anchors[:, None] - places)[:, None], q.shape[1], window)[:, 0]
+        return jnp.broadcast_to(mask, (q.shape[0], q.shape[1], len(places)))
 
-        outer = _over_cache(grouped, context_keys, context_values, reach=reach, visible=visible_at)
-    inner = _inside_blocks(grouped, k, v, inside)
-    part = _joined(outer, inner)
-    return ungroup_heads((part.mixed / part.total).astype(q.dtype), num_heads).reshape(q.shape)
-
-
-def _block_rows(mask: Bool[Array, "B A #W S"], width: int) -> Bool[Array, "B Q S"]:
-    shape = (*mask.shape[:2], width, mask.shape[3])
-    return jnp.broadcast_to(mask, shape).reshape(shape[0], -1, shape[3])
-
-
-def _inside_blocks(
-    grouped: Float[Array, "B K GQ H"],
-    k: Float[Array, "B A W K H"],
-    v: Float[Array, "B A W K H"],
-    inside: Bool[Array, "W W"],
-) -> Partial:
-    """Every block over its own slots."""
-    batch, num_anchors, width, num_kv_heads, head_dim = k.shape
-    local = grouped.reshape(batch, num_kv_heads, -1, num_anchors, width, head_dim)
-    scores = jnp.einsum("bkgawh,baukh->bkgawu", local, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(inside, scores, HIDDEN)
-    top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
-    weights = jnp.exp(scores - top)
-    mixed = jnp.einsum("bkgawu,baukh->bkgawh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    rows = grouped.shape[:3]
-    return Partial(top.reshape(*rows, 1), weights.sum(axis=-1).reshape(*rows, 1), mixed.reshape(grouped.shape))
+    grouped = group_heads(q, k.shape[2])
+    outer = _over_cache(grouped, context_keys, context_values, reach=anchors.max(), visible=visible)
+    own = jnp.broadcast_to(inside, (q.shape[0], *inside.shape))
+    part = _joined(outer, _partial(grouped, k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3), own))
+    return ungroup_heads((part.mixed / part.total).astype(q.dtype), q.shape[2])
 
 
 def _partial(
@@ -135,7 +140,7 @@ def _partial(
     scores = jnp.einsum("bkqh,bkhs->bkqs", grouped, keys, preferred_element_type=jnp.float32)
     apart = scores.reshape(*scores.shape[:2], -1, *visible.shape[1:])
     scores = jnp.where(visible[:, None, None], apart, HIDDEN).reshape(scores.shape)
-    top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+    top = scores.max(axis=-1, keepdims=True)
     weights = jnp.exp(scores - top)
     mixed = jnp.einsum("bkqs,bksh->bkqh", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
     return Partial(top, weights.sum(axis=-1, keepdims=True), mixed)

@@ -17,17 +17,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from models.attention import block_attention
+from models.attention import block_attention, cached_block_attention
 from models.kv_cache import KVCache
 from models.layers import (
     RopeScaling,
+    full_precision,
     rms_norm,
     rope_frequencies,
     rotate,
     rotation,
     swiglu,
 )
-from models.masks import block_mask
+from models.masks import block_mask, context_mask
 from models.target import Target
 
 
@@ -109,6 +110,7 @@ class Drafter(nnx.Module):
         self.markov = MarkovHead(weights["markov"]) if config.markov_size else None
         self.frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
 
+    @full_precision
     def context(self, features: Float[Array, "B S LE"], positions: Int[Array, "B S"]) -> KVCache:
         """Keys [B K H S] and values [B K S H] of context positions, for every layer."""
         fused = features.astype(self.dtype) @ self._cast(self.fc)
@@ -118,20 +120,20 @@ class Drafter(nnx.Module):
         keys = [key.transpose(0, 2, 3, 1) for key, _ in pairs]
         return KVCache(keys, [value.transpose(0, 2, 1, 3) for _, value in pairs])
 
+    @full_precision
     def __call__(
         self,
         block: Float[Array, "B A W D"],
         anchor_positions: Int[Array, "B A"],
         context: KVCache,
-        distance: Int[Array, "B A S"],
+        distance: Int[Array, "B A S"] | None,
         *,
-        reach: Int[Array, ""] | None = None,
         remat: bool = False,
     ) -> Float[Array, "B A W D"]:
         """Final hidden states (after `norm`) of A blocks per row, each at its anchor, over a shared context.
 
-        `distance` is how far before a block's anchor each context position lies (`models.masks.context_distance`). With
-        `reach`, context from that position on is not read (and nothing is differentiated).
+        `distance` is how far before a block's anchor each context position lies (`models.masks.context_distance`);
+        None where the context is a cache indexed by position, for a single anchor a row, and nothing is differentiated.
         """
         batch, _, width, _ = block.shape
         positions = anchor_positions[:, :, None] + jnp.arange(width)
@@ -139,9 +141,10 @@ class Drafter(nnx.Module):
         layer_step = nnx.remat(Drafter._layer) if remat else Drafter._layer
         x = block.astype(self.dtype)
         for index, layer in enumerate(self.layers):
-            x = layer_step(self, layer, x, turn, context.keys[index], context.values[index], distance, reach)
+            x = layer_step(self, layer, x, turn, context.keys[index], context.values[index], anchor_positions, distance)
         return rms_norm(x, self._cast(self.norm), self.config.rms_eps)
 
+    @full_precision
     def corrected(self, hidden: Float[Array, "*b D"], before: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
         """Hidden states of slots, given the embeddings of the tokens before them.
 
@@ -161,8 +164,8 @@ class Drafter(nnx.Module):
         turn: Array,
         context_keys: Array,
         context_values: Array,
-        distance: Array,
-        reach: Array | None,
+        anchors: Array,
+        distance: Array | None,
     ) -> Array:
         shape, eps = x.shape, self.config.rms_eps
         flat = x.reshape(shape[0], -1, shape[-1])
@@ -170,11 +173,14 @@ class Drafter(nnx.Module):
         q = (normed @ self._cast(layer.q)).reshape(*flat.shape[:2], self.config.num_heads, -1)
         q = rotate(rms_norm(q, self._cast(layer.q_norm), eps), turn)
         k, v = self._key_value(layer, normed, turn)
-        q, k, v = (part.reshape(*shape[:3], *part.shape[2:]) for part in (q, k, v))
         inside = block_mask(shape[2], causal=layer.causal, window=layer.window)
-        mixed = block_attention(
-            q, k, v, context_keys, context_values, distance, inside, window=layer.window, reach=reach
-        )
+        if distance is None:
+            near = (context_keys, context_values, anchors[:, 0], inside)
+            mixed = cached_block_attention(q, k, v, *near, window=layer.window)
+        else:
+            q, k, v = (part.reshape(*shape[:3], *part.shape[2:]) for part in (q, k, v))
+            mask = context_mask(distance, shape[2], layer.window)
+            mixed = block_attention(q, k, v, context_keys, context_values, mask, inside)
         flat = flat + mixed.reshape(*flat.shape[:2], -1) @ self._cast(layer.out)
         normed = rms_norm(flat, self._cast(layer.mlp_norm), eps)
         return (flat + swiglu(normed, self._cast(layer.gate_up), self._cast(layer.down))).reshape(shape)

@@ -4,14 +4,37 @@ Weights are [in, out], q/k/v and gate/up fused where they read the same input. N
 in float32 whatever the compute type.
 """
 
+import contextlib
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def matmul_precision(dtype: Any) -> contextlib.AbstractContextManager[None]:
+    """In it, where `dtype` is float32, matmuls of float32 are of float32: by default a TPU rounds their operands to
+    bfloat16, a GPU to TF32. In bfloat16 nothing changes."""
+    return jax.default_matmul_precision("highest") if jnp.dtype(dtype) == jnp.float32 else contextlib.nullcontext()
+
+
+def full_precision(method: Method) -> Method:
+    """`method` of a network, its matmuls in `matmul_precision` of the network's `dtype`."""
+
+    @functools.wraps(method)
+    def precise(network: Any, *arguments: Any, **named: Any) -> Any:
+        with matmul_precision(network.dtype):
+            return method(network, *arguments, **named)
+
+    return cast(Method, precise)
 
 
 class Frozen(nnx.Variable):
@@ -76,5 +99,6 @@ def logits(hidden: Float[Array, "*b D"], head: Float[Array, "V D"]) -> Float[Arr
     The head comes first: for a single state, XLA's CPU backend then reads it an eighth faster.
     """
     flat = hidden.reshape(-1, hidden.shape[-1])
-    scores = jnp.einsum("vd,td->vt", head, flat, preferred_element_type=jnp.float32).T
+    with matmul_precision(hidden.dtype):
+        scores = jnp.einsum("vd,td->vt", head, flat, preferred_element_type=jnp.float32).T
     return scores.reshape(*hidden.shape[:-1], head.shape[0])

@@ -21,6 +21,7 @@ from models.kv_cache import KVCache
 from models.layers import (
     Frozen,
     RopeScaling,
+    full_precision,
     logits,
     rms_norm,
     rope_frequencies,
@@ -109,6 +110,7 @@ class Target(nnx.Module):
         shape = (batch, config.num_kv_heads, capacity, config.head_dim)
         return kv_cache.empty_cache(config.num_layers, shape, self.dtype)
 
+    @full_precision
     def __call__(
         self,
         tokens: Int[Array, "B T"],

@@ -233,8 +233,7 @@ def block_hidden(engine: Engine, state: DecodeState, width: int) -> Float[Array,
     config, position = engine.drafter.config, state.length - 1
     anchor = jnp.take_along_axis(state.tokens, position[:, None], axis=1)[:, 0]
     block = engine.target.embed(block_tokens(anchor, width, config.mask_token_id))[:, None]
-    distance = position[:, None, None] - jnp.arange(state.context.capacity)
-    return engine.drafter(block, position[:, None], state.context, distance, reach=position.max())[:, 0]
+    return engine.drafter(block, position[:, None], state.context, None)[:, 0]
 
 
 def _drafter_tokens(

@@ -1,4 +1,5 @@
-"""The train step, the speculative segment and the plain loop lower for TPU, in bfloat16, without a TPU."""
+"""The train step, prefill, the speculative segment and the plain loop lower for TPU without a TPU: in bfloat16 at the
+device's own speed, in float32 with matmuls of float32, which a TPU has to be asked for."""
 
 import jax
 import jax.export
@@ -8,42 +9,52 @@ import optax
 import pytest
 from flax import nnx
 
-from models.generate import empty_rows, plain_segment
+from models.generate import empty_rows, insert, plain_segment
 from models.sampling import Sampling
 from serve.decoder import Speculation, make_engine, speculative_segment, start
 from tests.tiny import make_artifact, make_target
 from train.loss import LossSettings, Trainee, block_loss
 
+DTYPES = ("bfloat16", "float32")
 
-def lower_for_tpu(function, *arguments) -> str:
+
+def lower_for_tpu(dtype: str, function, *arguments) -> str:
     """The module's text, lowered for TPU; arguments are any pytrees, modules among them."""
     leaves, structure = jax.tree.flatten(arguments)
     flat = jax.jit(lambda *leaves: jax.tree.leaves(function(*jax.tree.unflatten(structure, leaves))))
     exported = jax.export.export(flat, platforms=["tpu"])(*leaves)
     assert exported.platforms == ("tpu",)
     text = exported.mlir_module()
-    assert "bf16" in text
+    products = [line for line in text.split("\n") if "stablehlo.dot_general" in line]
+    assert products
+    if dtype == "bfloat16":
+        assert "bf16" in text
+        assert "HIGHEST" not in text
+    else:
+        assert "bf16" not in text
+        assert [line for line in products if "precision = [HIGHEST, HIGHEST]" not in line] == []
     assert not [line for line in text.split("\n") if "custom_call" in line and ("cpu" in line or "lapack" in line)]
     return text
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("online", [False, True])
-def test_train_step(online: bool):
-    target, artifact = make_target(dtype="bfloat16"), make_artifact()
-    trainee = Trainee(artifact.drafter("bfloat16"), target, None, online=online)
+def test_train_step(online: bool, dtype: str):
+    target, artifact = make_target(dtype=dtype), make_artifact(markov_size=16)
+    trainee = Trainee(artifact.drafter(dtype), target, None, online=online)
     optimizer = nnx.Optimizer(trainee, optax.adamw(1e-3), wrt=nnx.Param)
     settings = LossSettings("dpace", gamma=4.0, soft=0.5, head_chunk=64, remat=True)
     rows = {name: jnp.ones((2, 32), jnp.int32) for name in ("tokens", "positions", "segments")}
     batch = rows | {"anchors_w6": jnp.full((2, 3), 4, jnp.int32), "anchors_w3": jnp.full((2, 5), 7, jnp.int32)}
     if not online:
-        batch["features"] = jnp.ones((2, 32, 3 * 32), jnp.bfloat16)
+        batch["features"] = jnp.ones((2, 32, 3 * 32), dtype)
 
     def step(trainee, optimizer, batch):
         (loss, _), gradients = nnx.value_and_grad(lambda m: block_loss(m, batch, settings), has_aux=True)(trainee)
         optimizer.update(trainee, gradients)
         return loss, nnx.state(trainee, nnx.Param)
 
-    lower_for_tpu(nnx.jit(step), trainee, optimizer, batch)
+    lower_for_tpu(dtype, nnx.jit(step), trainee, optimizer, batch)
 
 
 SAMPLED = Sampling(temperature=0.7, top_k=20, top_p=0.9, min_p=0.05)
@@ -58,16 +69,34 @@ HOWS = {
 }
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("how", HOWS.values(), ids=HOWS)
-def test_speculative_segment(how: Speculation):
-    engine = make_engine(make_target(dtype="bfloat16"), make_artifact(draft_vocab_size=30, markov_size=16))
-    prompt, length = np.ones((2, 8), np.int32), np.array([8, 5], np.int32)
-    state = start(engine, prompt, length, length + 20, length, capacity=64)
-    lower_for_tpu(lambda engine, state: speculative_segment(engine, state, 16, how), engine, state)
+def test_speculative_segment(how: Speculation, dtype: str):
+    engine, state = started(dtype)
+    lower_for_tpu(dtype, lambda engine, state: speculative_segment(engine, state, 16, how), engine, state)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sampling", [Sampling(), SAMPLED])
-def test_plain_loop(sampling: Sampling):
-    target = make_target(dtype="bfloat16")
+def test_plain_loop(sampling: Sampling, dtype: str):
+    target = make_target(dtype=dtype)
     state = empty_rows(target, 4, 64)
-    lower_for_tpu(lambda target, state: plain_segment(target, state, 16, sampling), target, state)
+    lower_for_tpu(dtype, lambda target, state: plain_segment(target, state, 16, sampling), target, state)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_prefill(dtype: str):
+    """Of the speculative loop (target and drafter read the prompt) and of the plain one."""
+    engine = make_engine(make_target(dtype=dtype), make_artifact(draft_vocab_size=30, markov_size=16))
+    prompt, length = jnp.ones((2, 8), jnp.int32), jnp.array([8, 5], jnp.int32)
+    lower_for_tpu(dtype, lambda engine, *row: start(engine, *row, capacity=64), engine, prompt, length, length, length)
+    target = make_target(dtype=dtype)
+    rows, state = jnp.array([0, 3], jnp.int32), empty_rows(target, 4, 64)
+    lower_for_tpu(dtype, insert, target, state, rows, prompt, length, length + 20, length)
+
+
+def started(dtype: str):
+    """An engine and a state of two rows in it."""
+    engine = make_engine(make_target(dtype=dtype), make_artifact(draft_vocab_size=30, markov_size=16))
+    prompt, length = np.ones((2, 8), np.int32), np.array([8, 5], np.int32)
+    return engine, start(engine, prompt, length, length + 20, length, capacity=64)

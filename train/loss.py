@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from models import layers
 from models.drafter import Drafter, block_tokens
 from models.kv_cache import KVCache
 from models.layers import Frozen
@@ -218,22 +219,24 @@ def _chunk_forward(
     in place of the four that recomputing would take.
     """
     *teacher, soft = teaching
-    logits = jnp.einsum("td,vd->tv", hidden, head, preferred_element_type=jnp.float32)
+    logits = layers.logits(hidden, head)
     valid, label = labels >= 0, jnp.maximum(labels, 0)
     top = logits.max(axis=-1)
     exponent = jnp.exp(logits - top[:, None])
     total = exponent.sum(axis=-1)
     chosen = jnp.take_along_axis(logits, label[:, None], axis=-1)[:, 0]
     hard = jnp.where(valid, jnp.log(total) + top - chosen, 0.0)
-    expected, wanted = exponent / total[:, None], head[label].astype(jnp.float32)
-    loss = hard
+    loss, error = hard, exponent / total[:, None]  # becomes what was expected less what was wanted
     if teacher:
-        said = jnp.einsum("td,vd->tv", teacher[0], head, preferred_element_type=jnp.float32)
-        belief = jax.nn.softmax(said, axis=-1)
+        belief = jax.nn.softmax(layers.logits(teacher[0], head), axis=-1)
         smooth = jnp.log(total) + top - jnp.sum(belief * logits, axis=-1)
         loss = jnp.where(valid, soft * smooth + (1 - soft) * hard, 0.0)
-        expected, wanted = expected - soft * belief, (1 - soft) * wanted
-    gradient = (expected.astype(head.dtype) @ head).astype(jnp.float32) - wanted
+        error = error - soft * belief
+    # The label's share goes off here, not off the matmul's result: near the end of training both are almost its head
+    # row, and their difference would be rounding alone.
+    error = error - (1 - soft) * (jnp.arange(head.shape[0]) == label[:, None])
+    with layers.matmul_precision(head.dtype):
+        gradient = jnp.einsum("tv,vd->td", error.astype(head.dtype), head, preferred_element_type=jnp.float32)
     gradient = jnp.where(valid[:, None], gradient, 0.0)
     return (loss, hard, valid & (chosen >= top)), gradient.astype(hidden.dtype)
 
