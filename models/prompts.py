@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from configs.files import replacing
+
 ROLES = {
     "system": "system",
     "user": "user",
@@ -114,7 +116,8 @@ def write_prompts(path: Path | str, prompts: Iterable[Prompt]) -> None:
         row = {"task": prompt.task, "id": prompt.id, "messages": messages, "reference": prompt.reference}
         rows.append(json.dumps(row, ensure_ascii=False) + "\n")
     data = "".join(rows).encode()
-    path.write_bytes(gzip.compress(data, mtime=0) if path.name.endswith(".gz") else data)
+    with replacing(path) as partial:
+        partial.write_bytes(gzip.compress(data, mtime=0) if path.name.endswith(".gz") else data)
 
 
 def parse_prompt(row: Mapping[str, Any], *, where: str, task: str, id: str) -> Prompt:

@@ -140,23 +140,24 @@ def test_gradient_equals_automatic_differentiation(soft: float):
     np.testing.assert_allclose(jax.grad(ours)(hidden), jax.grad(plain)(hidden), atol=1e-5)
 
 
-def test_no_logits_larger_than_a_chunk():
-    """Nothing in loss and gradient has a vocabulary dimension and more than CHUNK rows."""
+@pytest.mark.parametrize("soft", [0.0, 0.5])
+def test_no_logits_larger_than_a_chunk(soft: float):
+    """Nothing in loss and gradient has a vocabulary dimension and more than CHUNK rows, soft labels or not."""
     target, artifact = make_target(), make_artifact(draft_vocab_size=53)
     trainee = Trainee(artifact.drafter("float32"), target, artifact.draft_vocab, online=False)
-    settings = LossSettings("dpace", gamma=2.0, soft=0.5, head_chunk=CHUNK, remat=False)
-    batch = make_batch(target, final=True)
-    graph = jax.make_jaxpr(lambda hidden: _head_loss(trainee, batch, hidden, settings))(jnp.ones((2, 20, 5, 32)))
+    hidden = jnp.ones((2, 20, 5, 32))
+    teaching = {"teacher": hidden, "soft": soft} if soft else {}
+    graph = jax.make_jaxpr(lambda hidden: _head_gradient(trainee, hidden, teaching))(hidden)
     shapes = {variable.aval.shape for variable in _variables(graph.jaxpr) if 53 in variable.aval.shape}
     assert (CHUNK, 53) in shapes
     assert all(np.prod(shape) <= max(CHUNK, 32) * 53 for shape in shapes), shapes
 
 
-def _head_loss(trainee, batch, hidden, settings):
+def _head_gradient(trainee, hidden, teaching):
     rows = jnp.zeros(hidden.shape[:3], jnp.int32)
 
     def loss(hidden):
-        return head_cross_entropy(hidden, trainee.head[...], rows, settings.head_chunk)[0].sum()
+        return head_cross_entropy(hidden, trainee.head[...], rows, CHUNK, **teaching)[0].sum()
 
     return jax.grad(loss)(hidden)
 

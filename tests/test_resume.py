@@ -36,10 +36,13 @@ def steps_logged(run: Path) -> list[int]:
 
 def test_kill_9(tiny: Tiny):
     run = tiny.root / "killed"
-    interrupt(tiny, run, signal.SIGKILL, step=12)
+    code, _ = interrupt(tiny, run, signal.SIGKILL, step=12)
+    assert code == -signal.SIGKILL
+    last = whole_steps(run / "checkpoints")[-1]
+    assert 10 <= last < STEPS, "killed on the way"
     done = tiny.train(run, *LONG, "--resume")
     assert done.returncode == 0, done.stderr
-    assert "going on from step" in done.stdout
+    assert f"going on from step {last}" in done.stdout
     assert_same_arrays(checkpoint_arrays(run, STEPS), checkpoint_arrays(tiny.root / "straight", STEPS))
     assert steps_logged(run) == list(range(1, STEPS + 1)), "every step once"
 

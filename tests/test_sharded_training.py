@@ -1,6 +1,7 @@
 """Training on a (data=4, fsdp=2) mesh of eight devices gives the losses and parameters of one device, and really
 shards the parameters."""
 
+import base64
 import json
 from pathlib import Path
 
@@ -34,8 +35,25 @@ def test_eight_devices_equal_one(tiny: Tiny):
     for name, value in expected.items():
         if name.startswith("params"):
             np.testing.assert_allclose(got[name], value, atol=2e-5, err_msg=name)
-    sharding = (eight / "checkpoints" / "12" / "params" / "_sharding").read_text()
-    assert "fsdp" in sharding, "parameters are split over fsdp"
+    # The larger side is split, the first of two alike; norms are whole. fc, q, kv and out are 32 x 32 here.
+    layer = {"q": ["fsdp"], "kv": ["fsdp"], "out": ["fsdp"], "gate_up": [None, "fsdp"], "down": ["fsdp"]}
+    layer |= {key: [] for key in ("attention_norm", "mlp_norm", "q_norm", "k_norm")}
+    expected = {f"drafter.layers.0.{name}": split for name, split in layer.items()}
+    expected |= {"drafter.fc": ["fsdp"], "drafter.hidden_norm": [], "drafter.norm": []}
+    assert splits(eight) == expected
+    assert splits(one) == {key: [] for key in expected}
+
+
+def splits(run: Path) -> dict[str, list[str | None]]:
+    """Which mesh axis splits each dimension of every parameter, as Orbax found them when it saved the last step."""
+    raw = json.loads((run / "checkpoints" / "12" / "params" / "_sharding").read_text())
+    out = {}
+    for name, text in raw.items():
+        split = json.loads(text).get("partition_spec", [])
+        while split and split[-1] is None:
+            split.pop()
+        out[base64.b64decode(name).decode()] = split
+    return out
 
 
 def test_more_devices_than_there_are(tiny: Tiny):

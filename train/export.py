@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from configs.console import say
-from configs.files import write_atomic, write_json
+from configs.files import replacing, write_atomic, write_json
 from models.artifact import Artifact, interrupted, read_artifact, write_artifact
 from models.artifact_config import beyond_plain, config_json, is_drafter, parse_config, read_config
 from models.drafter import DrafterConfig
@@ -176,8 +176,11 @@ def write_orbax(artifact: Artifact, out: Path) -> None:
     tree = {**artifact.weights, "layers": layers}
     if artifact.draft_vocab is not None:
         tree["draft_vocab_ids"] = np.asarray(artifact.draft_vocab, np.int32)
-    write_tree(tree, out / "params")
-    write_json(out / "config.json", config_json(artifact.config, artifact.origin, "float32"))
+    config = out / "config.json"
+    with replacing(config) as described:  # as `write_artifact`: never one's parameters under the other's description
+        described.write_text(json.dumps(config_json(artifact.config, artifact.origin, "float32"), indent=1) + "\n")
+        config.unlink(missing_ok=True)
+        write_tree(tree, out / "params")
 
 
 def plain_config(config: DrafterConfig, run: Path) -> DrafterConfig:
