@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.drafter import block_attention
+from models.attention import block_attention
 from train.loss import head_cross_entropy
 
 UNIT = 2.0**-8
