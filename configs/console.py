@@ -1,48 +1,71 @@
 """What a user sees on the terminal: stage lines, progress with rate and ETA, and errors as one line.
 
-Every command of the project runs under `command`: a mistake of the user's (ValueError) or of the disk's (OSError)
-ends it with one line on stderr and exit code 2; anything else is a fault of ours and keeps its traceback.
+Every command of the project runs under `command`: a mistake of the user's (UserError) or a refusal of the system's
+(OSError) ends it with one line on stderr and exit code 2, Ctrl-C with one line and 130; anything else is a fault of
+ours and keeps its traceback.
 """
 
 import contextlib
+import errno
 import functools
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
 
+from configs.errors import UserError
+
+ADVICE = {
+    errno.ENOSPC: "free space or choose another directory",
+    errno.EDQUOT: "free space or choose another directory",
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "part of the path is a file; choose another",
+    errno.EISDIR: "it is a directory; name a file",
+    errno.EEXIST: "it is there already; choose another",
+    errno.EACCES: "check its permissions or choose another place",
+    errno.EPERM: "check its permissions or choose another place",
+    errno.EROFS: "the disk is read-only; choose another place",
+    errno.EIO: "the disk or its file system is damaged; choose another place",
+}
+
 
 def command(main: Callable[..., int | None]) -> Callable[..., int]:
-    """`main` with user errors reported as one line and exit code 2."""
+    """`main` with user errors reported as one line and exit code 2, Ctrl-C as one line and 130."""
 
     @functools.wraps(main)
     def guarded(*args: object, **kwargs: object) -> int:
         try:
             return main(*args, **kwargs) or 0
-        except (ValueError, OSError) as error:
-            if not is_users(error):
+        except (UserError, OSError) as error:
+            if not isinstance(error, UserError) and not is_systems(error):
                 raise
             print(f"error: {one_line(error)}", file=sys.stderr)
             return 2
+        except KeyboardInterrupt:
+            again = shlex.join(["python", "-m", _module(), *sys.argv[1:]])
+            print(f"stopped: what was written whole is kept; to go on: {again}", file=sys.stderr)
+            return 128 + 2
 
     return guarded
 
 
-def is_users(error: ValueError | OSError) -> bool:
-    """Whether the error was raised for the user: any OSError with a file, any ValueError of our own modules."""
-    if isinstance(error, OSError):
-        return True
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    module = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
-    return module.partition(".")[0] in ("configs", "models", "pipelines", "train", "serve", "__main__")
+def _module() -> str:
+    """What `python -m` was given."""
+    spec = sys.modules["__main__"].__spec__
+    return spec.name.removesuffix(".__main__") if spec else sys.argv[0]
 
 
-def one_line(error: ValueError | OSError) -> str:
-    """The message of an error; for the disk's errors also the file and what was left in place."""
+def is_systems(error: OSError) -> bool:
+    """Whether it says what the system refused: it names a file, or is of a kind that needs none."""
+    return error.filename is not None or error.errno in ADVICE
+
+
+def one_line(error: UserError | OSError) -> str:
+    """The message of an error; for the system's also the file, what was left in place and what to do."""
     if isinstance(error, OSError) and error.errno is not None:
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}; what was already written is kept; free space or choose another directory"
+        advice = ADVICE.get(error.errno, "")
+        return f"{where}{error.strerror}; what was already written is kept{advice and '; ' + advice}"
     return " ".join(str(error).split())
 
 

@@ -34,13 +34,24 @@ def provenance(command: Sequence[str]) -> dict[str, Any]:
 
 
 def git_revision() -> str:
-    """The commit of the checkout this code runs from, "-dirty" if it was changed, "unknown" outside one."""
+    """The commit of the checkout this code is the root of, "-dirty" if it was changed, "unknown" outside one.
+
+    A package installed inside another project's checkout is no part of it.
+    """
     root = Path(__file__).resolve().parent.parent
-    call = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        return subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
+    if Path(_git(root, "rev-parse", "--show-toplevel") or "/") != root:
         return "unknown"
+    return _git(root, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*") or "unknown"
+
+
+def _git(root: Path, *words: str) -> str:
+    """What a git command says in `root`, nothing where it fails."""
+    try:
+        return subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def _versions() -> dict[str, str]:

@@ -7,6 +7,7 @@ missing or mistyped key is refused with the file, the key, what was expected and
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Sequence
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+
+from configs.errors import UserError
+from configs.paths import at_home, read_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +139,7 @@ class Recipe:
         return _plain(dataclasses.asdict(self))
 
 
-class RecipeError(ValueError):
+class RecipeError(UserError):
     """A recipe that cannot be used; the message names file, key, expected, got."""
 
 
@@ -144,10 +148,11 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises:
       RecipeError: file missing, not YAML, or a key unknown, missing or of the wrong type.
+      UserError: the file cannot be read or is not UTF-8.
     """
     path = find_recipe(name)
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
@@ -156,6 +161,20 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         _apply(raw, override)
     recipe = _build(Recipe, raw, str(path), "")
     _check_ranges(recipe, str(path))
+    return _at_home(recipe)
+
+
+_PATHS = ("run.dir", "run.data_dir", "target.source", "prompts.sources", "drafter.init_from")
+
+
+def _at_home(recipe: Recipe) -> Recipe:
+    """`recipe` with `~` replaced in everything that names a file or directory."""
+    for key in _PATHS:
+        section, field = key.split(".")
+        part = getattr(recipe, section)
+        value = getattr(part, field)
+        known = tuple(map(at_home, value)) if isinstance(value, tuple) else value and at_home(value)
+        recipe = dataclasses.replace(recipe, **{section: dataclasses.replace(part, **{field: known})})
     return recipe
 
 
@@ -171,6 +190,9 @@ _AT_LEAST = {
     "drafter.num_layers": 1,
     "drafter.width": 2,
     "drafter.sliding_window": 1,
+    "drafter.mask_token_id": 0,
+    "drafter.draft_vocab_size": 2,
+    "drafter.markov_size": 1,
     "batches.rows": 1,
     "batches.row_length": 2,
     "loss.gamma": 1e-6,
@@ -191,22 +213,29 @@ _AT_LEAST = {
     "mesh.data": 1,
     "mesh.fsdp": 1,
 }
-_AT_MOST = {
-    "run.seed": 2**32 - 1,
-    "loss.soft": 1.0,
-    "optimizer.warmup_fraction": 1.0,
-    "optimizer.b1": 1.0,
-    "optimizer.b2": 1.0,
-}
+_AT_MOST = {"run.seed": 2**32 - 1, "loss.soft": 1.0, "optimizer.warmup_fraction": 1.0}
+_BELOW = {"optimizer.b1": 1.0, "optimizer.b2": 1.0}  # 1 would divide by zero: Adam corrects by 1 - b^step
+_NOT_EMPTY = ("run.name", "run.dir", "run.data_dir", "target.source", "drafter.target_layer_ids", "drafter.init_from")
 
 
 def _check_ranges(recipe: Recipe, where: str) -> None:
-    for limits, word, outside in ((_AT_LEAST, "at least", float.__lt__), (_AT_MOST, "at most", float.__gt__)):
+    def value_of(key: str) -> Any:
+        section, field = key.split(".")
+        return getattr(getattr(recipe, section), field)
+
+    limited = (
+        (_AT_LEAST, "at least", float.__ge__),
+        (_AT_MOST, "at most", float.__le__),
+        (_BELOW, "below", float.__lt__),
+    )
+    for limits, word, inside in limited:
         for key, limit in limits.items():
-            section, field = key.split(".")
-            value = getattr(getattr(recipe, section), field)
-            if value is not None and outside(float(value), float(limit)):
+            value = value_of(key)
+            if value is not None and not inside(float(value), float(limit)):
                 raise RecipeError(f"{where}: {key}: expected {word} {limit}, got {value}")
+    for key in _NOT_EMPTY:
+        if value_of(key) is not None and not value_of(key):
+            raise RecipeError(f"{where}: {key}: expected a value, got {value_of(key)!r}; name one")
     width, blocks = recipe.drafter.width, recipe.batches.blocks
     if not blocks or max(blocks) != width or min(blocks) < 2 or min(blocks.values()) < 1:
         raise RecipeError(
@@ -218,7 +247,7 @@ def _check_ranges(recipe: Recipe, where: str) -> None:
 def find_recipe(name: str) -> Path:
     """The path of a recipe given as a path or as a bare name of one shipped in configs/."""
     shipped = Path(str(resources.files("configs")))
-    candidates = [Path(name), shipped / name, shipped / f"{name}.yaml"]
+    candidates = [Path(at_home(name)), shipped / name, shipped / f"{name}.yaml"]
     for path in candidates:
         if path.is_file():
             return path
@@ -321,6 +350,8 @@ def _check(hint: Any, value: Any, where: str) -> Any:
         return {_check(args[0], key, where): _check(args[1], item, f"{where}[{key}]") for key, item in value.items()}
     if hint is float and type(value) is int:
         return float(value)
+    if hint is float and isinstance(value, float) and math.isnan(value):
+        raise RecipeError(f"{where}: expected a number, got {value}")
     if type(value) is not hint:
         raise RecipeError(f"{where}: expected {hint.__name__}, got {_describe(value)}{_hint(hint, value)}")
     return value

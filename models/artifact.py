@@ -29,6 +29,7 @@ import ml_dtypes
 import numpy as np
 
 from configs.files import replacing
+from configs.paths import read_object
 from models.artifact_config import config_json, parse_config, read_config
 from models.drafter import Drafter, DrafterConfig
 from models.target import FINGERPRINT, Target
@@ -110,7 +111,8 @@ def read_artifact(path: Path) -> Artifact:
     """The artifact in directory `path`.
 
     Raises:
-      ValueError: not an artifact, a field or tensor missing, of the wrong shape or unsupported, a truncated file.
+      ValueError: not an artifact, a field or tensor missing, of the wrong shape, not finite or unsupported, a truncated
+        file.
     """
     raw = read_config(path)
     config = parse_config(raw, path)
@@ -191,7 +193,10 @@ def _from_tensors(config: DrafterConfig, tensors: Mapping[str, np.ndarray], path
         value = left.pop(name)
         if value.shape != shape:
             raise ValueError(f"{path}: tensor {name}: expected shape {list(shape)}, got {list(value.shape)}")
-        return np.asarray(value, np.float32)
+        value = np.asarray(value, np.float32)
+        if not np.isfinite(value).all():
+            raise ValueError(f"{path}: tensor {name} holds NaN or infinity; export an earlier checkpoint")
+        return value
 
     def layer(index: int) -> dict[str, Any]:
         base = f"layers.{index}"
@@ -235,10 +240,7 @@ def as_arrays(tree: Any) -> Any:
 def _read_tensors(path: Path) -> dict[str, np.ndarray]:
     """All tensors of a directory, from one file or from the shards its index names, without a `model.` prefix."""
     index = path / "model.safetensors.index.json"
-    if index.is_file():
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    else:
-        files = ["model.safetensors"]
+    files = sorted(set(read_object(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
     tensors: dict[str, np.ndarray] = {}
     for name in files:
         tensors |= _read_file(path / name)

@@ -1,11 +1,11 @@
 """config.json of a drafter: its shape in the public DFlash layout, written and read (see `models.artifact`)."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from configs.paths import read_object
 from models.drafter import DrafterConfig
 from models.layers import RopeScaling
 
@@ -186,10 +186,7 @@ def read_config(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     if not file.is_file():
         raise ValueError(f"{path}: no config.json; expected a drafter artifact (python -m train export writes one)")
-    try:
-        return json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}: not JSON ({error}); write it again") from error
+    return read_object(file)
 
 
 def is_drafter(path: Path) -> bool:

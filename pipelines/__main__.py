@@ -1,6 +1,7 @@
 """python -m pipelines prepare --config RECIPE: responses and features, written once."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     say(f"target: loading {recipe.target.source}")
     target = load_target(recipe.target.source, recipe.target.dtype)
     prepare(recipe, target, load_tokenizer(recipe.target.source, recipe.target.chat_template_args))
-    say(f"next: python -m train --config {options.config} {' '.join(options.overrides)}".rstrip())
+    say(f"next: {shlex.join(['python', '-m', 'train', '--config', options.config, *options.overrides])}")
     return 0
 
 

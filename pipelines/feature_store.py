@@ -49,7 +49,7 @@ class FeatureStore:
         manifest = {"format": FORMAT, "responses": responses.name, **dataclasses.asdict(tapped), "taps": list(taps)}
         digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
         directory = Path(recipe.run.data_dir) / "features" / digest
-        shards.write_json(directory / "manifest.json", manifest)
+        shards.describe(directory, manifest)
         return FeatureStore(directory, tapped)
 
     def write(self, split: str, index: int, features: Sequence[np.ndarray], texts: Sequence[Sequence[int]]) -> None:

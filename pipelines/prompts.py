@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from configs.paths import at_home
 from models.prompts import SUFFIXES, Prompt, parse_prompt, read_package, read_prompts
 
 QUESTION_FIELDS = ("prompt", "question", "instruction", "text")
@@ -82,6 +83,7 @@ def interleave(prompts: Sequence[Prompt], *, seed: int) -> list[Prompt]:
 
 def read_source(source: str) -> list[Prompt]:
     """Returns the prompts of one source, in its own order."""
+    source = at_home(source)
     if source.endswith(SUFFIXES):
         return read_prompts(source)
     scheme, _, rest = source.partition(":")

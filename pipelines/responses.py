@@ -74,6 +74,10 @@ class Job:
     seed: int
     given: list[int] | None
 
+    def identity(self) -> dict[str, Any]:
+        """All of it but the place the prompt was read from."""
+        return dataclasses.asdict(self) | {"prompt": dataclasses.asdict(self.prompt) | {"where": ""}}
+
     def response(self, written: Sequence[int], *, finished: bool) -> Response:
         return Response(self.prompt.task, self.prompt.id, tuple(self.ids), tuple(written), finished)
 
@@ -101,7 +105,7 @@ def prepare_responses(
     manifest = _manifest(recipe, target, jobs)
     digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
     directory = Path(recipe.run.data_dir) / "responses" / digest
-    shards.write_json(directory / "manifest.json", manifest)
+    shards.describe(directory, manifest)
     for split, asked in jobs.items():
         with shards.claim_missing(directory / split, asked, recipe.responses.shard_size) as parts:
             if parts:
@@ -119,7 +123,7 @@ def _manifest(recipe: Recipe, target: Target, jobs: dict[str, list[Job]]) -> dic
     """All that decides what the responses are; prompts as token ids, since the chat template is part of them."""
     section = dataclasses.asdict(recipe.responses)
     del section["batch"]  # changes the speed, not the text
-    asked = {split: [dataclasses.asdict(job) for job in split_jobs] for split, split_jobs in jobs.items()}
+    asked = {split: [job.identity() for job in part] for split, part in jobs.items()}
     return {
         "format": FORMAT,
         "target": {
@@ -145,7 +149,7 @@ def _encode(recipe: Recipe, target: Target, tokenizer: Tokenizer, prompts: Seque
             f"responses.max_prompt_tokens + responses.max_new_tokens: {section.max_prompt_tokens} + "
             f"{section.max_new_tokens} exceeds the context of {target.config.name} ({context}); lower one of them"
         )
-    encoded = [(prompt, tokenizer.encode_chat(prompt.chat())) for prompt in prompts]
+    encoded = [(prompt, tokenizer.encode_prompt(prompt)) for prompt in prompts]
     kept = [(prompt, ids) for prompt, ids in encoded if len(ids) <= section.max_prompt_tokens]
     if len(kept) < len(encoded):
         longest = max(len(ids) for _, ids in encoded)

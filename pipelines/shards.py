@@ -93,13 +93,29 @@ def open_records(folder: Path) -> Any:
     """Random access to the records: len() and [index]."""
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-    files = paths(folder)
+    files = [str(path) for path in paths(folder)]
     try:
-        return ArrayRecordDataSource([str(path) for path in files])
+        return ArrayRecordDataSource(files)
     except (RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"{folder}: a record file is damaged ({error}); delete its .json mark, prepare again"
-        ) from error
+        damaged = next((file for file in files if not _opens(file)), files[0])
+        mark = Path(damaged).with_suffix(".json")
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(f"{damaged}: damaged ({reason}); delete {mark} and prepare again") from error
+
+
+def _opens(file: str) -> bool:
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    try:
+        return len(ArrayRecordDataSource([file])) >= 0
+    except (RuntimeError, ValueError):
+        return False
+
+
+def describe(folder: Path, manifest: Any) -> None:
+    """Writes the manifest of `folder`, which is named by its digest, unless it is there: whole data need no writing."""
+    if not (folder / "manifest.json").is_file():
+        write_json(folder / "manifest.json", manifest)
 
 
 def _mark(folder: Path, index: int) -> Path:

@@ -2,10 +2,10 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 from configs.console import command, say
+from configs.paths import at_home, path
 
 
 @command
@@ -33,9 +33,10 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target",
         required=True,
+        type=at_home,
         help="smollm2-135m, a Hugging Face directory, a .gguf file, or a MaxText config",
     )
-    parser.add_argument("--drafter", required=True, type=Path, help="a drafter artifact directory")
+    parser.add_argument("--drafter", required=True, type=path, help="a drafter artifact directory")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="(default %(default)s)")
     parser.add_argument(
         "--chat-template-arg",
@@ -65,18 +66,18 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tasks", required=True, help="comma-separated: shipped names, names in --task-dir, jsonl files"
     )
-    parser.add_argument("--task-dir", type=Path, help="directory of NAME.jsonl files")
-    parser.add_argument("--out", required=True, type=Path, help="directory for report.html, report.md and report.json")
+    parser.add_argument("--task-dir", type=path, help="directory of NAME.jsonl files")
+    parser.add_argument("--out", required=True, type=path, help="directory for report.html, report.md and report.json")
     parser.add_argument("--prompts", type=int, default=10, help="prompts per task (default %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="(default %(default)s)")
 
 
 def add_compare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("reports", nargs="+", type=Path, help="report.json files, or directories holding one")
+    parser.add_argument("reports", nargs="+", type=path, help="report.json files, or directories holding one")
 
 
 def add_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("paths", nargs="+", help="drafter artifacts, and targets as --target takes them")
+    parser.add_argument("paths", nargs="+", type=at_home, help="drafter artifacts, and targets as --target takes them")
 
 
 def add_chat(parser: argparse.ArgumentParser) -> None:
@@ -87,23 +88,25 @@ def add_chat(parser: argparse.ArgumentParser) -> None:
 
 
 def run_eval(options: argparse.Namespace) -> int:
-    from models.prompts import load_task
+    from models.prompts import load_tasks
 
     for name in ("prompts", "max_new_tokens"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(options, name)}")
-    names = [name for name in options.tasks.split(",") if name]
-    if not names:
+    tasks = load_tasks(options.tasks, options.task_dir, options.prompts)
+    if not tasks:
         raise ValueError("--tasks: expected comma-separated task names or jsonl files, got nothing")
-    tasks = {Path(name).name.split(".")[0]: load_task(name, options.task_dir)[: options.prompts] for name in names}
-    report = evaluate_artifact(options, tasks)
-
     from rich.console import Console
 
-    from serve.report import print_table, write_report
+    from serve.report import check_out, print_table, write_report
 
-    write_report(report, options.out)
-    print_table(report, Console(width=None if sys.stdout.isatty() else 120), options.out)
+    check_out(options.out)
+
+    def keep(report: dict) -> None:
+        write_report(report, options.out)
+        print_table(report, Console(width=None if sys.stdout.isatty() else 120), options.out)
+
+    keep(evaluate_artifact(options, tasks, keep))
     return 0
 
 
@@ -128,18 +131,24 @@ def run_chat(options: argparse.Namespace) -> int:
 
     if options.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens: expected at least 1, got {options.max_new_tokens}")
+    if "" in options.stop:
+        raise ValueError("--stop: expected a text, got an empty one, which every answer begins with; leave it out")
     choices = {"dtype": options.dtype, "way": way_of(options), "how": how_of(options)}
     choices["chat_template_args"] = template_args_of(options)
     decoder = open_decoder(options.target, options.drafter, **choices, context=2 * options.max_new_tokens)
-    return chat(decoder, options)
+    try:
+        return chat(decoder, options)
+    except KeyboardInterrupt:
+        return 128 + 2
 
 
-def evaluate_artifact(options: argparse.Namespace, tasks: dict) -> dict:
-    """The whole report of one evaluation."""
+def evaluate_artifact(options: argparse.Namespace, tasks: dict, keep: Callable[[dict], None]) -> dict:
+    """The whole report of one evaluation; where that is stopped, `keep` is given the report of what came to its end."""
     from configs.device import drop_programs, keep_compiled_programs, peak_memory_bytes, share_one_heap
     from configs.provenance import provenance
     from serve.evaluate import Evaluator, check_room, evaluate
     from serve.load import check_way, how_of, load_engine, step_cost, template_args_of, way_of
+    from serve.report import SCHEMA
     from serve.session import context_capacity
 
     share_one_heap()
@@ -150,10 +159,10 @@ def evaluate_artifact(options: argparse.Namespace, tasks: dict) -> dict:
         check_way(way, artifact, options.drafter)
     tokens = 0
     for prompt in (prompt for prompts in tasks.values() for prompt in prompts):
-        ids = tokenizer.encode_chat(prompt.chat())
+        ids = tokenizer.encode_prompt(prompt)
         check_room(engine.target, prompt, ids, options.max_new_tokens)
         tokens = max(tokens, len(ids) + options.max_new_tokens)
-    cost = step_cost(engine, artifact, tokens)
+    cost = step_cost(engine, artifact, tokens, how)
     drop_programs()  # those that timed the steps, and what loading left behind
     evaluator = Evaluator(
         engine,
@@ -167,17 +176,14 @@ def evaluate_artifact(options: argparse.Namespace, tasks: dict) -> dict:
         capacity=context_capacity(tokens, artifact.config.width),
     )
     say(f"eval: {'width ' + str(options.width) if options.width else 'widths chosen while decoding'}")
-    measured = evaluate(evaluator, tasks)
     config = artifact.config
-    return {
-        "schema": 3,
+    described = {
+        "schema": SCHEMA,
         **provenance(["python", "-m", "serve", *sys.argv[1:]]),
         "target": options.target,
         "drafter": str(options.drafter),
         "dtype": options.dtype,
         "max_new_tokens": options.max_new_tokens,
-        "peak_memory_bytes": peak_memory_bytes(),
-        "programs": dict(programs),
         "drafter_info": {
             "digest": artifact.digest(),
             "trained width": config.width,
@@ -189,8 +195,12 @@ def evaluate_artifact(options: argparse.Namespace, tasks: dict) -> dict:
                 dict.fromkeys("causal" if causal else "bidirectional" for causal in config.causal)
             ),
         },
-        **measured,
     }
+
+    def whole(measured: dict) -> dict:
+        return {**described, "peak_memory_bytes": peak_memory_bytes(), "programs": dict(programs), **measured}
+
+    return whole(evaluate(evaluator, tasks, keep=lambda measured: keep(whole(measured))))
 
 
 if __name__ == "__main__":

@@ -53,15 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     from configs.device import keep_compiled_programs
-    from models.prompts import load_task
+    from models.prompts import load_tasks
     from serve.load import load_engine, step_cost
 
     keep_compiled_programs()
-    tasks = {
-        Path(name).name.split(".")[0]: load_task(name, options.task_dir)[: options.prompts]
-        for name in options.tasks.split(",")
-        if name
-    }
+    tasks = load_tasks(options.tasks, options.task_dir, options.prompts)
     engine, tokenizer, artifact = load_engine(options.target, options.drafter, "float32")
     say("bench: plain, draft and verify steps, alone and in their loops")
     parts = time_parts(engine)

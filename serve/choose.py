@@ -9,8 +9,9 @@ costs what `serve.cost` measured. With s the share of the text that is copied, a
     s * T_verify(copy) / tau_copy(copy) + (1 - s) * (T_draft(width) + T_verify(width)) / tau_draft(width)
 
 The c_i and s start from a prior (for the drafter its held-out acceptance, kept in its artifact) and follow what the
-last hundred steps or so accepted. What copying would have got is read off the text without copying. Width 1 is the
-plain loop: where no draft pays, none is made, and the drafter is tried again as its old failures fade into the prior.
+last hundred steps or so accepted. What copying would have got is read off the text without copying. Width 1 is
+a plain step that keeps the drafter's context: where no draft pays, none is made, and the drafter is tried again as its
+old failures fade into the prior.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from serve.decoder import COPY_LEAST, COPY_MOST
 PRIOR = 6.0  # steps a prior is worth
 FADE = 0.9  # of older observations, per look with something new to see
 FORGET = 0.97  # the same, per look with nothing new: how soon drafts that failed are tried again
-MARGIN = 1.02  # a draft must promise this much over the plain loop: a wrong guess costs more than a missed gain
+MARGIN = 1.02  # a draft must promise this much over single tokens: a wrong guess costs more than a missed gain
 COPY_PRIOR = 0.75  # conditional acceptance of copied tokens
 SHARE_PRIOR = 0.3  # of the tokens, those that are copied
 
@@ -39,7 +40,7 @@ class Way:
     copy: int = 0
 
 
-PLAIN = Way("drafter", 1)
+PLAIN = Way("drafter", 1)  # nothing drafted; the drafter's context is kept
 
 
 class SlotAcceptance:
@@ -85,9 +86,10 @@ class Chooser:
         self.tokens = np.array([SHARE_PRIOR, 1.0]) * PRIOR  # copied, and all
 
     def pick(self, rows: int = 1) -> Way:
-        """The way with the most expected tokens a second; the plain loop unless another beats it by MARGIN.
+        """The way with the most expected tokens a second; PLAIN unless another beats it by MARGIN.
 
-        `rows` are written together. They copy in the same step or not at all, which is rarer the more they are.
+        `rows` are written together. They copy in the same step or not at all, which is rarer the more they are. Steps
+        are priced at what the cost's rows take, one as `serve.cost` measures it.
         """
         best = min(self.ways, key=lambda way: self.token_ms(way, rows))
         return best if MARGIN * self.token_ms(best, rows) < self.token_ms(PLAIN, rows) else PLAIN
@@ -113,7 +115,7 @@ class Chooser:
 
 
 def worthwhile_ways(cost: Cost, prior: Sequence[float]) -> list[Way]:
-    """The plain loop, copying beside it, and copying beside the drafter at the widths that would pay best if its drafts
+    """PLAIN, copying beside it, and copying beside the drafter at the widths that would pay best if its drafts
     were accepted as often as the prior says, or far more often.
 
     Each is a program to compile, so the ones no acceptance asks for are left out.

@@ -1,27 +1,33 @@
 """What a step costs on this device: T_plain, T_draft(W') and T_verify(W'), measured once and kept on disk.
 
-Steps are timed inside the loops that decode, where caches are updated in place; drafting is timed alone, and
-verification is what is left of the step. Owned here: costs/<digest>.json in the cache directory, one per device,
-target, drafter shape, type and context capacity.
+Steps are timed inside the loops that decode, where caches are updated in place; drafting is timed in a loop of its own,
+and verification is what is left of the step, so that the two add up to a step and the call's overhead, the same in both
+loops, is in one of them alone. Owned here: costs/<digest>.json in the cache directory, named by everything that decides
+a step's cost: device, usable cores, JAX and this code, target, drafter shape, type, context capacity, rows, sampling.
 """
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
+import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from configs.console import say
 from configs.device import cache_directory, drop_programs, return_unused_heap
 from configs.files import write_json
 from models.generate import PlainState, empty_rows, insert, plain_segment
 from models.sampling import keys
-from serve.decoder import DecodeState, Engine, Speculation, draft, speculative_segment, start
+from serve.decoder import GREEDILY, DecodeState, Engine, Speculation, draft, speculative_segment, start
 
 REPEATS = 7
 STEPS = 8  # per repeat
@@ -31,7 +37,7 @@ WIDTHS = (1, 2, 3, 4, 6, 8, 16, 32, 64, 128)
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Median milliseconds of a step of all rows."""
+    """Median milliseconds of a step of the rows it was measured with; `time_steps` measures one row."""
 
     plain_ms: float
     draft_ms: dict[int, float]  # by width; 0 at width 1
@@ -52,36 +58,52 @@ def expected_tau(width: int, survival: Sequence[float]) -> float:
 
 
 def candidate_widths(width: int) -> list[int]:
-    """Widths worth measuring for a drafter trained at `width`; 1 is the plain loop."""
+    """Widths worth measuring for a drafter trained at `width`; 1 is a plain step that keeps the drafter's context."""
     return sorted({w for w in WIDTHS if w < width} | {width})
 
 
-def measure_cost(engine: Engine, state: DecodeState, plain: PlainState, widths: Sequence[int]) -> Cost:
+def measure_cost(
+    engine: Engine, state: DecodeState, plain: PlainState, widths: Sequence[int], how: Speculation = GREEDILY
+) -> Cost:
     """Times every width on the given states, which stay as they are. Both must have room for STEPS full blocks.
+
+    `how` says how steps sample, and draft and verify while sampling.
 
     The ways alternate, one segment each in turn, so that a machine that slows down slows all of them.
     """
-    drafting = {w: partial(_draft, engine, state, Speculation(w)) for w in widths if w > 1}
+    plans = {w: dataclasses.replace(how, width=w, drafts="drafter", copy=0) for w in widths}
     segments: dict[Any, Callable[[Any], Any]] = {
-        w: partial(speculative_segment, engine, num_steps=STEPS, how=Speculation(w)) for w in widths
+        ("step", w): partial(speculative_segment, engine, num_steps=STEPS, how=plan) for w, plan in plans.items()
     }
-    segments["plain"] = partial(plain_segment, engine.target, num_steps=STEPS)
-    times: dict[Any, list[float]] = {name: [] for name in [*segments, *((w, "draft") for w in drafting)]}
+    segments |= {
+        ("draft", w): partial(draft_segment, engine, num_steps=STEPS, how=plan) for w, plan in plans.items() if w > 1
+    }
+    segments["plain"] = partial(plain_segment, engine.target, num_steps=STEPS, sampling=how.sampling)
+    times: dict[Any, list[float]] = {name: [] for name in segments}
     for repeat in range(REPEATS + 1):  # the first compiles
         for name, segment in segments.items():
-            taken = _plain_ms(segment, plain) if name == "plain" else _step_ms(segment, state)
+            taken = _step_ms(segment, plain if name == "plain" else state)
             times[name] += [taken] if repeat else []
             if not repeat:
                 return_unused_heap()
-        for w, function in drafting.items():
-            taken = _call_ms(function)
-            times[(w, "draft")] += [taken] if repeat else []
     median = {name: float(np.median(values)) for name, values in times.items()}
-    drafts = {w: median.get((w, "draft"), 0.0) for w in widths}
-    return Cost(median["plain"], drafts, {w: median[w] - drafts[w] for w in widths})
+    drafts = {w: median.get(("draft", w), 0.0) for w in widths}
+    return Cost(median["plain"], drafts, {w: median["step", w] - drafts[w] for w in widths})
 
 
-def time_steps(engine: Engine, capacity: int, widths: Sequence[int]) -> Cost:
+@partial(jax.jit, static_argnames="how", donate_argnames="state")
+def draft_segment(engine: Engine, state: DecodeState, num_steps: int | jax.Array, how: Speculation) -> DecodeState:
+    """`state` after `num_steps` drafts, each from an anchor that the one before it drafted; nothing is committed."""
+
+    def again(_: jax.Array, state: DecodeState) -> DecodeState:
+        drafts, _ = draft(engine, state, how, keys(state.seed, state.length - 1))
+        rows = jnp.arange(drafts.shape[0])
+        return dataclasses.replace(state, tokens=state.tokens.at[rows, state.length - 1].set(drafts[:, -1]))
+
+    return jax.lax.fori_loop(0, num_steps, again, state)
+
+
+def time_steps(engine: Engine, capacity: int, widths: Sequence[int], how: Speculation = GREEDILY) -> Cost:
     """What steps cost at batch 1 with `capacity` positions of context, a quarter of them filled.
 
     Widths are timed TOGETHER at a time, each few with the plain loop among them, which they are measured by.
@@ -95,7 +117,7 @@ def time_steps(engine: Engine, capacity: int, widths: Sequence[int]) -> Cost:
     parts = []
     for first in range(0, len(widths), TOGETHER):
         drop_programs()
-        parts.append(measure_cost(engine, state, plain, widths[first : first + TOGETHER]))
+        parts.append(measure_cost(engine, state, plain, widths[first : first + TOGETHER], how))
     return joined(parts)
 
 
@@ -110,44 +132,70 @@ def joined(parts: Sequence[Cost]) -> Cost:
 
 
 def kept_cost(identity: Mapping[str, Any], measure: Callable[[], Cost]) -> Cost:
-    """The cost on disk under `identity`, measured and written where it is not there."""
+    """The cost on disk under `identity`, measured and written where it is not there or damaged."""
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     file = cache_directory() / "costs" / f"{digest}.json"
     if file.is_file():
-        raw = json.loads(file.read_text())["cost"]
-        by_width = {name: {int(width): ms for width, ms in raw[name].items()} for name in ("draft_ms", "verify_ms")}
-        return Cost(raw["plain_ms"], **by_width)
+        try:
+            return _parse(json.loads(file.read_bytes())["cost"])
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            say(f"cost: {file}: damaged ({type(error).__name__}: {error}); measuring anew")
     cost = measure()
-    write_json(file, {"identity": identity, "cost": dataclasses.asdict(cost)})
+    try:
+        write_json(file, {"identity": identity, "cost": dataclasses.asdict(cost)})
+    except OSError as error:
+        say(f"cost: not kept, and measured again next time ({file}: {error.strerror})")
     return cost
 
 
-def _call_ms(function: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    for _ in range(STEPS):
-        jax.block_until_ready(function())
-    return (time.perf_counter() - began) / STEPS * 1e3
+def _parse(raw: Any) -> Cost:
+    """The cost in a file's JSON.
+
+    Raises:
+      ValueError, KeyError, TypeError, AttributeError: it is none.
+    """
+    draft_ms, verify_ms = ({int(w): float(ms) for w, ms in raw[name].items()} for name in ("draft_ms", "verify_ms"))
+    plain_ms = float(raw["plain_ms"])
+    positive = [plain_ms, *verify_ms.values()]
+    if draft_ms.keys() != verify_ms.keys() or not all(math.isfinite(ms) and ms > 0 for ms in positive):
+        raise ValueError("not the cost of steps")  # ours: caught above
+    return Cost(plain_ms, draft_ms, verify_ms)
 
 
-def _step_ms(segment: Callable[[Any], Any], state: DecodeState) -> float:
-    """Wall time of one step of a segment that consumes its state."""
-    end, taken = _timed(segment, state)
-    return taken / max(int((end.num_steps - state.num_steps).max()), 1)
+def surroundings(how: Speculation) -> dict[str, Any]:
+    """What decides a step's cost beside target, drafter and device: code, JAX, cores, rows, and how steps sample."""
+    root = Path(__file__).parent.parent
+    files = [
+        *sorted((root / "models").glob("*.py")),
+        *(root / "serve" / f"{n}.py" for n in ("cost", "decoder", "verify")),
+    ]
+    sampling = how.sampling
+    drawn = {
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p < 1.0,
+        "min_p": sampling.min_p > 0.0,
+        "deterministic": how.deterministic,
+        "block": how.block,
+    }
+    return {
+        "code": hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16],
+        "jax": [importlib.metadata.version(name) for name in ("jax", "jaxlib")],
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "rows": 1,
+        "sampling": "greedy" if sampling.greedy else drawn,
+    }
 
 
-def _plain_ms(segment: Callable[[Any], Any], state: PlainState) -> float:
-    end, taken = _timed(segment, state)
-    return taken / max(int((end.length - state.length).max()), 1)
-
-
-def _timed(segment: Callable[[Any], Any], state: Any) -> tuple[Any, float]:
-    """The segment's end and its milliseconds."""
+def _step_ms(segment: Callable[[Any], Any], state: Any) -> float:
+    """Wall time of one of the steps of a segment that consumes its state."""
     fresh = jax.block_until_ready(jax.tree.map(jnp.copy, state))
     began = time.perf_counter()
     end = jax.block_until_ready(segment(fresh))
-    return end, (time.perf_counter() - began) * 1e3
+    return (time.perf_counter() - began) * 1e3 / _steps(state, end)
 
 
-@partial(jax.jit, static_argnames="how")
-def _draft(engine: Engine, state: DecodeState, how: Speculation) -> jax.Array:
-    return draft(engine, state, how, keys(state.seed, state.length))[0]
+def _steps(before: Any, after: Any) -> int:
+    """How many steps lie between two states; drafting, which commits nothing, goes on to the last one."""
+    if isinstance(before, PlainState):
+        return max(int((after.length - before.length).max()), 1)
+    return int((after.num_steps - before.num_steps).max()) or STEPS

@@ -47,6 +47,7 @@ class Engine:
     draft_vocab: Int[Array, " Vd"] | None  # token id of each head row; None when rows are token ids
 
 
+NOT_FINITE = -1  # a draft that is no token
 COPY_LEAST, COPY_MOST = 2, 3  # a row can copy where its last so many tokens occurred before; no more are compared
 
 
@@ -54,7 +55,7 @@ COPY_LEAST, COPY_MOST = 2, 3  # a row can copy where its last so many tokens occ
 class Speculation:
     """How a step drafts and verifies. Every value of it is a program of its own."""
 
-    width: int  # of the verified block; 1: the plain loop, with the drafter's context kept up to date
+    width: int  # of the verified block; 1: nothing is drafted, and the drafter's context kept up to date
     drafts: Literal["drafter", "ngram"] = "drafter"
     sampling: Sampling = GREEDY
     deterministic: bool = False  # the drafter's most likely tokens, where it could draw its own
@@ -74,7 +75,7 @@ class DecodeState:
     stop: Int[Array, " B"]  # length at which the row ends
     done: Bool[Array, " B"]
     seed: Int[Array, " B"]
-    fault: Int[Array, " B"]  # the length at which logits were not finite and ended the row; 0: none
+    fault: Int[Array, " B"]  # length at which what is not finite ended the row; less than 0: the drafter's; 0: none
     cache: KVCache  # the target's
     context: KVCache  # the drafter's, of features
     num_steps: Int[Array, " B"]
@@ -186,6 +187,8 @@ def replay(engine: Engine, state: DecodeState, how: Speculation) -> DecodeState:
         drafts, _ = draft(engine, state, how, keys(state.seed, state.length - 1))
         places = jnp.minimum(state.length[:, None] + jnp.arange(how.width), state.tokens.shape[1] - 1)
         accepted, committed = verify_greedy(drafts, jnp.take_along_axis(state.tokens, places, axis=1))
+        lost = (drafts == NOT_FINITE).any(axis=1) & ~state.done
+        state = dataclasses.replace(state, fault=jnp.where(lost, -state.length, state.fault), done=state.done | lost)
         return commit(state, accepted, committed, engine.target.config.eos_ids)
 
     return jax.lax.while_loop(lambda state: ~jnp.all(state.done), advance, state)
@@ -203,14 +206,14 @@ def speculative_step(engine: Engine, state: DecodeState, how: Speculation) -> De
         rule = verify_block if how.block and how.width > 1 else verify_tokens
         assert q is not None
         accepted, committed = jax.vmap(rule)(draws[:, 1], drafts, q, distribution(said, how.sampling))
-    broken = ~all_finite(said) & ~state.done
+    broken, lost = ~all_finite(said) & ~state.done, (drafts == NOT_FINITE).any(axis=1) & ~state.done
     context = engine.drafter.context(features, _block_positions(state, how.width))
     state = dataclasses.replace(
         state,
         cache=cache,
         context=kv_cache.write(state.context, context, state.length - 1),
-        fault=jnp.where(broken, state.length, state.fault),
-        done=state.done | broken,
+        fault=jnp.where(broken, state.length, jnp.where(lost, -state.length, state.fault)),
+        done=state.done | broken | lost,
     )
     return commit(state, accepted, committed, engine.target.config.eos_ids)
 
@@ -218,9 +221,14 @@ def speculative_step(engine: Engine, state: DecodeState, how: Speculation) -> De
 def draft(
     engine: Engine, state: DecodeState, how: Speculation, key: Key[Array, " B"]
 ) -> tuple[Int[Array, "B W1"], Float[Array, "B W1 V"] | None]:
-    """Drafts for slots 1..W-1 of every row's block, and the distributions they were drawn from (None when greedy)."""
+    """Drafts for slots 1..W-1 of every row's block, and the distributions they were drawn from (None when greedy).
+
+    NOT_FINITE in place of a row's drafts where the drafter's states are.
+    """
     if how.drafts == "drafter" and how.width > 1:
-        tokens, q = _drafter_tokens(engine, state, how, key)
+        hidden = block_hidden(engine, state, how.width)[:, 1:]
+        tokens, q = _drafter_tokens(engine, state, how, key, hidden)
+        tokens = jnp.where(jnp.isfinite(hidden).all(axis=(1, 2))[:, None], tokens, NOT_FINITE)
     else:
         tokens, q = ngram_tokens(state.tokens, state.length, how.width), None
     if q is None and not how.sampling.greedy:
@@ -237,10 +245,9 @@ def block_hidden(engine: Engine, state: DecodeState, width: int) -> Float[Array,
 
 
 def _drafter_tokens(
-    engine: Engine, state: DecodeState, how: Speculation, key: Key[Array, " B"]
+    engine: Engine, state: DecodeState, how: Speculation, key: Key[Array, " B"], hidden: Float[Array, "B W1 D"]
 ) -> tuple[Int[Array, "B W1"], Float[Array, "B W1 V"] | None]:
     """Slot after slot, each given the token before it where the drafter has a Markov head."""
-    hidden = block_hidden(engine, state, how.width)[:, 1:]
     anchor = jnp.take_along_axis(state.tokens, state.length[:, None] - 1, axis=1)[:, 0]
     drawn = not (how.sampling.greedy or how.deterministic)
 

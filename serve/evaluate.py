@@ -14,19 +14,22 @@ difference tells a near-tie from a fault. Sampled ones are other draws from the 
 """
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs.console import progress
+from configs.console import progress, say
 from configs.device import drop_programs
+from configs.errors import UserError
 from models import generate
 from models.masks import packed_mask
 from models.prompts import Prompt
-from models.statistics import bootstrap_ratio
+from models.statistics import bootstrap, bootstrap_ratio
 from models.target import Target, check_ids
 from models.tokenizer import Tokenizer
 from serve.choose import Chooser, Way
@@ -48,7 +51,7 @@ class Decoded:
     plain: Answer
     speculative: Answer
     full_width_runs: list[int]
-    logit_gap: float | None  # at the first difference, None when equal or sampled
+    logit_gap: float | None  # at the first difference; None when equal or sampled, or where no gap explains it
 
     @property
     def exact(self) -> bool:
@@ -89,6 +92,7 @@ class Evaluator:
         self.sampling = how.sampling
         self.plain = self._decoder(None)
         self._warm: set[int] = set()
+        self._turn = itertools.count()
 
     def task(self, name: str, prompts: Sequence[Prompt], advance: Any) -> list[tuple[Question, Answer, Answer]]:
         """Plain and speculative answers of a task. A chooser starts anew with each and learns over its answers."""
@@ -127,7 +131,7 @@ class Evaluator:
             said.append(turn)
             following = turns[index + 1]["role"] if index + 1 < len(turns) else "user"
             if turn["role"] == "user" and following == "user":
-                ids = self.tokenizer.encode_chat(said)
+                ids = self.tokenizer.encode_prompt(prompt, said)
                 check_room(self.engine.target, prompt, ids, self.max_new_tokens)
                 out.append(Question(prompt.task, prompt.id, turn["content"], ids))
                 if index + 1 < len(turns):
@@ -136,9 +140,9 @@ class Evaluator:
         return out
 
     def pair(self, question: Question, speculative: Decoder) -> tuple[Answer, Answer]:
-        """Plain and speculative; which goes first alternates by the prompt's length."""
+        """Plain and speculative; they take turns at going first."""
         self.warm(question, speculative)
-        if len(question.ids) % 2:
+        if next(self._turn) % 2 == 0:
             return self.answer(question, None), self.answer(question, speculative)
         fast = self.answer(question, speculative)
         return self.answer(question, None), fast
@@ -172,7 +176,9 @@ class Evaluator:
         zeros = np.zeros(BATCH, np.int32)
         state = start(self.engine, texts, lengths, stops, zeros, capacity=capacity, reach=longest)
         end = replay(self.engine, state, Speculation(width))
-        runs, count = jax.device_get((end.runs, end.num_steps))
+        runs, count, fault = jax.device_get((end.runs, end.num_steps, end.fault))
+        if fault.any():
+            raise UserError("the drafter's states are not finite; check its weights, or decode in float32")
         return [runs[row, : count[row]].tolist() for row in range(len(batch))]
 
     def _decoded(self, batch: Sequence[tuple[Question, Answer, Answer]]) -> list[list[int]]:
@@ -185,7 +191,8 @@ class Evaluator:
     def _gap(self, question: Question, plain: Answer, fast: Answer) -> float | None:
         if plain.ids == fast.ids or not self.sampling.greedy:
             return None
-        return logit_gap(self.engine.target, question.ids, plain.ids, fast.ids)
+        gap = logit_gap(self.engine.target, question.ids, plain.ids, fast.ids)
+        return gap if math.isfinite(gap) else None
 
 
 def check_room(target: Target, prompt: Prompt, ids: Sequence[int], max_new_tokens: int) -> None:
@@ -204,8 +211,8 @@ def logit_gap(target: Target, prompt: Sequence[int], plain: Sequence[int], other
 
     Infinite when one answer is a proper prefix of the other, which no near-tie explains.
     """
-    same = next((i for i, (a, b) in enumerate(zip(plain, other, strict=False)) if a != b), None)
-    if same is None:
+    same = _same(plain, other)
+    if same == min(len(plain), len(other)):
         return float("inf")
     ids = [*prompt, *plain[:same]]
     size = 1 << (len(ids) - 1).bit_length()
@@ -222,25 +229,64 @@ def _last_logits(target: Target, tokens: jax.Array, last: jax.Array) -> jax.Arra
     return target.logits(jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0])
 
 
-def evaluate(evaluator: Evaluator, tasks: dict[str, list[Prompt]], *, sample: int = 2) -> dict[str, Any]:
-    """The measured part of the report: cost, tasks, average."""
-    total = sum(map(len, tasks.values()))
-    with progress("eval: plain and speculative", total, "prompts") as bar:
+Pairs = dict[str, list[tuple[Question, Answer, Answer]]]  # of each task: a question, its plain and speculative answer
+
+
+def evaluate(
+    evaluator: Evaluator,
+    tasks: dict[str, list[Prompt]],
+    *,
+    keep: Callable[[dict[str, Any]], None] | None = None,
+    sample: int = 2,
+) -> dict[str, Any]:
+    """The measured part of the report: cost, tasks, average, and which tasks it lacks.
+
+    Where it does not come to its end, `keep` is given the same of the tasks that did, and the error goes on.
+    """
+    pairs: Pairs = {}
+    results: dict[str, list[Decoded]] = {}
+    try:
+        _decode(evaluator, tasks, pairs)
+        _walk(evaluator, pairs, results)
+    finally:
+        if keep is not None and pairs and len(results) < len(tasks):
+            if len(pairs) < len(tasks):
+                say(f"eval: stopped in task {list(tasks)[len(pairs)]}; reporting the {len(pairs)} before it")
+                _walk(evaluator, pairs, results)
+            if results:
+                keep(_measured(evaluator, tasks, results, sample))
+    return _measured(evaluator, tasks, results, sample)
+
+
+def _decode(evaluator: Evaluator, tasks: Mapping[str, list[Prompt]], pairs: Pairs) -> None:
+    """Fills `pairs`, task by task."""
+    with progress("eval: plain and speculative", sum(map(len, tasks.values())), "prompts") as bar:
 
         def advance(name: str, answers: Sequence[Answer]) -> None:
             done = sum(len(answer.ids) for answer in answers) / sum(len(answer.runs) for answer in answers)
             bar.advance(1, f"{name}: {done:.2f} tokens a step")
 
-        pairs = {name: evaluator.task(name, prompts, advance) for name, prompts in tasks.items()}
+        for name, prompts in tasks.items():
+            pairs[name] = evaluator.task(name, prompts, advance)
+
+
+def _walk(evaluator: Evaluator, pairs: Pairs, results: dict[str, list[Decoded]]) -> None:
+    """Fills `results`, task by task, from what was decoded."""
     drop_programs()
-    results: dict[str, list[Decoded]] = {}
     with progress("eval: acceptance at full width", sum(map(len, pairs.values())), "answers") as bar:
         for name, answers in pairs.items():
             results[name] = evaluator.at_full_width(answers)
             bar.advance(len(answers), f"{name}: tau {tau_of(results[name]):.2f}")
+
+
+def _measured(
+    evaluator: Evaluator, tasks: Mapping[str, Any], results: Mapping[str, list[Decoded]], sample: int
+) -> dict[str, Any]:
+    """The measured part of the report on the tasks in `results`."""
     summaries = {name: summarise(evaluator, decoded, sample) for name, decoded in results.items()}
     everything = [answer for decoded in results.values() for answer in decoded]
     return {
+        "unfinished": [name for name in tasks if name not in results],
         "width": evaluator.engine.drafter.config.width,
         "asked_width": None if evaluator.way is None else evaluator.way.width,
         "sampling": dataclasses.asdict(evaluator.sampling),
@@ -304,7 +350,7 @@ def summarise(evaluator: Evaluator, decoded: Sequence[Decoded], sample: int) -> 
         "tokens_per_step": sum(len(a.speculative.ids) for a in decoded) / len(steps),
         "ways": _ways(steps),
         "speedup": speedup_of(decoded),
-        "speedup_interval": bootstrap_ratio([(a.plain.ms_per_token, a.speculative.ms_per_token) for a in decoded]),
+        "speedup_interval": bootstrap([_times(a) for a in decoded], _speedup),
         "exact": sum(a.exact for a in decoded) if evaluator.sampling.greedy else None,
         "mismatches": [_mismatch(a) for a in decoded if not a.exact and evaluator.sampling.greedy],
         "repetition_rate": 1 - len(fresh) / len(decoded),
@@ -323,9 +369,13 @@ def summarise(evaluator: Evaluator, decoded: Sequence[Decoded], sample: int) -> 
 
 def _mismatch(answer: Decoded) -> dict[str, Any]:
     plain, other = answer.plain.ids, answer.speculative.ids
-    shorter = min(len(plain), len(other))
-    place = next((i for i, (x, y) in enumerate(zip(plain, other, strict=False)) if x != y), shorter)
-    return {"id": answer.id, "position": place, "logit_gap": answer.logit_gap}
+    return {"id": answer.id, "position": _same(plain, other), "logit_gap": answer.logit_gap}
+
+
+def _same(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many of their first items are equal."""
+    shorter = min(len(one), len(other))
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), shorter)
 
 
 def _ways(steps: Sequence[tuple[Way, int]]) -> list[dict[str, Any]]:
@@ -344,17 +394,31 @@ def _ways(steps: Sequence[tuple[Way, int]]) -> list[dict[str, Any]]:
 
 
 def _pieces(tokenizer: Tokenizer, answer: Answer) -> list[str]:
-    """The answer's text, one piece a step."""
-    pieces, place = [], 0
-    for run in answer.runs:
-        pieces.append(tokenizer.decode(answer.ids[place : place + run]))
+    """The answer's text, one piece a step; a character that two steps share is the later one's."""
+    whole, pieces, place, shown = tokenizer.decode(answer.ids), [], 0, 0
+    for step, run in enumerate(answer.runs, start=1):
         place += run
+        known = _same(tokenizer.decode(answer.ids[:place]), whole)
+        end = len(whole) if step == len(answer.runs) else max(shown, known)
+        pieces.append(whole[shown:end])
+        shown = end
     return pieces
 
 
 def speedup_of(decoded: Sequence[Decoded]) -> float:
-    """Plain over speculative time per token, totals over all prompts of this run."""
-    return sum(a.plain.ms_per_token for a in decoded) / sum(a.speculative.ms_per_token for a in decoded)
+    """Plain over speculative time per token, each all milliseconds of this run over all its tokens."""
+    return float(_speedup(np.sum([_times(a) for a in decoded], axis=0)))
+
+
+def _times(answer: Decoded) -> tuple[float, int, float, int]:
+    plain, fast = answer.plain, answer.speculative
+    return plain.decode_ms, len(plain.ids), fast.decode_ms, len(fast.ids)
+
+
+def _speedup(sums: np.ndarray) -> Any:
+    """From sums of `_times`, [4] or [4, draws]."""
+    plain_ms, plain_tokens, fast_ms, fast_tokens = sums
+    return (plain_ms / plain_tokens) / (fast_ms / fast_tokens)
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:

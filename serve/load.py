@@ -9,12 +9,13 @@ import yaml
 
 from configs.console import say
 from configs.device import describe_device, keep_compiled_programs
+from configs.paths import path
 from models.artifact import Artifact, check_fit, read_artifact
 from models.sampling import Sampling
 from models.sources import load_target
 from models.tokenizer import TemplateArgs, Tokenizer, load_tokenizer
 from serve.choose import Chooser, Way
-from serve.cost import Cost, candidate_widths, kept_cost, time_steps
+from serve.cost import Cost, candidate_widths, kept_cost, surroundings, time_steps
 from serve.decoder import GREEDILY, Engine, Speculation, make_engine
 from serve.session import Decoder, context_capacity
 
@@ -39,12 +40,13 @@ def open_decoder(
       ValueError: no such target or drafter, one that does not fit the other, a width beyond the trained one.
     """
     keep_compiled_programs()
-    engine, tokenizer, artifact = load_engine(target, Path(drafter), dtype, chat_template_args)
+    drafter = path(str(drafter))
+    engine, tokenizer, artifact = load_engine(target, drafter, dtype, chat_template_args)
     if way is not None:
-        check_way(way, artifact, Path(drafter))
+        check_way(way, artifact, drafter)
         how = dataclasses.replace(how, width=way.width, drafts=way.drafts, copy=way.copy)
         return Decoder(engine, tokenizer, how, sampling=how.sampling)
-    chooser = Chooser(step_cost(engine, artifact, context), artifact.acceptance)
+    chooser = Chooser(step_cost(engine, artifact, context, how), artifact.acceptance)
     return Decoder(engine, tokenizer, how, chooser=chooser, sampling=how.sampling)
 
 
@@ -105,8 +107,8 @@ def check_way(way: Way, artifact: Artifact, drafter: Path) -> None:
             raise ValueError(f"{name}: expected {least} to {width} (what {drafter} was trained at), got {asked}")
 
 
-def step_cost(engine: Engine, artifact: Artifact, tokens: int) -> Cost:
-    """What steps cost for answers that fill `tokens` of context; measured once on this device."""
+def step_cost(engine: Engine, artifact: Artifact, tokens: int, how: Speculation = GREEDILY) -> Cost:
+    """What steps cost that sample as `how` says, for answers that fill `tokens` of context; measured once."""
     config = engine.drafter.config
     capacity = context_capacity(tokens, config.width)
     widths = candidate_widths(config.width)
@@ -117,10 +119,11 @@ def step_cost(engine: Engine, artifact: Artifact, tokens: int) -> Cost:
         "dtype": str(engine.target.dtype),
         "capacity": capacity,
         "widths": widths,
+        **surroundings(how),
     }
 
     def measure() -> Cost:
         say(f"cost: timing plain, draft and verify steps at widths {', '.join(map(str, widths))} (once on this device)")
-        return time_steps(engine, capacity, widths)
+        return time_steps(engine, capacity, widths, how)
 
     return kept_cost(identity, measure)

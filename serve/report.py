@@ -2,7 +2,7 @@
 
 This module owns the format, of the dictionary and of report.json alike; other keys are kept, not shown:
 
-    schema            3
+    schema            4
     command           the command line that produced it
     device            what it ran on, in words
     revision          the git revision of this code
@@ -16,6 +16,7 @@ This module owns the format, of the dictionary and of report.json alike; other k
     peak_memory_bytes resident, of the process, loading included
     programs          {compiled, from_disk}: how many were compiled, how many found on disk
     drafter_info      {name: value} about the drafter, to show: digest (`Artifact.digest`), trained width, layers, ...
+    unfinished        the tasks that were asked for and are not in it: decoding failed or was stopped
     cost              plain_ms: one step of the plain loop
                       widths: a list of {width, draft_ms, verify_ms, expected_tau, expected_speedup},
                       ascending, 1 among them: a plain step that keeps the drafter's context; expected values
@@ -38,10 +39,13 @@ A task holds
     speculative_ms_per_token the same
     tokens_per_step          of the speculative loop, at the widths it chose
     ways                     how its steps drafted, most frequent first: a list of {drafts, width, share,
-                             tokens_per_step}; drafts is "drafter", "ngram" (copied) or "none" (width 1, the plain loop)
-    speedup, speedup_interval  plain time over speculative time; [low, high]
+                             tokens_per_step}; drafts is "drafter", "ngram" (copied) or "none" (width 1: a plain step
+                             that keeps the drafter's context)
+    speedup, speedup_interval  plain milliseconds a token over speculative ones, each all its milliseconds over all its
+                             tokens; [low, high]
     exact                    how many outputs equal those of plain greedy decoding; null when sampling
-    mismatches               the others: a list of {id, position, logit_gap} at the first difference
+    mismatches               the others: a list of {id, position, logit_gap} at the first difference; the gap is null
+                             where one answer goes on where the other ends, which no near-tie explains
     repetition_rate          share of the outputs that fall into a loop
     tau_without_repetition   tau over the rest; null if there is no rest
     samples                  a list of {prompt, output, runs}; runs are the tokens each verify step committed.
@@ -51,9 +55,10 @@ Acceptance (tau, acceptance, survival, accepted_lengths, tau_over_position) is o
 are of the batch-1 loops. Every file is written whole or not at all.
 """
 
+import contextlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -64,10 +69,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from configs.errors import DiskError, UserError
 from configs.files import write_atomic
+from configs.paths import read_object
 from serve import charts
 
-SCHEMA = 3
+SCHEMA = 4
 NEAR_TIE = 1e-3
 
 
@@ -104,7 +111,7 @@ TASK = {
     "speedup": float,
     "speedup_interval": (float, float),
     "exact": Maybe(int),
-    "mismatches": [{"id": str, "position": int, "logit_gap": float}],
+    "mismatches": [{"id": str, "position": int, "logit_gap": Maybe(float)}],
     "repetition_rate": float,
     "tau_without_repetition": Maybe(float),
     "samples": [{"prompt": str, "output": str, "runs": [int]}],
@@ -125,6 +132,7 @@ REPORT = {
     "peak_memory_bytes": int,
     "programs": {"compiled": int, "from_disk": int},
     "drafter_info": {str: object},
+    "unfinished": [str],
     "cost": {"plain_ms": float, "widths": [WIDTH]},
     "tasks": {str: TASK},
     "average": {"tau": float, "tokens_per_step": float, "speedup": float, "exact": Maybe(int), "prompts": int},
@@ -132,7 +140,7 @@ REPORT = {
 
 
 def check(value: Any, form: Any, where: str) -> None:
-    """Raise ValueError naming the first place where `value` departs from `form`."""
+    """A ValueError of ours names the first place where `value` departs from `form`."""
     if isinstance(form, Maybe):
         if value is not None:
             check(value, form.form, where)
@@ -157,13 +165,39 @@ def check(value: Any, form: Any, where: str) -> None:
 
 def _expect(holds: bool, where: str, expected: str, got: Any) -> None:
     if not holds:
-        raise ValueError(f"{where}: expected {expected}, got {got!r:.80}; serve/report.py lists every key")
+        text = f"{where}: expected {expected}, got {got!r:.80}; serve/report.py lists every key"
+        raise ValueError(text)  # ours, of what we write; `read_report` says it of files
+
+
+def check_out(directory: Path) -> None:
+    """Makes `directory` and writes into it, as `write_report` will: hours of decoding come before that.
+
+    Raises:
+      DiskError: it cannot be made or written.
+    """
+    with _refusals(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        write_atomic(directory / "probe", "")
+        (directory / "probe").unlink()
+
+
+@contextlib.contextmanager
+def _refusals(directory: Path) -> Iterator[None]:
+    """Turns what the disk refuses into a DiskError that names the option."""
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(
+            f"{directory}: expected a directory to write the report into, got: {error.strerror};"
+            " choose another with --out"
+        ) from error
 
 
 def write_report(report: dict[str, Any], directory: Path) -> None:
     """Write report.json, report.md and report.html into `directory`, making it if need be.
 
-    Raises ValueError if the dictionary departs from the format, OSError if the directory cannot be written.
+    A dictionary that departs from the format is a ValueError of ours. Raises DiskError if the directory cannot be
+    written.
     """
     check(report, REPORT, "report")
     _expect(report["schema"] == SCHEMA, "report.schema", str(SCHEMA), report["schema"])
@@ -173,14 +207,9 @@ def write_report(report: dict[str, Any], directory: Path) -> None:
         "report.md": markdown(report),
         "report.html": page(report),
     }
-    try:
+    with _refusals(directory):
         for name, text in texts.items():
             write_atomic(directory / name, text)
-    except OSError as error:
-        raise OSError(
-            f"{directory}: expected a directory to write the report into, got: {error.strerror};"
-            " choose another with --out"
-        ) from error
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -209,7 +238,30 @@ def markdown(report: dict[str, Any]) -> str:
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     what = f"{report['target']}, drafter {report['drafter']}, {report['dtype']}"
     how = f"at most {report['max_new_tokens']} new tokens, on {report['device']}, revision {report['revision']}"
-    return f"{table}\n\n{what}, {how}.\n\n    {report['command']}\n"
+    notes = [f"- {name}, prompt {found['id']}: {mismatch_of(found)}" for name, found in mismatches_of(report)]
+    if notes:
+        notes = ["", "Outputs that differ from plain greedy decoding:", "", *notes]
+    if report["unfinished"]:
+        notes += ["", unfinished_of(report)]
+    return "\n".join([table, *notes, "", f"{what}, {how}.", "", f"    {report['command']}", ""])
+
+
+def unfinished_of(report: Mapping[str, Any]) -> str:
+    """What an unfinished report lacks, to show."""
+    return f"Unfinished: decoding ended before the tasks {', '.join(report['unfinished'])}."
+
+
+def mismatches_of(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """(task, mismatch) of all tasks."""
+    return [(name, found) for name, task in report["tasks"].items() for found in task["mismatches"]]
+
+
+def mismatch_of(found: Mapping[str, Any]) -> str:
+    """Where an output differs and whether a near-tie explains it, to show."""
+    gap = found["logit_gap"]
+    if gap is None:
+        return f"from token {found['position']}, one goes on where the other ends: no near-tie"
+    return f"from token {found['position']}, logit gap {gap:.2g}: {'a' if gap < NEAR_TIE else 'no'} near-tie"
 
 
 def exact_of(entry: Mapping[str, Any]) -> str:
@@ -248,7 +300,8 @@ def page(report: dict[str, Any]) -> str:
         histograms=_histograms(tasks),
         num_slots=charts.num_visible_slots(survival),
         series={name: charts.series(index) for index, name in enumerate(tasks)},
-        mismatches=[(name, found) for name, task in tasks.items() for found in task["mismatches"]],
+        mismatches=mismatches_of(report),
+        unfinished=unfinished_of(report) if report["unfinished"] else None,
         near_tie=NEAR_TIE,
         samples=_chosen_samples(tasks),
     )
@@ -283,12 +336,15 @@ def read_report(path: Path) -> dict[str, Any]:
     file = path / "report.json" if path.is_dir() else path
     if not file.is_file():
         raise ValueError(f"{path}: no report.json there; python -m serve eval --out DIR writes one")
+    report = read_object(file)
+    if report.get("schema") != SCHEMA:
+        raise ValueError(
+            f"{file}: schema: expected {SCHEMA}, got {report.get('schema')!r}; write it again with python -m serve eval"
+        )
     try:
-        report = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}: not JSON ({error}); write it again with python -m serve eval") from error
-    check(report, REPORT, str(file))
-    _expect(report["schema"] == SCHEMA, f"{file}: schema", str(SCHEMA), report["schema"])
+        check(report, REPORT, str(file))
+    except ValueError as error:
+        raise UserError(str(error)) from error
     return report
 
 
@@ -315,6 +371,9 @@ def print_comparison(reports: Mapping[str, dict[str, Any]], console: Console) ->
     differing = [name for name in settings if len({str(report[name]) for report in reports.values()}) > 1]
     if differing:
         console.print(f"not like for like: {', '.join(differing)} differ", style="yellow")
+    for name, report in reports.items():
+        if report["unfinished"]:
+            console.print(f"{name}: {unfinished_of(report)}", style="yellow")
 
 
 def print_table(report: dict[str, Any], console: Console, directory: Path | None = None) -> None:
@@ -357,5 +416,7 @@ def print_table(report: dict[str, Any], console: Console, directory: Path | None
         style="bold",
     )
     console.print(table)
+    if report["unfinished"]:
+        console.print(unfinished_of(report), style="yellow")
     if directory is not None:
         console.print(f"report: {directory / 'report.html'} and {directory / 'report.json'}", soft_wrap=True)

@@ -94,8 +94,8 @@ class Decoder:
         """The answers to `prompts` (user messages, or token ids), written together, one row each.
 
         Raises:
-          ValueError: an empty prompt, one with ids the target does not have, or one that exceeds its context with
-            max_new_tokens; other than one seed a prompt; logits that are not finite.
+          ValueError: an empty prompt or stop string, a prompt with ids the target does not have, or one that exceeds
+            its context with max_new_tokens; other than one seed a prompt; logits that are not finite.
         """
         *_, (_, answers) = self.stream(prompts, max_new_tokens=max_new_tokens, stop=stop, seeds=seeds)
         return answers
@@ -113,6 +113,8 @@ class Decoder:
             raise ValueError("prompts: expected a list of prompts, got one string; put it into a list")
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
+        if isinstance(stop, str) or "" in stop:
+            raise ValueError(f"stop: expected a list of texts, none of them empty, got {stop!r}")
         rows = [Row(self._ids(prompt)) for prompt in prompts]
         if not rows or not all(row.prompt for row in rows):
             raise ValueError("prompts: expected at least one, each of at least one token")
@@ -252,13 +254,15 @@ class Decoder:
     def _diagnosis(self, tokens: np.ndarray, fault: np.ndarray, rows: Sequence[Row]) -> str:
         """Which layer first gave values that are not finite, for the first row it happened to."""
         index = int(np.flatnonzero(fault)[0])
-        length = int(fault[index])
+        length = abs(int(fault[index]))
+        written = f"in the step after {length - len(rows[index].prompt)} tokens of answer {index}"
+        if fault[index] < 0:
+            return f"the drafter's states are not finite {written}; check its weights, or decode in float32"
         layer = first_broken_layer(self.engine.target, tokens[index, :length])
         where = "the LM head" if layer is None else f"layer {layer}"
         return (
-            f"{self.engine.target.config.name}: logits are not finite (first in {where}) in the step after "
-            f"{length - len(rows[index].prompt)} tokens of answer {index}; check the target's weights, or decode in "
-            "float32"
+            f"{self.engine.target.config.name}: logits are not finite (first in {where}) {written}; check the target's "
+            "weights, or decode in float32"
         )
 
 

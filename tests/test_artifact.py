@@ -164,6 +164,18 @@ def test_refusals(tmp_path: Path):
         read_artifact(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, value: float, dtype: str):
+    """One of some thousand values: decoding would go on, right and at tau 1."""
+    artifact = make_artifact()
+    layer = artifact.weights["layers"][1]
+    layer["kv"] = layer["kv"].at[3, 20].set(value)  # beyond the 16 columns of the keys
+    write_artifact(artifact, tmp_path, dtype)
+    with pytest.raises(ValueError, match=r"tensor layers\.1\.self_attn\.v_proj\.weight holds NaN or infinity"):
+        read_artifact(tmp_path)
+
+
 def test_another_target_is_refused_with_every_difference(tmp_path: Path):
     artifact = make_artifact()
     check_fit(artifact, make_target(), tmp_path)

@@ -65,6 +65,14 @@ def test_resolved_recipe_reads_back(tmp_path: Path):
         ("batches.blocks={4: 4}", ["batches.blocks", "drafter.width", "4"]),
         ("optimizer.warmup_fraction=1.5", ["optimizer.warmup_fraction", "1.5"]),
         ("loss.soft=2.0", ["loss.soft", "2.0"]),
+        ("drafter.markov_size=0", ["drafter.markov_size", "at least 1", "got 0"]),
+        ("drafter.draft_vocab_size=0", ["drafter.draft_vocab_size", "at least 2", "got 0"]),
+        ("drafter.mask_token_id=-1", ["drafter.mask_token_id", "at least 0", "got -1"]),
+        ("drafter.target_layer_ids=[]", ["drafter.target_layer_ids", "expected a value", "()"]),
+        ("run.name=''", ["run.name", "expected a value"]),
+        ("run.dir=''", ["run.dir", "expected a value"]),
+        ("optimizer.learning_rate=.nan", ["optimizer.learning_rate", "expected a number", "nan"]),
+        ("optimizer.b1=1.0", ["optimizer.b1", "below 1.0", "1.0"]),
     ],
 )
 def test_mistakes_in_overrides(override: str, words: list[str]):

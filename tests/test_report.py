@@ -78,7 +78,7 @@ def made_up_report() -> dict[str, Any]:
     step = {1: 20.3, 2: 21.9, 4: 23.8, 8: 26.7, 16: 33.9, 32: 62.4}
     expected = {2: (1.60, 1.01), 4: (2.11, 1.10), 8: (2.40, 1.11), 16: (2.45, 1.13), 32: (2.46, 0.71)}
     return {
-        "schema": 3,
+        "schema": 4,
         "command": "python -m serve eval --target smollm2-135m --drafter exports/wide_block --out runs/x",
         "device": "cpu, 2 cores, made-up processor",
         "revision": "0123abc",
@@ -98,6 +98,7 @@ def made_up_report() -> dict[str, Any]:
             "parameters": 12_345_678,
             "target_layer_ids": [1, 14, 27],
         },
+        "unfinished": [],
         "cost": {
             "plain_ms": 20.3,
             "widths": [

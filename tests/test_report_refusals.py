@@ -16,7 +16,7 @@ from serve.report import write_report
         (lambda report: report.pop("revision"), "report.revision: expected a value, got 'nothing'"),
         (lambda report: report["tasks"]["code"].pop("tau"), "report.tasks.code.tau: expected a value"),
         (lambda report: report.update(tasks={}), "report.tasks: expected at least one task"),
-        (lambda report: report.update(schema=1), "report.schema: expected 3, got 1"),
+        (lambda report: report.update(schema=1), "report.schema: expected 4, got 1"),
         (lambda report: report.update(width="4"), "report.width: expected int, got '4'"),
         (
             lambda report: report["cost"]["widths"][1].update(draft_ms=float("nan")),

@@ -91,6 +91,13 @@ def test_nothing_to_answer(engine, prompts, new: int, words: str):
         decoder(engine, Speculation(3)).generate(prompts, max_new_tokens=new)
 
 
+@pytest.mark.parametrize("stop", [[""], ["x", ""], "55"])
+def test_stop_strings_that_stop_everything(engine, stop):
+    """An empty one is in every text; one text in place of a list would be its characters, each a stop string."""
+    with pytest.raises(ValueError, match="stop: expected a list of texts, none of them empty"):
+        decoder(engine, None).generate([PROMPTS[0]], max_new_tokens=5, stop=stop)
+
+
 def test_too_long_for_the_context(engine):
     with pytest.raises(ValueError, match=r"4 tokens \+ max_new_tokens=600 exceed the context of tiny \(512\)"):
         decoder(engine, None).generate([PROMPTS[0]], max_new_tokens=600)
@@ -104,6 +111,17 @@ def test_not_finite_logits_name_the_layer(how: Speculation | None):
     for prompt in (PROMPTS[0], [3]):
         with pytest.raises(ValueError, match=r"not finite \(first in layer 2\) in the step after 0 tokens of answer 0"):
             decoder(make_engine(target, make_artifact()), how).generate([prompt], max_new_tokens=20)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8)], ids=["greedy", "sampled"])
+def test_a_drafter_that_is_not_finite_is_named(sampling: Sampling):
+    """A NaN in its weights: drafts would be wrong without end, and nothing would say so."""
+    artifact = make_artifact()
+    artifact.weights["layers"][1]["down"] = artifact.weights["layers"][1]["down"].at[0, 0].set(jnp.nan)
+    engine = make_engine(make_target(), artifact)
+    with pytest.raises(ValueError, match="the drafter's states are not finite in the step after 0 tokens of answer 0"):
+        decoder(engine, Speculation(4), sampling=sampling).generate([PROMPTS[0]], max_new_tokens=20)
+    assert decoder(engine, Speculation(4, "ngram")).generate([PROMPTS[0]], max_new_tokens=20)
 
 
 def test_nothing_is_compiled_twice(engine):

@@ -73,3 +73,8 @@ def test_truncated_gguf(tmp_path: Path):
     (tmp_path / "cut.gguf").write_bytes(b"GGUF" + b"\x03\x00\x00\x00" + b"\xff" * 20)
     with pytest.raises(ValueError, match=r"cut\.gguf: not a whole GGUF file"):
         open_gguf(tmp_path / "cut.gguf")
+
+
+def test_an_open_quote_in_the_settings(tmp_path: Path):
+    with pytest.raises(ValueError, match="No closing quotation"):
+        load_target(f"{tmp_path}/x.yml tokenizer_path='a b", "float32")

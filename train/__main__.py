@@ -5,11 +5,12 @@ python -m train export (--run RUN | --drafter DIR) --out DIR [--format orbax]
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from configs.console import command, say
+from configs.paths import path
 from configs.schema import load_recipe
 
 
@@ -41,9 +42,9 @@ def run_export(arguments: Sequence[str]) -> int:
     text = "Write a drafter as an artifact: config.json and model.safetensors in the DFlash layout; or for Orbax."
     parser = argparse.ArgumentParser(prog="python -m train export", description=text)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run", type=Path, help="a run directory, such as runs/wide_block")
-    source.add_argument("--drafter", type=Path, help="or a drafter exported before, or another's, to write it anew")
-    parser.add_argument("--out", required=True, type=Path, help="directory to write")
+    source.add_argument("--run", type=path, help="a run directory, such as runs/wide_block")
+    source.add_argument("--drafter", type=path, help="or a drafter exported before, or another's, to write it anew")
+    parser.add_argument("--out", required=True, type=path, help="directory to write")
     parser.add_argument(
         "--format", default="dflash", choices=["dflash", "orbax"], help="orbax: parameters alone (default: dflash)"
     )
@@ -70,7 +71,8 @@ def run_export(arguments: Sequence[str]) -> int:
     if options.format == "orbax":
         say(f"next: orbax.checkpoint.StandardCheckpointer().restore({str((options.out / 'params').resolve())!r})")
         return 0
-    say(f"next: python -m serve eval --target TARGET --drafter {options.out} --tasks TASK,... --out DIR")
+    out = shlex.quote(str(options.out))
+    say(f"next: python -m serve eval --target TARGET --drafter {out} --tasks TASK,... --out DIR")
     return 0
 
 

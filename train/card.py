@@ -1,6 +1,7 @@
 """The model card of an exported drafter: what it is, what it gained, how to serve it where."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def _template(origin: Mapping[str, Any]) -> list[str]:
 
 def _serving(out: Path, config: DrafterConfig, origin: Mapping[str, Any]) -> list[str]:
     commands = _own_commands if beyond_plain(config) else _plain_commands
-    return ["## Serve it", "", *commands(out, config, origin.get("target", "TARGET"))]
+    return ["## Serve it", "", *commands(out, config, shlex.quote(origin.get("target", "TARGET")))]
 
 
 def _heldout(acceptance: Mapping[str, Any] | None) -> list[str]:
@@ -109,33 +110,33 @@ def _decoded(report: Path, digest: str) -> list[str]:
 
 
 def _own_commands(out: Path, config: DrafterConfig, target: str) -> list[str]:
-    held = " and ".join(beyond_plain(config).values())
+    held, place = " and ".join(beyond_plain(config).values()), shlex.quote(str(out))
     return [
         f"This drafter has {held}, beyond plain DFlash: its architecture is named WideblockDraftModel so that no other "
         "engine loads it and silently runs it wrong.",
         "",
-        f"    python -m serve eval --target {target} --drafter {out} --tasks word-problems,code --out report",
+        f"    python -m serve eval --target {target} --drafter {place} --tasks word-problems,code --out report",
     ]
 
 
 def _plain_commands(out: Path, config: DrafterConfig, target: str) -> list[str]:
     """Each engine counts width its own way: block_size W includes the anchor, num_speculative_tokens does not."""
-    drafted, width = config.width - 1, config.width
-    spec = json.dumps({"method": "dflash", "model": str(out), "num_speculative_tokens": drafted})
+    drafted, width, place = config.width - 1, config.width, shlex.quote(str(out))
+    spec = shlex.quote(json.dumps({"method": "dflash", "model": str(out), "num_speculative_tokens": drafted}))
     elsewhere = {EMBEDDED: "HuggingFaceTB/SmolLM2-135M-Instruct"}.get(target, target)
     sglang = (
         f"--model-path {elsewhere} --speculative-algorithm DFLASH \\\n"
-        f"        --speculative-draft-model-path {out} --speculative-num-draft-tokens {width}"
+        f"        --speculative-draft-model-path {place} --speculative-num-draft-tokens {width}"
     )
     return [
         f"W = {width} counts the anchor (`block_size`); vLLM counts drafted tokens, {drafted}.",
         "",
         "    # wideblock",
-        f"    python -m serve eval --target {target} --drafter {out} --tasks word-problems,code --out report",
+        f"    python -m serve eval --target {target} --drafter {place} --tasks word-problems,code --out report",
         "    # vLLM (not on TPU: tpu-inference ignores the windows of its layers)"
         if any(config.windows)
         else "    # vLLM, and vLLM on TPU (tpu-inference)",
-        f"    vllm serve {elsewhere} --speculative-config '{spec}'",
+        f"    vllm serve {elsewhere} --speculative-config {spec}",
         "    # SGLang; counts the anchor",
         f"    python -m sglang.launch_server {sglang}",
         "    # sglang-jax (TPU); counts the anchor, takes no RoPE scaling",

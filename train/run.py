@@ -12,6 +12,7 @@ Owned here: the run directory
 
 import dataclasses
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -115,7 +116,7 @@ def train(recipe: Recipe, *, config: str, overrides: Sequence[str], resume: bool
             "recipe": recipe.run.name,
         }
         write_description(run, assembly.config, assembly.draft_vocab, origin)
-        return _fit_and_report(recipe, assembly, identity, command=" ".join([config, *overrides]))
+        return _fit_and_report(recipe, assembly, identity, command=shlex.join([config, *overrides]))
 
 
 def _fit_and_report(recipe: Recipe, assembly: Assembly, identity: Mapping[str, Any], *, command: str) -> int:
@@ -151,7 +152,8 @@ def _fit_and_report(recipe: Recipe, assembly: Assembly, identity: Mapping[str, A
         say(f"train: stopped by {outcome.interrupted.name}, saved step {outcome.step}")
         say(f"next: python -m train --config {command} --resume")
         return 128 + outcome.interrupted
-    say(f"next: python -m train export --run {run} --out exports/{recipe.run.name}")
+    out = shlex.quote(f"exports/{recipe.run.name}")
+    say(f"next: python -m train export --run {shlex.quote(str(run))} --out {out}")
     return 0
 
 

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
+from configs.errors import UserError
+from configs.paths import at_home
 from models.sources.directory import directory_config, directory_weights, eos_ids
 from models.sources.gguf import embedded_file, gguf_target
 from models.sources.layout import Place, one_device, target_weights
@@ -71,7 +73,11 @@ def parse(source: str) -> Source:
     Raises:
       ValueError: no such file or directory, or a setting that means nothing there.
     """
-    words = [source] if Path(source).exists() else shlex.split(source)
+    source = at_home(source)
+    try:
+        words = [source] if Path(source).exists() else shlex.split(source)
+    except ValueError as error:
+        raise UserError(f"target {source!r}: expected words as in a shell ({error}); mend the quotes") from error
     path, settings = Path(words[0] if words else ""), {}
     for word in words[1:]:
         key, equals, value = word.partition("=")

@@ -1,11 +1,11 @@
 """Targets in Hugging Face directories: config.json and safetensors, one file or sharded."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from configs.paths import read_object
 from models.layers import RopeScaling
 from models.sources.layout import Checkpoint
 from models.target import TargetConfig
@@ -56,7 +56,7 @@ def _tensor_files(path: Path) -> dict[str, Path]:
     if whole.is_file():
         shards = [whole]
     elif index.is_file():
-        shards = sorted({path / shard for shard in _read_json(index)["weight_map"].values()})
+        shards = sorted({path / shard for shard in read_object(index)["weight_map"].values()})
     if not shards:
         raise ValueError(f"{path}: no *.safetensors file; expected model.safetensors or a sharded checkpoint")
     for shard in shards:
@@ -70,7 +70,7 @@ def _tensor_files(path: Path) -> dict[str, Path]:
 
 def directory_config(path: Path) -> TargetConfig:
     """The architecture of a Hugging Face directory; refuses what the forward does not compute."""
-    raw = _read_json(path / "config.json")
+    raw = read_object(path / "config.json")
     family = raw.get("model_type")
     if family not in FAMILIES:
         raise ValueError(f"{path}/config.json: model_type {family!r}; expected one of {', '.join(FAMILIES)}")
@@ -134,12 +134,5 @@ def eos_ids(path: Path) -> tuple[int, ...]:
 
 def named_ends(file: Path) -> list[int]:
     """The eos_token_id of a JSON file, one or several; none where there is no such file or field."""
-    named = _read_json(file).get("eos_token_id") if file.is_file() else None
+    named = read_object(file).get("eos_token_id") if file.is_file() else None
     return named if isinstance(named, list) else [] if named is None else [named]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not a readable JSON file ({error})") from error

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from configs.paths import at_home, read_text
 from models.layers import RopeScaling
 from models.target import TargetConfig
 
@@ -60,13 +61,14 @@ def read_settings(path: Path, settings: Mapping[str, str]) -> dict[str, Any]:
       ValueError: not a mapping in YAML, a key that is not understood, or one whose value we do not compute.
     """
     try:
-        held = yaml.safe_load(path.read_text())
+        held = yaml.safe_load(read_text(path))
         given = {key: yaml.safe_load(value) for key, value in settings.items()}
-    except (OSError, yaml.YAMLError) as error:
+    except yaml.YAMLError as error:
         raise ValueError(f"{path}: not a readable MaxText config ({' '.join(str(error).split())[:120]})") from error
     if not isinstance(held, dict):
         raise ValueError(f"{path}: expected a MaxText config, a mapping of keys to values, got {type(held).__name__}")
     merged = {**held, **given}
+    merged |= {key: at_home(merged[key]) for key in PATHS if isinstance(merged.get(key), str)}
     unknown = sorted(set(merged) - set(UNDERSTOOD))
     if unknown:
         names, understood = ", ".join(unknown), ", ".join(UNDERSTOOD)

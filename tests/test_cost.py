@@ -1,0 +1,149 @@
+"""What a step costs: kept under everything that decides it, damaged files measured anew, drafting without its call."""
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import serve.cost
+from models.generate import empty_rows
+from models.sampling import Sampling
+from serve.cost import STEPS, Cost, draft_segment, kept_cost, measure_cost, surroundings
+from serve.decoder import GREEDILY, Speculation, make_engine, start
+from tests.tiny import make_artifact, make_target
+
+COST = Cost(10.0, {1: 0.0, 2: 2.0}, {1: 10.5, 2: 11.0})
+
+
+@pytest.fixture
+def costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "wideblock" / "costs"
+
+
+def never() -> Cost:
+    raise AssertionError("measured though it was kept")
+
+
+def test_measured_once(costs: Path):
+    assert kept_cost({"a": 1}, lambda: COST) == COST
+    assert kept_cost({"a": 1}, never) == COST
+    other = dataclasses.replace(COST, plain_ms=5.0)
+    assert kept_cost({"a": 2}, lambda: other) == other
+    assert len(list(costs.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b'{"identity": {}, "cost": {"plain_ms": 1.',
+        b"[]",
+        b'{"identity": {}}',
+        b'{"cost": null}',
+        b'{"cost": {"plain_ms": null, "draft_ms": {}, "verify_ms": {}}}',
+        b'{"cost": {"plain_ms": 1.0, "draft_ms": [1], "verify_ms": {"1": 1.0}}}',
+        b'{"cost": {"plain_ms": NaN, "draft_ms": {"1": 0.0}, "verify_ms": {"1": 1.0}}}',
+        b'{"cost": {"plain_ms": 1.0, "draft_ms": {"1": 0.0}, "verify_ms": {"1": 1.0, "2": 2.0}}}',
+        b"\xff\xfe",
+    ],
+)
+def test_a_damaged_file_is_measured_anew(costs: Path, content: bytes, capsys: pytest.CaptureFixture[str]):
+    kept_cost({"a": 1}, lambda: COST)
+    (file,) = costs.iterdir()
+    file.write_bytes(content)
+    assert kept_cost({"a": 1}, lambda: COST) == COST
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1
+    assert f"cost: {file}: damaged" in said
+    assert kept_cost({"a": 1}, never) == COST, "and written whole"
+
+
+def test_a_cache_that_cannot_be_written_costs_no_evaluation(costs: Path, capsys: pytest.CaptureFixture[str]):
+    costs.parent.mkdir()
+    costs.write_text("a file in place of the folder")
+    assert kept_cost({"a": 1}, lambda: COST) == COST
+    assert "cost: not kept" in capsys.readouterr().out
+
+
+def test_what_names_a_cost(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Another JAX, other code, fewer cores or another kind of sampling is another cost; another temperature is not."""
+    known = surroundings(GREEDILY)
+    assert known["rows"] == 1
+
+    def sampled(**fields) -> dict:
+        return surroundings(dataclasses.replace(GREEDILY, sampling=Sampling(0.7, **fields)))
+
+    kinds = [known, sampled(), sampled(top_k=5), sampled(top_p=0.9), sampled(min_p=0.1)]
+    assert len({json.dumps(kind) for kind in kinds}) == 5
+    assert sampled() == surroundings(dataclasses.replace(GREEDILY, sampling=Sampling(1.3)))
+    monkeypatch.setattr(serve.cost.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    assert surroundings(GREEDILY)["cores"] == 3
+    monkeypatch.setattr(serve.cost.importlib.metadata, "version", lambda name: "9.9")
+    assert surroundings(GREEDILY)["jax"] == ["9.9", "9.9"] != known["jax"]
+    copy = tmp_path / "serve" / "cost.py"
+    for folder in ("models", "serve"):
+        (tmp_path / folder).mkdir()
+        for file in (Path(serve.cost.__file__).parent.parent / folder).glob("*.py"):
+            (tmp_path / folder / file.name).write_bytes(file.read_bytes())
+    monkeypatch.setattr(serve.cost, "__file__", str(copy))
+    assert surroundings(GREEDILY)["code"] == known["code"]
+    with open(tmp_path / "models" / "layers.py", "a") as file:
+        file.write("\n# another forward\n")
+    assert surroundings(GREEDILY)["code"] != known["code"]
+
+
+def test_parts_add_up_to_steps_and_hold_no_call(monkeypatch: pytest.MonkeyPatch):
+    """By a clock that counts: a call takes 40 ms whatever it does, a draft 1, a plain step 10, one of width 2 13."""
+    target = make_target()
+    engine = make_engine(target, make_artifact())
+    ids, length, zero = np.full((1, 8), 5, np.int32), np.array([8], np.int32), np.zeros(1, np.int32)
+    state = start(engine, ids, length, length + 200, zero, capacity=256)
+    plain = empty_rows(target, 1, 256)
+    clock = [0.0]
+
+    def taking(ms: float):
+        def segment(*_, num_steps: int, **__):
+            clock[0] += (40.0 + num_steps * ms) / 1e3
+            return state
+
+        return segment
+
+    def speculative(*arguments, num_steps: int, how: Speculation):
+        return taking({1: 11.0, 2: 13.0}[how.width])(num_steps=num_steps)
+
+    monkeypatch.setattr(serve.cost, "speculative_segment", speculative)
+    monkeypatch.setattr(serve.cost, "draft_segment", taking(1.0))
+    monkeypatch.setattr(serve.cost, "plain_segment", taking(10.0))
+    monkeypatch.setattr(serve.cost.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(serve.cost, "_steps", lambda before, after: STEPS)
+    cost = measure_cost(engine, state, plain, [1, 2])
+    call = 40.0 / STEPS
+    assert cost.plain_ms == pytest.approx(10.0 + call)
+    assert cost.verify_ms == pytest.approx({1: 11.0 + call, 2: 12.0})
+    assert cost.draft_ms == pytest.approx({1: 0.0, 2: 1.0 + call})
+    assert cost.step_ms("drafter", 2) == pytest.approx(13.0 + call)
+
+
+def test_drafting_alone_drafts_as_often_as_it_is_told():
+    """From anchor to anchor: after n rounds the anchor is what n greedy drafts, each from the last, end with."""
+    engine = make_engine(make_target(), make_artifact())
+    ids = np.random.default_rng(0).integers(3, 60, (1, 12)).astype(np.int32)
+    length, zero = np.array([12], np.int32), np.zeros(1, np.int32)
+
+    def fresh():
+        return start(engine, ids, length, length + 60, zero, capacity=128)
+
+    anchors = [int(draft_segment(engine, fresh(), n, Speculation(4)).tokens[0, 11]) for n in range(4)]
+    assert anchors[0] == ids[0, 11]
+    for before, after in itertools.pairwise(anchors):
+        state = fresh()
+        state = dataclasses.replace(state, tokens=state.tokens.at[0, 11].set(before))
+        drafts, _ = serve.decoder.draft(engine, state, Speculation(4), serve.cost.keys(state.seed, state.length - 1))
+        assert after == int(drafts[0, -1])
+    end = draft_segment(engine, fresh(), 3, Speculation(4))
+    assert int(end.num_steps[0]) == 0
+    assert int(end.length[0]) == 12

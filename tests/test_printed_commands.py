@@ -1,0 +1,57 @@
+"""Commands that are printed can be pasted: a shell hands them on word for word."""
+
+import shlex
+import types
+from pathlib import Path
+
+import pytest
+
+from configs.schema import load_recipe
+from pipelines import __main__ as preparation
+from tests.tiny import make_drafter_config
+from train import card, run
+
+OVERRIDES = ["batches.blocks={4: 90}", "prompts.sources=[own, a b.jsonl]", "run.name=it's"]
+
+
+def next_command(said: str) -> list[str]:
+    (line,) = [line for line in said.splitlines() if line.startswith("next: ")]
+    return shlex.split(line.removeprefix("next: "))
+
+
+def test_after_preparation(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    for name in ("models.sources.load_target", "models.tokenizer.load_tokenizer", "pipelines.prepare.prepare"):
+        monkeypatch.setattr(name, lambda *_: None)
+    overrides = ["prompts.sources=[own, a b.jsonl]", "run.name=it's"]
+    assert preparation.main(["prepare", "--config", "smoke.yaml", *overrides]) == 0
+    expected = ["python", "-m", "train", "--config", "smoke.yaml", *overrides]
+    assert next_command(capsys.readouterr().out) == expected
+
+
+@pytest.mark.parametrize("place", ["my drafter", "plain", "it's"])
+@pytest.mark.parametrize("changes", [{}, {"markov_size": 8}], ids=["plain", "own"])
+def test_on_the_card(place: str, changes: dict):
+    config = make_drafter_config(**changes)
+    lines = card.bare_card(Path("x"), Path(place), config, {"target": "my target"}, "float32").splitlines()
+    (own,) = [shlex.split(line) for line in lines if line.strip().startswith("python -m serve eval")]
+    assert own[own.index("--drafter") + 1] == place
+    assert own[own.index("--target") + 1] == "my target"
+    for line in (line for line in lines if line.strip().startswith("vllm serve")):
+        words = shlex.split(line)
+        assert words[2] == "my target"
+        assert f'"model": "{place}"' in words[-1]
+
+
+def test_after_a_training_that_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What is printed before `--resume`."""
+    told: list[str] = []
+    assembled = types.SimpleNamespace(
+        target=types.SimpleNamespace(name="t"), target_fingerprint="f", config=None, draft_vocab=None
+    )
+    for name in ("keep_compiled_programs", "keep_freed_memory", "identity_of", "describe_run", "write_description"):
+        monkeypatch.setattr(run, name, lambda *_: None)
+    monkeypatch.setattr(run, "assemble", lambda _: assembled)
+    monkeypatch.setattr(run, "_fit_and_report", lambda *_, command: told.append(command) or 0)
+    recipe = load_recipe("smoke.yaml", [f"run.dir={tmp_path}"])
+    run.train(recipe, config="my recipe.yaml", overrides=OVERRIDES, resume=False)
+    assert shlex.split(told[0]) == ["my recipe.yaml", *OVERRIDES]
