@@ -1,17 +1,21 @@
 """Our artifact through the converter of `speculators` (vLLM's library of drafters) and in its DFlash model: the same
-logits at every slot."""
+logits at every slot, and the same gradients where `train.bench_peers` times the two."""
 
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from configs.schema import load_recipe
 from models.artifact import write_artifact
 from pipelines.features import packed_features
 from serve.bench_peers import torch_target
 from tests.tiny import make_artifact, make_target
-from train.loss import Trainee, block_hidden, draft_context
+from train.bench_peers import PLAIN, Theirs, make_batch
+from train.loss import Trainee, block_hidden, block_loss, draft_context
+from train.run import loss_settings
 
 # Speculators and torch warn about themselves: parts of torch that are deprecated, flex_attention on a CPU.
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
@@ -53,3 +57,36 @@ def test_logits(tmp_path: Path):
     hidden = block_hidden(trainee, batch, jnp.asarray(anchors)[None], WIDTH, context=context)
     ours = np.asarray(hidden[0] @ trainee.head[...].T)
     assert np.abs(ours - logits.numpy().reshape(ANCHORS, WIDTH, -1)).max() <= 1e-4
+
+
+def test_gradients(monkeypatch: pytest.MonkeyPatch):
+    """Of every kind of weight, up to one factor: theirs is a mean over slots, ours over blocks."""
+    import torch
+    from speculators.models.dflash import core
+
+    rows, anchors = 2, 5
+    blocks = [f"drafter.width={WIDTH}", f"batches.blocks={{{WIDTH}: {anchors}}}"]
+    recipe = load_recipe("smoke.yaml", [*PLAIN, *blocks, f"batches.rows={rows}", f"batches.row_length={LENGTH}"])
+    target, artifact = make_target(), make_artifact(draft_vocab_size=40)
+    trainee = Trainee(artifact.drafter("float32"), target, artifact.draft_vocab, online=False)
+    batch, final = make_batch(recipe, target, trainee, anchors)
+    places = torch.tensor(batch[f"anchors_w{WIDTH}"] + LENGTH * np.arange(rows)[:, None]).long().flatten()
+    monkeypatch.setattr(core, "select_anchors", lambda *_: (places, torch.ones(len(places), dtype=torch.bool)))
+    theirs = Theirs(trainee, target, recipe)
+    theirs.loss(batch, final).backward()
+
+    given = {name: jnp.asarray(value) for name, value in batch.items()}
+    ours = nnx.grad(lambda model: block_loss(model, given, loss_settings(recipe))[0])(trainee)["drafter"]
+    layer, block = ours["layers"][0], theirs.model.layers[0]
+    pairs = {
+        "fc": (ours["fc"], theirs.model.fc),
+        "q": (layer["q"], block.self_attn.q_proj),
+        "out": (layer["out"], block.self_attn.o_proj),
+        "down": (layer["down"], block.mlp.down_proj),
+    }
+    factors = []
+    for name, (mine, other) in pairs.items():
+        mine, other = np.asarray(mine[...]).T, other.weight.grad.numpy()
+        factors.append(float(np.sum(mine * other) / np.sum(other * other)))
+        assert np.abs(mine - factors[-1] * other).max() <= 1e-4 * np.abs(mine).max(), name
+    assert np.ptp(factors) <= 1e-3 * factors[0]

@@ -131,7 +131,8 @@ def test_tfds_is_read_through_its_data_source_without_tensorflow(tmp_path: Path)
 
 
 def test_hugging_face_folders_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     for name in ("riddles", "sums"):
         (tmp_path / name).mkdir()

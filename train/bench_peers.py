@@ -13,12 +13,12 @@ vocabulary, rows, features, number and width of blocks, float32, all cores, the 
 their kl_div, our soft=1; both run the target's final hidden states through the head), the weight of slots
 (exponential decay), and a whole update: forward, backward, clipping by global norm, AdamW.
 
-Not equal: rows of several lengths have several documents, here each row is one. Theirs is its model's own `forward`
-with the optimizer its trainer builds, called as `Trainer.train_epoch` does, without its logging. Its attention is
-"sdpa", the quickest on a CPU of the three it offers and the one it names for hardware without flex attention (whose
-backward pass torch does not have on a CPU); its loss is the eager one, since the fused one is written for GPUs. It
-draws the anchors inside its step, we in the data pipeline; it masks slots where a row ends, we do too. Its code is not
-changed.
+Not equal: theirs packs the rows into one sequence and attends over all of it under a mask, ours row by row; it draws
+the anchors inside its step, ours in the data pipeline. Theirs is its model's own `forward`, unpatched, with the
+optimizer that its trainer builds, called as `Trainer.train_epoch` calls them, without logging and the learning rate's
+schedule. Of the three kinds of attention it offers, "sdpa" is the quickest that trains on a CPU (torch has no backward
+pass of flex attention there); of its two losses the eager one (the other is a GPU kernel). That both compute the same
+gradients is tested (tests/test_peers_speculators.py).
 """
 
 import argparse
@@ -35,7 +35,7 @@ import numpy as np
 from configs.console import command, progress, say
 from configs.schema import Recipe, load_recipe
 
-# The recipe's plain part, on hard and equal terms: one width, the target's distribution as label, decaying weights.
+# The recipe's plain part on equal terms.
 PLAIN = ("features.mode=cached", "drafter.markov_size=null", "loss.soft=1.0", "loss.weighting=decay")
 
 
@@ -62,7 +62,7 @@ def measure(recipe: Recipe, rounds: int) -> dict[str, Any]:
     target = load_target(recipe.target.source, recipe.target.dtype)
     trainee = make_trainee(recipe, target, load_tokenizer(recipe.target.source))
     width, anchors = equal_blocks(recipe)
-    batch, final = make_batch(recipe, target, trainee.drafter.config, anchors)
+    batch, final = make_batch(recipe, target, trainee, anchors)
     theirs = Theirs(trainee, target, recipe)
     step = compiled_step(recipe, trainee)
     ours, other = timed(lambda: step(batch)), timed(lambda: theirs.step(batch, final))
@@ -118,19 +118,22 @@ def make_trainee(recipe: Recipe, target: Any, tokenizer: Any) -> Any:
     return Trainee(new_drafter(recipe, config, target), target, vocab, online=False)
 
 
-def make_batch(recipe: Recipe, target: Any, config: Any, anchors: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """A batch of `pipelines.batches` with random tokens and features, one document a row, blocks that fit in it; the
-    target's final states before its norm, which theirs applies itself."""
-    rng, section = np.random.default_rng(recipe.run.seed), recipe.batches
+def make_batch(recipe: Recipe, target: Any, trainee: Any, anchors: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """A batch of `pipelines.batches` with random features and tokens of the draft vocabulary, one document a row and
+    blocks that fit in it; the target's final states before its norm, which theirs applies itself."""
+    import jax.numpy as jnp
+
+    rng, section, config = np.random.default_rng(recipe.run.seed), recipe.batches, trainee.drafter.config
+    vocab = np.flatnonzero(np.asarray(trainee.draft_index[...]) >= 0)
     shape = (section.rows, section.row_length)
     taps = rng.standard_normal((*shape, config.feature_size), np.float32)
     final = rng.standard_normal((*shape, config.target_hidden_size), np.float32)
     places = [np.sort(rng.permutation(section.row_length - config.width)[:anchors]) for _ in range(section.rows)]
     batch = {
-        "tokens": rng.integers(0, config.vocab_size, shape).astype(np.int32),
+        "tokens": rng.choice(vocab, shape).astype(np.int32),
         "positions": np.tile(np.arange(section.row_length, dtype=np.int32), (section.rows, 1)),
         "segments": np.ones(shape, np.int32),
-        "features": np.concatenate([taps, np.asarray(target.normed(final))], axis=-1),
+        "features": np.concatenate([taps, np.asarray(target.normed(jnp.asarray(final)))], axis=-1),
         f"anchors_w{config.width}": np.array(places, np.int32),
     }
     return batch, final
@@ -206,7 +209,7 @@ class Theirs:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         for optimizer in self.optimizers:
             optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
 
 def layer_config(config: Any) -> Any:
