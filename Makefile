@@ -113,7 +113,8 @@ bench-decode: $(DRAFTER) setup
 # Training and serving do not import each other: each measures and prints {"peers": {...}}, the last line holds both.
 bench-peers: $(DRAFTER) $(PEERS_VENV)/.peers
 	@echo "bench-peers: close other work first; this times the machine"
-	{ $(PEERS_VENV)/bin/python -m train.bench_peers; $(PEERS_VENV)/bin/python -m serve.bench_peers $(BENCH_FLAGS); } | \
+	{ $(PEERS_VENV)/bin/python -m train.bench_peers | tee >(cat >&2) | tail -n 1; \
+	  $(PEERS_VENV)/bin/python -m serve.bench_peers $(BENCH_FLAGS) | tee >(cat >&2) | tail -n 1; } | \
 	  $(PEERS_VENV)/bin/python -c 'import json, sys; \
 	    print(json.dumps({"peers": {name: value for line in sys.stdin for name, value in json.loads(line)["peers"].items()}}))'
 
