@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from configs.console import say
+from configs.errors import UserError
 
 
 @contextlib.contextmanager
@@ -51,7 +52,7 @@ def held(directory: Path, *, wait: bool) -> Iterator[None]:
 
     Where another process holds it: waits for its end, or with `wait` False refuses. Says who it is in both cases.
     Raises:
-      ValueError: another process holds it.
+      UserError: another process holds it.
       OSError: the directory cannot be written.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -70,7 +71,7 @@ def _lock(file: IO[str], directory: Path, wait: bool) -> None:
         file.seek(0)
         holder = file.read() or "another process"
         if not wait:
-            raise ValueError(
+            raise UserError(
                 f"{directory}: {holder} is writing there; wait for its end, or choose another directory"
             ) from error
         say(f"{directory}: {holder} is writing there; waiting for its end")

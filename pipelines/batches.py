@@ -15,6 +15,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from configs.errors import UserError
 from pipelines.feature_store import FeatureSource
 from pipelines.packing import Row, fill, pack
 from pipelines.responses import Response
@@ -55,7 +56,7 @@ def train_batches(source: RowSource, blocks: Mapping[int, int], *, rows: int, se
         return draw_anchors(row, blocks, rng)
 
     if len(source) < rows:
-        raise ValueError(
+        raise UserError(
             f"batches.rows={rows}: the responses fill only {len(source)} rows; lower it, or raise prompts.limit"
         )
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None).random_map(draw)

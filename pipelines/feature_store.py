@@ -22,6 +22,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from configs.errors import UserError
 from configs.schema import Recipe
 from models.generate import Tapped
 from pipelines import shards
@@ -56,7 +57,7 @@ class FeatureStore:
         """One shard, from arrays [S, L*E] (the last token's row is not looked at) and the token ids they are of.
 
         Raises:
-          ValueError: a value does not fit the recipe's features.dtype.
+          UserError: a value does not fit the recipe's features.dtype.
         """
         kind = np.dtype(getattr(ml_dtypes, self.tapped.dtype, self.tapped.dtype))
         records = []
@@ -64,7 +65,7 @@ class FeatureStore:
             values = np.array(values, kind)
             values[-1] = 0
             if not np.isfinite(values.astype(np.float32)).all():
-                raise ValueError(
+                raise UserError(
                     f"features.dtype={self.tapped.dtype}: a feature of the target does not fit it; "
                     "use features.dtype=bfloat16"
                 )
@@ -96,13 +97,13 @@ class FeatureSource:
         return self._array(self._records[number])
 
     def check(self, texts: Sequence[Sequence[int]]) -> None:
-        """Raises ValueError unless there are as many records as `texts`, and the first of every shard is of its text.
+        """Raises UserError unless there are as many records as `texts`, and the first of every shard is of its text.
 
         The others are checked as they are read (`of`): looking at all of them first would read gigabytes.
         """
         counts = shards.counts(self._folder)
         if not sum(counts) == len(self) == len(texts):
-            raise ValueError(
+            raise UserError(
                 f"{self._folder}: features of {len(self)} responses where there are {len(texts)}; "
                 f"delete {self._folder.parent} and prepare again"
             )
@@ -113,13 +114,13 @@ class FeatureSource:
         """The features of response `number`, whose prompt and text are `ids`: [S, L*E].
 
         Raises:
-          ValueError: the record is of another response, or not as long as this one.
+          UserError: the record is of another response, or not as long as this one.
         """
         record = self._records[number]
         whole = len(record) == STAMP + len(ids) * self._width * self._dtype.itemsize
         if not whole or record[:STAMP] != stamp(ids):
             file = shards.file_of(self._folder, number)
-            raise ValueError(
+            raise UserError(
                 f"{file}: holds features of another response than number {number} of {self._folder.name}; delete "
                 f"{file.with_suffix('.json')} and prepare again"
             )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from configs.errors import UserError
 from pipelines.responses import Response
 
 
@@ -27,11 +28,11 @@ def pack(lengths: Sequence[int], row_length: int) -> list[Row]:
     """Rows holding every response once: longest first, each into the fullest row that has room (best fit).
 
     Raises:
-      ValueError: a response is longer than a row.
+      UserError: a response is longer than a row.
     """
     longest = max(lengths, default=0)
     if longest > row_length:
-        raise ValueError(
+        raise UserError(
             f"batches.row_length={row_length} is shorter than the longest prompt with its response ({longest} tokens); "
             "raise it, or lower responses.max_prompt_tokens or max_new_tokens and prepare again"
         )

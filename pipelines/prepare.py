@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from configs.console import say
+from configs.errors import UserError
 from configs.schema import Recipe
 from models.target import Target, default_taps
 from models.tokenizer import Tokenizer
@@ -37,13 +38,13 @@ def taps_of(recipe: Recipe, target: Target) -> tuple[int, ...]:
     """The recipe's tapped layers, or DFlash's default for its depth.
 
     Raises:
-      ValueError: a tap is not a layer of the target.
+      UserError: a tap is not a layer of the target.
     """
     num_layers = target.config.num_layers
     taps = recipe.drafter.target_layer_ids or default_taps(num_layers, recipe.drafter.num_layers)
     for tap in taps:
         if not 0 <= tap < num_layers:
-            raise ValueError(
+            raise UserError(
                 f"drafter.target_layer_ids: {tap} is no layer of {target.config.name}; expected 0 to {num_layers - 1}"
             )
     return taps

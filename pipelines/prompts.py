@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from configs.errors import UserError
 from configs.paths import at_home
 from models.prompts import SUFFIXES, Prompt, parse_prompt, read_package, read_prompts
 
@@ -38,12 +39,12 @@ def load_prompts(sources: Sequence[str], *, limit: int | None, seed: int) -> lis
 
     Of prompts with the same messages only the first is kept. `limit` keeps the first `limit` (all, if None or
     if there are fewer), so a larger limit only adds to the end. The order depends on the prompts' texts and
-    the seed, not on the order of the sources. Raises ValueError for a source that cannot be read.
+    the seed, not on the order of the sources. Raises UserError for a source that cannot be read.
     """
     if not sources:
-        raise ValueError(f"prompts.sources: expected at least one source, got none; name one of {KNOWN_SOURCES}")
+        raise UserError(f"prompts.sources: expected at least one source, got none; name one of {KNOWN_SOURCES}")
     if limit is not None and limit < 1:
-        raise ValueError(f"prompts.limit: expected a positive number, got {limit}; leave it out to take all")
+        raise UserError(f"prompts.limit: expected a positive number, got {limit}; leave it out to take all")
     distinct: dict[tuple, Prompt] = {}
     for source in sources:
         for prompt in read_source(source):
@@ -58,7 +59,7 @@ def split_heldout(prompts: Sequence[Prompt], heldout: int, seed: int) -> tuple[l
     takes prompts, so that a growing limit changes at most the last held-out prompt of each task.
     """
     if not 0 <= heldout < len(prompts):
-        raise ValueError(
+        raise UserError(
             f"prompts.heldout: expected 0 to {len(prompts) - 1} of {len(prompts)} prompts, got {heldout}; "
             "hold out fewer or add prompts"
         )
@@ -94,7 +95,7 @@ def read_source(source: str) -> list[Prompt]:
         "package": read_package,
     }
     if scheme not in readers:
-        raise ValueError(f"prompts.sources: expected one of {KNOWN_SOURCES}, got {source!r}; mend the name or path")
+        raise UserError(f"prompts.sources: expected one of {KNOWN_SOURCES}, got {source!r}; mend the name or path")
     return readers[scheme](rest)
 
 
@@ -110,7 +111,7 @@ def convert_row(row: Mapping[str, Any], *, where: str, task: str, id: str) -> Pr
     try:
         row = {field: _decode(row[field]) for field in fields if field in READ_FIELDS}
     except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: expected UTF-8 text, got {error.object[:20]!r}; encode it as UTF-8") from None
+        raise UserError(f"{where}: expected UTF-8 text, got {error.object[:20]!r}; encode it as UTF-8") from None
     for field in ("messages", "conversations"):
         if isinstance(row.get(field), dict):  # TFDS keeps a sequence of records as a record of sequences
             columns = row[field]
@@ -118,7 +119,7 @@ def convert_row(row: Mapping[str, Any], *, where: str, task: str, id: str) -> Pr
     if "messages" not in row and "conversations" not in row:
         question = next((field for field in QUESTION_FIELDS if _holds_text(row, field)), None)
         if question is None:
-            raise ValueError(
+            raise UserError(
                 f"{where}: expected text in one of the fields messages, conversations, "
                 f"{', '.join(QUESTION_FIELDS)}, got {fields}; rename a field or write a .jsonl file"
             )
@@ -137,7 +138,7 @@ def _read_own(kind: str) -> list[Prompt]:
     from pipelines.own import KINDS, training_prompts
 
     if kind and kind not in KINDS:
-        raise ValueError(f"own:{kind}: expected own or own:KIND with KIND in {', '.join(KINDS)}, got {kind!r}")
+        raise UserError(f"own:{kind}: expected own or own:KIND with KIND in {', '.join(KINDS)}, got {kind!r}")
     return training_prompts(kind or None)
 
 
@@ -147,13 +148,13 @@ def _read_tfds(spec: str) -> list[Prompt]:
     dataset, _, data_dir = spec.partition("@")
     match = re.fullmatch(r"([\w/.-]+(?::(?:\d+|\*)(?:\.(?:\d+|\*)){2})?)(?::(.+))?", dataset)
     if match is None:
-        raise ValueError(f"tfds:{spec}: expected tfds:NAME[:SPLIT][@DIR], got {spec!r}")
+        raise UserError(f"tfds:{spec}: expected tfds:NAME[:SPLIT][@DIR], got {spec!r}")
     name, split = match[1], match[2] or "train"
     try:
         builder: Any = tfds.builder(name, data_dir=data_dir or None)
         source = builder.as_data_source(split)
     except (ValueError, AssertionError, OSError, NotImplementedError) as error:
-        raise ValueError(
+        raise UserError(
             f"tfds:{spec}: expected dataset {name}, split {split}, in array_record format in "
             f"{data_dir or 'the default data_dir'}, got: {_first_line(error)}; prepare it once: "
             f"tfds build {name} --file_format=array_record, and give its data_dir as @DIR"
@@ -164,18 +165,18 @@ def _read_tfds(spec: str) -> list[Prompt]:
 def _read_hugging_face(spec: str) -> list[Prompt]:
     match = re.fullmatch(r"([^#:]+)(?:#([^:]+))?(?::(.+))?", spec)
     if match is None:
-        raise ValueError(f"hf:{spec}: expected hf:NAME[#CONFIG][:SPLIT], got {spec!r}")
+        raise UserError(f"hf:{spec}: expected hf:NAME[#CONFIG][:SPLIT], got {spec!r}")
     try:
         datasets = importlib.import_module("datasets")
     except ModuleNotFoundError as error:
-        raise ValueError(
+        raise UserError(
             f"hf:{spec}: expected the package datasets to be installed, got {error}; pip install datasets"
         ) from None
     name, config, split = match[1], match[2], match[3] or "train"
     try:
         rows = datasets.load_dataset(name, config, split=split)
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(
+        raise UserError(
             f"hf:{spec}: expected dataset {name}, config {config or 'default'}, split {split}, on the hub "
             f"or in a local folder, got: {_first_line(error)}; check the name and that the hub can be reached"
         ) from error
@@ -188,7 +189,7 @@ def _convert_rows(rows: Iterable[Mapping[str, Any]], *, where: str, task: str) -
         for number, row in enumerate(rows, start=1)
     ]
     if not prompts:
-        raise ValueError(f"{where}: expected at least one row, got none; name another split")
+        raise UserError(f"{where}: expected at least one row, got none; name another split")
     return prompts
 
 

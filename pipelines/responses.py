@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from configs.console import progress, say
+from configs.errors import UserError
 from configs.schema import Recipe
 from models import generate
 from models.generate import Tapped
@@ -98,7 +99,7 @@ def prepare_responses(
 
     With `taps`, the features of what is written here are kept beside it (`pipelines.feature_store`).
     Raises:
-      ValueError: no prompt of a split is short enough, one holds a token the target does not have, an answer is missing
+      UserError: no prompt of a split is short enough, one holds a token the target does not have, an answer is missing
         that should have been given, or the target's logits are not finite.
     """
     jobs = {split: _encode(recipe, target, tokenizer, prompts, split) for split, prompts in splits.items()}
@@ -145,7 +146,7 @@ def _encode(recipe: Recipe, target: Target, tokenizer: Tokenizer, prompts: Seque
     """What is asked for; prompts over responses.max_prompt_tokens are left out and counted aloud."""
     section, context = recipe.responses, target.config.max_positions
     if section.max_prompt_tokens + section.max_new_tokens > context:
-        raise ValueError(
+        raise UserError(
             f"responses.max_prompt_tokens + responses.max_new_tokens: {section.max_prompt_tokens} + "
             f"{section.max_new_tokens} exceeds the context of {target.config.name} ({context}); lower one of them"
         )
@@ -158,7 +159,7 @@ def _encode(recipe: Recipe, target: Target, tokenizer: Tokenizer, prompts: Seque
             f"responses.max_prompt_tokens={section.max_prompt_tokens} (longest: {longest})"
         )
     if encoded and not kept:
-        raise ValueError(
+        raise UserError(
             f"responses.max_prompt_tokens={section.max_prompt_tokens}: every prompt of {split} is longer "
             f"(shortest: {min(len(ids) for _, ids in encoded)} tokens); raise it"
         )
@@ -186,7 +187,7 @@ def _given_answers(target: Target, tokenizer: Tokenizer, prompts: Sequence[Promp
     end, answers = tokenizer.turn_end(target.config.eos_ids), []
     for prompt in prompts:
         if prompt.response is None:
-            raise ValueError(
+            raise UserError(
                 f"responses.regenerate=false: prompt {prompt.task}/{prompt.id} has no response in its file; "
                 "add one or let the target write it (responses.regenerate=true)"
             )
@@ -266,7 +267,7 @@ def generate_many(
         state = generate.plain_segment(target, state, SEGMENT, Sampling(section.temperature))
         done, length = np.asarray(state.done), np.asarray(state.length)
         if np.asarray(state.fault).any():
-            raise ValueError(
+            raise UserError(
                 f"{target.config.name}: logits are not finite while it writes responses; check its weights, or set "
                 "target.dtype=float32"
             )

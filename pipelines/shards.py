@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from configs.errors import UserError
 from configs.files import held, replacing, write_json
 
 Item = TypeVar("Item")
@@ -60,11 +61,11 @@ def paths(folder: Path) -> list[Path]:
     """The record files of all complete shards, in order.
 
     Raises:
-      ValueError: there is none.
+      UserError: there is none.
     """
     found = [mark.with_suffix(".array_record") for mark in sorted(folder.glob("*.json"))]
     if not found:
-        raise ValueError(f"{folder}: no complete shard; expected NNNNN.array_record with NNNNN.json; run prepare")
+        raise UserError(f"{folder}: no complete shard; expected NNNNN.array_record with NNNNN.json; run prepare")
     return found
 
 
@@ -100,7 +101,7 @@ def open_records(folder: Path) -> Any:
         damaged = next((file for file in files if not _opens(file)), files[0])
         mark = Path(damaged).with_suffix(".json")
         reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"{damaged}: damaged ({reason}); delete {mark} and prepare again") from error
+        raise UserError(f"{damaged}: damaged ({reason}); delete {mark} and prepare again") from error
 
 
 def _opens(file: str) -> bool:

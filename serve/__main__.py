@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from configs.console import command, say
+from configs.errors import UserError
 from configs.paths import at_home, path
 
 
@@ -92,10 +93,10 @@ def run_eval(options: argparse.Namespace) -> int:
 
     for name in ("prompts", "max_new_tokens"):
         if getattr(options, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(options, name)}")
+            raise UserError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(options, name)}")
     tasks = load_tasks(options.tasks, options.task_dir, options.prompts)
     if not tasks:
-        raise ValueError("--tasks: expected comma-separated task names or jsonl files, got nothing")
+        raise UserError("--tasks: expected comma-separated task names or jsonl files, got nothing")
     from rich.console import Console
 
     from serve.report import check_out, print_table, write_report
@@ -130,9 +131,9 @@ def run_chat(options: argparse.Namespace) -> int:
     from serve.load import how_of, open_decoder, template_args_of, way_of
 
     if options.max_new_tokens < 1:
-        raise ValueError(f"--max-new-tokens: expected at least 1, got {options.max_new_tokens}")
+        raise UserError(f"--max-new-tokens: expected at least 1, got {options.max_new_tokens}")
     if "" in options.stop:
-        raise ValueError("--stop: expected a text, got an empty one, which every answer begins with; leave it out")
+        raise UserError("--stop: expected a text, got an empty one, which every answer begins with; leave it out")
     choices = {"dtype": options.dtype, "way": way_of(options), "how": how_of(options)}
     choices["chat_template_args"] = template_args_of(options)
     decoder = open_decoder(options.target, options.drafter, **choices, context=2 * options.max_new_tokens)

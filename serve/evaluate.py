@@ -196,11 +196,11 @@ class Evaluator:
 
 
 def check_room(target: Target, prompt: Prompt, ids: Sequence[int], max_new_tokens: int) -> None:
-    """Raises ValueError when a prompt holds ids the target does not have, or exceeds its context with the answer."""
+    """Raises UserError when a prompt holds ids the target does not have, or exceeds its context with the answer."""
     check_ids(ids, target.config, f"prompt {prompt.task}/{prompt.id}")
     limit = target.config.max_positions
     if len(ids) + max_new_tokens > limit:
-        raise ValueError(
+        raise UserError(
             f"prompt {prompt.task}/{prompt.id}: {len(ids)} tokens + --max-new-tokens {max_new_tokens} exceed "
             f"the context of {target.config.name} ({limit}); lower --max-new-tokens or drop the prompt"
         )

@@ -9,6 +9,7 @@ import yaml
 
 from configs.console import say
 from configs.device import describe_device, keep_compiled_programs
+from configs.errors import UserError
 from configs.paths import path
 from models.artifact import Artifact, check_fit, read_artifact
 from models.sampling import Sampling
@@ -37,7 +38,7 @@ def open_decoder(
     the process's other compiled programs. Programs are kept on disk. The chat template takes the arguments that the
     drafter was trained with, but for those named here.
     Raises:
-      ValueError: no such target or drafter, one that does not fit the other, a width beyond the trained one.
+      UserError: no such target or drafter, one that does not fit the other, a width beyond the trained one.
     """
     keep_compiled_programs()
     drafter = path(str(drafter))
@@ -57,7 +58,7 @@ def load_engine(
     those given here.
 
     Raises:
-      ValueError: no such target or drafter, or one that does not fit the other.
+      UserError: no such target or drafter, or one that does not fit the other.
     """
     artifact = read_artifact(drafter)
     say(f"serve: loading {target} and {drafter}")
@@ -79,7 +80,7 @@ def template_args_of(options: argparse.Namespace) -> TemplateArgs:
         except yaml.YAMLError:
             found[name] = None
         if not (name and equals and type(found[name]) in (bool, int, float, str)):
-            raise ValueError(
+            raise UserError(
                 f"--chat-template-arg {text}: expected NAME=VALUE with a truth value, a number or a text, such as "
                 "enable_thinking=false"
             )
@@ -95,16 +96,16 @@ def how_of(options: argparse.Namespace) -> Speculation:
 def way_of(options: argparse.Namespace) -> Way | None:
     """The one way of drafting that was asked for; None where it is to be chosen while decoding."""
     if options.width is None and options.drafts != "drafter":
-        raise ValueError(f"--drafts {options.drafts}: expected --width with it, got none; add --width 4")
+        raise UserError(f"--drafts {options.drafts}: expected --width with it, got none; add --width 4")
     return None if options.width is None else Way(options.drafts, options.width)
 
 
 def check_way(way: Way, artifact: Artifact, drafter: Path) -> None:
-    """Raises ValueError for a width beyond the one the drafter was trained at, which buffers have room for."""
+    """Raises UserError for a width beyond the one the drafter was trained at, which buffers have room for."""
     width = artifact.config.width
     for name, asked, least in (("width", way.width, 1), ("copy", way.copy, 0)):
         if not least <= asked <= width:
-            raise ValueError(f"{name}: expected {least} to {width} (what {drafter} was trained at), got {asked}")
+            raise UserError(f"{name}: expected {least} to {width} (what {drafter} was trained at), got {asked}")
 
 
 def step_cost(engine: Engine, artifact: Artifact, tokens: int, how: Speculation = GREEDILY) -> Cost:

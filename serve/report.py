@@ -166,7 +166,7 @@ def check(value: Any, form: Any, where: str) -> None:
 def _expect(holds: bool, where: str, expected: str, got: Any) -> None:
     if not holds:
         text = f"{where}: expected {expected}, got {got!r:.80}; serve/report.py lists every key"
-        raise ValueError(text)  # ours, of what we write; `read_report` says it of files
+        raise UserError(text)  # ours, of what we write; `read_report` says it of files
 
 
 def check_out(directory: Path) -> None:
@@ -331,14 +331,14 @@ def read_report(path: Path) -> dict[str, Any]:
     """The report in a report.json, or in a directory holding one.
 
     Raises:
-      ValueError: there is none, or it is not a report of this schema.
+      UserError: there is none, or it is not a report of this schema.
     """
     file = path / "report.json" if path.is_dir() else path
     if not file.is_file():
-        raise ValueError(f"{path}: no report.json there; python -m serve eval --out DIR writes one")
+        raise UserError(f"{path}: no report.json there; python -m serve eval --out DIR writes one")
     report = read_object(file)
     if report.get("schema") != SCHEMA:
-        raise ValueError(
+        raise UserError(
             f"{file}: schema: expected {SCHEMA}, got {report.get('schema')!r}; write it again with python -m serve eval"
         )
     try:

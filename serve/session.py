@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs.device import return_unused_heap
+from configs.errors import UserError
 from models.generate import PlainState, plain_segment
 from models.masks import packed_mask
 from models.sampling import GREEDY, Sampling
@@ -94,7 +95,7 @@ class Decoder:
         """The answers to `prompts` (user messages, or token ids), written together, one row each.
 
         Raises:
-          ValueError: an empty prompt or stop string, a prompt with ids the target does not have, or one that exceeds
+          UserError: an empty prompt or stop string, a prompt with ids the target does not have, or one that exceeds
             its context with max_new_tokens; other than one seed a prompt; logits that are not finite.
         """
         *_, (_, answers) = self.stream(prompts, max_new_tokens=max_new_tokens, stop=stop, seeds=seeds)
@@ -110,20 +111,20 @@ class Decoder:
     ) -> Iterator[tuple[list[Row], list[Answer]]]:
         """The rows after every segment, as far as they are; with the answers at the end."""
         if isinstance(prompts, str):
-            raise ValueError("prompts: expected a list of prompts, got one string; put it into a list")
+            raise UserError("prompts: expected a list of prompts, got one string; put it into a list")
         if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
+            raise UserError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
         if isinstance(stop, str) or "" in stop:
-            raise ValueError(f"stop: expected a list of texts, none of them empty, got {stop!r}")
+            raise UserError(f"stop: expected a list of texts, none of them empty, got {stop!r}")
         rows = [Row(self._ids(prompt)) for prompt in prompts]
         if not rows or not all(row.prompt for row in rows):
-            raise ValueError("prompts: expected at least one, each of at least one token")
+            raise UserError("prompts: expected at least one, each of at least one token")
         for index, row in enumerate(rows):
             check_ids(row.prompt, self.engine.target.config, f"prompt {index}")
         began = time.perf_counter()
         seeds = range(len(rows)) if seeds is None else seeds
         if len(seeds) != len(rows) or not all(0 <= seed < 2**32 for seed in seeds):
-            raise ValueError(f"seeds: expected {len(rows)} of 0 to {2**32 - 1}, one a prompt, got {list(seeds)}")
+            raise UserError(f"seeds: expected {len(rows)} of 0 to {2**32 - 1}, one a prompt, got {list(seeds)}")
         state = jax.block_until_ready(self._start(rows, max_new_tokens, seeds))
         prefill_ms, began = (time.perf_counter() - began) * 1e3, time.perf_counter()
         while any(row.finished is None for row in rows):
@@ -161,7 +162,7 @@ class Decoder:
         longest, target = max(len(row.prompt) for row in rows), self.engine.target
         limit = target.config.max_positions
         if longest + max_new_tokens > limit:
-            raise ValueError(
+            raise UserError(
                 f"prompt of {longest} tokens + max_new_tokens={max_new_tokens} exceed the context of "
                 f"{target.config.name} ({limit}); shorten one of them"
             )
@@ -194,7 +195,7 @@ class Decoder:
         tokens, length, done, fault = jax.device_get(found)
         steps = jax.device_get((state.runs, state.copied, state.num_steps)) if speculative else None
         if fault.any():
-            raise ValueError(self._diagnosis(tokens, fault, rows))
+            raise UserError(self._diagnosis(tokens, fault, rows))
         stopped = []
         for index, row in enumerate(rows):
             if row.finished is not None:

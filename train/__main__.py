@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from configs.console import command, say
+from configs.errors import UserError
 from configs.paths import path
 from configs.schema import load_recipe
 
@@ -56,10 +57,10 @@ def run_export(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     which = int(options.checkpoint) if options.checkpoint.isdigit() else options.checkpoint
     if which not in ("best", "last") and not isinstance(which, int):
-        raise ValueError(f"--checkpoint: expected best, last or a step, got {options.checkpoint!r}")
+        raise UserError(f"--checkpoint: expected best, last or a step, got {options.checkpoint!r}")
 
     if options.format == "orbax" and options.dtype == "bfloat16":
-        raise ValueError(f"--dtype {options.dtype}: Orbax parameters are float32, as trained; leave --dtype out")
+        raise UserError(f"--dtype {options.dtype}: Orbax parameters are float32, as trained; leave --dtype out")
 
     from train.export import Form, convert, export
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from configs.errors import UserError
 from configs.schema import Recipe
 from models.artifact import check_fit, read_artifact
 from models.drafter import Drafter, DrafterConfig, markov_weights, random_weights, target_weights
@@ -19,12 +20,12 @@ def drafter_config(recipe: Recipe, target: Target, tokenizer: Tokenizer) -> Draf
     section, shape = recipe.drafter, target.config
     mask = tokenizer.unused_token_id(shape) if section.mask_token_id is None else section.mask_token_id
     if not 0 <= mask < shape.vocab_size:
-        raise ValueError(f"drafter.mask_token_id: expected 0 to {shape.vocab_size - 1} ({shape.name}), got {mask}")
+        raise UserError(f"drafter.mask_token_id: expected 0 to {shape.vocab_size - 1} ({shape.name}), got {mask}")
     vocab = section.draft_vocab_size
     if vocab is not None and not 2 <= vocab <= shape.vocab_size:
-        raise ValueError(f"drafter.draft_vocab_size: expected 2 to {shape.vocab_size} or null, got {vocab}")
+        raise UserError(f"drafter.draft_vocab_size: expected 2 to {shape.vocab_size} or null, got {vocab}")
     if section.init == "target" and section.num_layers > shape.num_layers:
-        raise ValueError(
+        raise UserError(
             f"drafter.num_layers={section.num_layers}: init=target takes layers of {shape.name}, which has "
             f"{shape.num_layers}; lower it or set drafter.init=random"
         )
@@ -57,7 +58,7 @@ def new_drafter(recipe: Recipe, config: DrafterConfig, target: Target) -> Drafte
     """A drafter at step 0.
 
     Raises:
-      ValueError: drafter.init_from is not an artifact, or not of the shape the recipe describes.
+      UserError: drafter.init_from is not an artifact, or not of the shape the recipe describes.
     """
     if recipe.drafter.init_from is not None:
         return Drafter(config, _weights_of(Path(recipe.drafter.init_from), config, target), recipe.train.dtype)
@@ -80,5 +81,5 @@ def _weights_of(path: Path, config: DrafterConfig, target: Target) -> dict[str, 
     differing = [name for name in ours if name not in free and theirs[name] != ours[name]]
     if differing:
         listed = "; ".join(f"{name}: artifact {theirs[name]!r}, recipe {ours[name]!r}" for name in differing)
-        raise ValueError(f"drafter.init_from={path}: another shape than the recipe's ({listed}); change the recipe")
+        raise UserError(f"drafter.init_from={path}: another shape than the recipe's ({listed}); change the recipe")
     return artifact.weights | ({} if "markov" in artifact.weights else markov_weights(config, jax.random.key(0)))

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from configs.console import say
+from configs.errors import UserError
 from models.artifact import read_artifact
 from models.artifact_config import beyond_plain
 from models.drafter import DrafterConfig
@@ -98,7 +99,7 @@ def _decoded(report: Path, digest: str) -> list[str]:
     try:
         raw = json.loads(report.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{report}: not JSON ({error}); delete it, or evaluate again") from error
+        raise UserError(f"{report}: not JSON ({error}); delete it, or evaluate again") from error
     if raw["drafter_info"].get("digest") != digest:
         say(
             f"export: {report} is of another drafter; its figures stay out of the card (python -m serve eval adds them)"

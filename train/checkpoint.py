@@ -25,6 +25,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
+from configs.errors import DiskError, UserError
+
 ITEMS = {
     "params": ocp.StandardCheckpointHandler,
     "optimizer": ocp.StandardCheckpointHandler,
@@ -78,7 +80,7 @@ class Checkpoints:
         """(step, trees like the given ones) of the last checkpoint, `batches` set to where it stood.
 
         Raises:
-          ValueError: no checkpoint, a damaged one, or one of another identity (every differing field is named).
+          UserError: no checkpoint, a damaged one, or one of another identity (every differing field is named).
         """
         step = find_step(self.directory, "last")
         check_identity(self.directory / str(step), identity)
@@ -118,14 +120,14 @@ def find_step(directory: Path, which: str | int) -> int:
 
     Best means highest held-out tau; where none was measured, the last.
     Raises:
-      ValueError: there is no such checkpoint.
+      UserError: there is no such checkpoint.
     """
     steps = whole_steps(directory)
     if not steps:
-        raise ValueError(f"{directory}: no checkpoint; expected <step>/ directories that training writes")
+        raise UserError(f"{directory}: no checkpoint; expected <step>/ directories that training writes")
     if isinstance(which, int):
         if which not in steps:
-            raise ValueError(f"{directory}: no checkpoint of step {which}; there are {', '.join(map(str, steps))}")
+            raise UserError(f"{directory}: no checkpoint of step {which}; there are {', '.join(map(str, steps))}")
         return which
     if which == "best":
         taus = {step: read_metadata(directory / str(step)).get("tau") for step in steps}
@@ -139,32 +141,30 @@ def read_metadata(path: Path) -> dict[str, Any]:
     """The metadata item of a checkpoint.
 
     Raises:
-      ValueError: the checkpoint is damaged or not one of ours.
+      UserError: the checkpoint is damaged or not one of ours.
     """
     file = path / "metadata" / "metadata"
     try:
         return json.loads(file.read_text())
     except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{path}: not a whole wideblock checkpoint ({file.name}: {error}); use another step"
-        ) from error
+        raise UserError(f"{path}: not a whole wideblock checkpoint ({file.name}: {error}); use another step") from error
 
 
 def check_identity(path: Path, identity: Mapping[str, Any]) -> None:
-    """Raises ValueError naming every field in which checkpoint and recipe disagree."""
+    """Raises UserError naming every field in which checkpoint and recipe disagree."""
     saved = read_metadata(path).get("identity", {})
     wanted = json.loads(json.dumps(dict(identity)))
     differing = [name for name in {**saved, **wanted} if saved.get(name) != wanted.get(name)]
     if differing:
         listed = "; ".join(f"{n}: checkpoint {saved.get(n)!r}, recipe {wanted.get(n)!r}" for n in differing)
-        raise ValueError(f"{path}: made by another recipe ({listed}); restore these values or choose another run.dir")
+        raise UserError(f"{path}: made by another recipe ({listed}); restore these values or choose another run.dir")
 
 
 def load_params(directory: Path, which: str | int) -> tuple[dict[str, Any], dict[str, Any], int]:
     """(parameters as a nested dict of numpy arrays, metadata, step), without a model to fill.
 
     Raises:
-      ValueError: no such checkpoint, or a damaged one.
+      UserError: no such checkpoint, or a damaged one.
     """
     step = find_step(directory, which)
     path = directory / str(step)
@@ -176,7 +176,7 @@ def read_tree(path: Path) -> dict[str, Any]:
     """The arrays of one Orbax item, on the first device, wherever they were saved from.
 
     Raises:
-      ValueError: damaged, or not an Orbax item.
+      UserError: damaged, or not an Orbax item.
     """
     item = epath.Path(path.resolve())
     with damage(path), contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
@@ -201,12 +201,12 @@ def write_tree(tree: Mapping[str, Any], path: Path) -> None:
 
 @contextlib.contextmanager
 def damage(path: Path) -> Iterator[None]:
-    """Turns what Orbax raises on missing, truncated or foreign files into one ValueError."""
+    """Turns what Orbax raises on missing, truncated or foreign files into one UserError."""
     try:
         yield
     except (ValueError, KeyError, FileNotFoundError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"{path}: damaged or foreign checkpoint ({reason}); use another step") from error
+        raise UserError(f"{path}: damaged or foreign checkpoint ({reason}); use another step") from error
 
 
 @contextlib.contextmanager
@@ -219,7 +219,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         if not isinstance(error, OSError) and not any(sign in str(error) for sign in signs):
             raise
         reason = " ".join(str(error).split())[:160]
-        raise OSError(
+        raise DiskError(
             f"{path}: cannot write a checkpoint ({reason}); earlier checkpoints are kept; free space or choose "
             "another run.dir, then go on with --resume"
         ) from error

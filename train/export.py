@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from configs.console import say
+from configs.errors import UserError
 from configs.files import replacing, write_atomic, write_json
 from models.artifact import Artifact, interrupted, read_artifact, write_artifact
 from models.artifact_config import beyond_plain, config_json, is_drafter, parse_config, read_config
@@ -56,11 +57,11 @@ def read_description(run: Path) -> tuple[DrafterConfig, np.ndarray | None, dict[
     """(config, draft vocabulary, origin) from RUN/drafter.json.
 
     Raises:
-      ValueError: not a run directory, or its description is damaged.
+      UserError: not a run directory, or its description is damaged.
     """
     file = run / "drafter.json"
     if not file.is_file():
-        raise ValueError(f"{run}: no drafter.json; expected a run directory (python -m train --config ... makes one)")
+        raise UserError(f"{run}: no drafter.json; expected a run directory (python -m train --config ... makes one)")
     try:
         raw = json.loads(file.read_text())
         listed = ("target_layer_ids", "causal", "windows")
@@ -70,14 +71,14 @@ def read_description(run: Path) -> tuple[DrafterConfig, np.ndarray | None, dict[
         vocab = None if raw["draft_vocab"] is None else np.array(raw["draft_vocab"], np.int32)
         return DrafterConfig(**fields), vocab, raw["origin"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{file}: damaged ({error}); it is written again by: python -m train ... --resume") from error
+        raise UserError(f"{file}: damaged ({error}); it is written again by: python -m train ... --resume") from error
 
 
 def export(run: str | Path, out: str | Path, which: str | int = "best", how: Form = DFLASH) -> None:
     """Writes the drafter of checkpoint `which` ("best", "last" or a step) of `run` into `out`.
 
     Raises:
-      ValueError: no such run or checkpoint, `out` holds something else, or plain DFlash cannot compute the drafter.
+      UserError: no such run or checkpoint, `out` holds something else, or plain DFlash cannot compute the drafter.
     """
     from train.checkpoint import load_params
 
@@ -101,7 +102,7 @@ def convert(drafter: Path, out: Path, how: Form) -> None:
     """Writes a drafter that `read_drafter` reads into `out`, in another form or the same.
 
     Raises:
-      ValueError: as `export`.
+      UserError: as `export`.
     """
     artifact, raw = read_drafter(drafter), read_config(drafter)
     kept = raw.get("dtype") or raw.get("torch_dtype")
@@ -122,10 +123,10 @@ def write(artifact: Artifact, out: Path, how: Form, where: Path) -> Artifact:
     """Writes `artifact` in the form asked for; returns it as written.
 
     Raises:
-      ValueError: a weight is not finite, or plain DFlash cannot compute the drafter.
+      UserError: a weight is not finite, or plain DFlash cannot compute the drafter.
     """
     if not all(np.isfinite(value).all() for value in _leaves(artifact.weights)):
-        raise ValueError(f"{where}: a weight of this drafter is not finite; export another checkpoint")
+        raise UserError(f"{where}: a weight of this drafter is not finite; export another checkpoint")
     if how.plain:
         config = plain_config(artifact.config, where)
         artifact = dataclasses.replace(artifact, config=config, draft_vocab=None)
@@ -137,21 +138,21 @@ def write(artifact: Artifact, out: Path, how: Form, where: Path) -> Artifact:
 
 
 def check_out(out: Path, how: Form) -> None:
-    """Raises ValueError where `out` holds what is not a drafter, or one in a form that would be read instead."""
+    """Raises UserError where `out` holds what is not a drafter, or one in a form that would be read instead."""
     known = out.is_dir() and (is_drafter(out) or interrupted(out) or not any(out.iterdir()))
     if out.exists() and not known:
-        raise ValueError(f"{out}: exists and is not a drafter artifact; choose another --out")
+        raise UserError(f"{out}: exists and is not a drafter artifact; choose another --out")
     others = ("model.safetensors",) if how.kind == "orbax" else ("params", "model.safetensors.index.json")
     for name in others:
         if (out / name).exists():
-            raise ValueError(f"{out}: holds a drafter in another form ({name}); choose another --out")
+            raise UserError(f"{out}: holds a drafter in another form ({name}); choose another --out")
 
 
 def read_drafter(path: Path) -> Artifact:
     """The drafter in an artifact directory, or in an Orbax export.
 
     Raises:
-      ValueError: it is neither, or damaged.
+      UserError: it is neither, or damaged.
     """
     from train.checkpoint import read_tree
 
@@ -187,11 +188,11 @@ def plain_config(config: DrafterConfig, run: Path) -> DrafterConfig:
     """`config` as plain DFlash computes it.
 
     Raises:
-      ValueError: it has parts whose absence would change the drafts it was trained to make.
+      UserError: it has parts whose absence would change the drafts it was trained to make.
     """
     held = [f"drafter.{name} ({what})" for name, what in beyond_plain(config).items() if name != "draft_vocab_size"]
     if held:
-        raise ValueError(
+        raise UserError(
             f"{run}: --plain: the drafter was trained with {', '.join(held)}, which plain DFlash loaders do not "
             "compute; train without, or export it under its own architecture name (leave --plain out)"
         )

@@ -25,6 +25,7 @@ from flax import nnx
 
 from configs.console import say
 from configs.device import keep_compiled_programs, keep_freed_memory
+from configs.errors import UserError
 from configs.files import held, write_atomic
 from configs.provenance import provenance
 from configs.schema import Recipe
@@ -89,7 +90,7 @@ def train_drafter(recipe: Recipe, *, resume: bool = False) -> Path:
     """Prepares the data where missing and trains by `recipe`; returns the run's directory, which `export` takes.
 
     Raises:
-      ValueError: the recipe cannot be followed, or its directory holds a run and `resume` is not set.
+      UserError: the recipe cannot be followed, or its directory holds a run and `resume` is not set.
       InterruptedError: SIGTERM or SIGINT came; the step is saved, and `resume` goes on from it.
     """
     if train(recipe, config=recipe.run.name, overrides=[], resume=resume):
@@ -189,10 +190,10 @@ def identity_of(recipe: Recipe, assembly: Assembly) -> dict[str, Any]:
 
 
 def refuse_overwriting(run: Path, resume: bool) -> None:
-    """Raises ValueError when the run directory holds checkpoints and --resume was not given."""
+    """Raises UserError when the run directory holds checkpoints and --resume was not given."""
     steps = whole_steps(run / "checkpoints")
     if steps and not resume:
-        raise ValueError(
+        raise UserError(
             f"{run}: holds a run at step {steps[-1]}; go on with --resume, or choose another run.name or run.dir"
         )
 

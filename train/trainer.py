@@ -20,6 +20,7 @@ from tunix.sft import hooks, peft_trainer
 
 from configs import schema
 from configs.console import progress, say
+from configs.errors import UserError
 from models.sharding import make_mesh, weight_sharding
 from train.acceptance import Acceptance
 from train.checkpoint import Checkpoints
@@ -167,7 +168,7 @@ def fit(
 
     `loss_fn(trainee, batch)` returns (loss, scalars with "loss"); `evaluate(trainee, step)` its held-out acceptance.
     Writes checkpoints, metrics.jsonl and events under the run's directory. SIGTERM and SIGINT finish the step, save
-    and return. Raises ValueError for a checkpoint that does not fit and for an update that is not finite, OSError when
+    and return. Raises UserError for a checkpoint that does not fit and for an update that is not finite, OSError when
     the disk refuses; what was being saved is on disk before it does.
     """
     plan = make_plan(recipe)
@@ -272,7 +273,7 @@ def _refuse_not_finite(trainer: DrafterTrainer, checkpoints: Checkpoints) -> Non
     fault, last = trainer.fault(), checkpoints.last_step
     if fault is not None:
         kept = "no checkpoint was written yet" if last is None else f"the checkpoint of step {last} is kept"
-        raise ValueError(f"{fault}; {kept}; lower optimizer.learning_rate or optimizer.clip and start another run")
+        raise UserError(f"{fault}; {kept}; lower optimizer.learning_rate or optimizer.clip and start another run")
 
 
 @jax.jit

@@ -43,7 +43,7 @@ def load_target(source: str, dtype: str, place: Place = one_device) -> Target:
     """The target named by `source`, its weights in `dtype`, each put where `place` says for its shape.
 
     Raises:
-      ValueError: nothing is found there, a family, option or tensor we do not compute, a missing or truncated file, an
+      UserError: nothing is found there, a family, option or tensor we do not compute, a missing or truncated file, an
         end id outside the vocabulary.
     """
     if source == EMBEDDED:
@@ -71,7 +71,7 @@ def parse(source: str) -> Source:
     """The parts of a target's name.
 
     Raises:
-      ValueError: no such file or directory, or a setting that means nothing there.
+      UserError: no such file or directory, or a setting that means nothing there.
     """
     source = at_home(source)
     try:
@@ -82,18 +82,18 @@ def parse(source: str) -> Source:
     for word in words[1:]:
         key, equals, value = word.partition("=")
         if not equals:
-            raise ValueError(f"target {source!r}: {word!r} is not a setting; expected key=value")
+            raise UserError(f"target {source!r}: {word!r} is not a setting; expected key=value")
         settings[key] = value
     is_config = path.is_file() and path.suffix in (".yml", ".yaml")
     if not (is_config or (path.is_file() and path.suffix == ".gguf") or (path / "config.json").is_file()):
-        raise ValueError(
+        raise UserError(
             f"target {source!r}: expected {EMBEDDED}, a Hugging Face directory with a config.json, a .gguf file or a "
             "MaxText .yml, found none of them"
         )
     allowed = {"load_parameters_path"} if path.is_dir() else set()
     if not is_config and set(settings) - allowed:
         unknown = ", ".join(sorted(set(settings) - allowed))
-        raise ValueError(f"target {source!r}: setting {unknown}; expected {', '.join(allowed) or 'none'} here")
+        raise UserError(f"target {source!r}: setting {unknown}; expected {', '.join(allowed) or 'none'} here")
     return Source(path, settings)
 
 
@@ -101,7 +101,7 @@ def tokenizer_directory(source: str) -> Path:
     """The Hugging Face directory that holds a target's tokenizer.
 
     Raises:
-      ValueError: a MaxText config without tokenizer_path, or one that is not a directory here.
+      UserError: a MaxText config without tokenizer_path, or one that is not a directory here.
     """
     named = parse(source)
     if named.path.is_dir():
@@ -111,7 +111,7 @@ def tokenizer_directory(source: str) -> Path:
     settings = read_settings(named.path, named.settings)
     directory = Path(str(settings.get("tokenizer_path", "")))
     if "tokenizer_path" not in settings or not directory.is_dir():
-        raise ValueError(
+        raise UserError(
             f"target {source!r}: tokenizer_path: expected a Hugging Face directory, got "
             f"{settings.get('tokenizer_path')!r}"
         )

