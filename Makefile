@@ -37,6 +37,8 @@ DRAFTER ?= exports/wide_block
 # Evaluation prompts by path where there are some; the shipped tasks where not.
 TASK_DIR ?= $(wildcard ../shared/tasks)
 BENCH_TASKS ?= $(if $(TASK_DIR),gsm8k$(,)humaneval$(,)mt-bench$(,)alpaca-eval$(,)math500,$(TASKS))
+# The peers' environment, where it is made, has llama.cpp to time beside.
+BENCH_PYTHON = $(if $(wildcard $(PEERS_VENV)/.peers),$(PEERS_VENV),$(VENV))/bin/python
 BENCH_FLAGS := --target smollm2-135m --drafter $(DRAFTER) --tasks $(BENCH_TASKS) $(if $(TASK_DIR),--task-dir $(TASK_DIR))
 
 .PHONY: help setup test test-slow test-peers demo bench-train bench-decode bench-peers lint types clean
@@ -108,7 +110,7 @@ bench-train: setup
 
 bench-decode: $(DRAFTER) setup
 	@echo "bench-decode: close other work first; this times the machine"
-	$(BIN)/python -m serve.bench $(BENCH_FLAGS)
+	$(BENCH_PYTHON) -m serve.bench $(BENCH_FLAGS)
 
 # Training and serving do not import each other: each measures and prints {"peers": {...}}, the last line holds both.
 bench-peers: $(DRAFTER) $(PEERS_VENV)/.peers

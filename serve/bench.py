@@ -5,6 +5,9 @@ The last line is one JSON object with
     segment_overhead   steps inside a segment that copies where it can, over their T_verify (copied ones) and
                        T_draft + T_verify, each timed alone in a loop of its own
     plain_overhead     the plain loop's ms/token over a bare one-token forward in a loop of its own
+    plain_over_matmuls {capacity: ratio}: the plain loop's ms/token over those of its matmuls alone, one token, with so
+                       many positions in the cache and a quarter of them filled
+    verify_over_matmuls {width: ratio}: T_verify over the matmuls of as many tokens alone
     plain_roofline     the plain loop's ms/token over weight bytes / the read bandwidth, a pass of which is measured in
                        turn with it; read_bandwidth is {median, low, high} over the passes
     verify_cost        {width: ms} of the target's forward over a block, cache updated in place
@@ -13,16 +16,15 @@ The last line is one JSON object with
                        way is a width of the drafter's blocks, or of n-gram drafts, or one of each
     tasks              {name: {tau, speedup, speedup_spread, exact, prompts, width, tokens_per_step}} as in the report,
                        width the one most steps had, speedup_spread its 95 % interval
+    llama_cpp          where xllamacpp is installed: {f32_ms_per_token, file_ms_per_token, plain_ms_per_token, prompts,
+                       equal_outputs} on a few prompts of every task, in turn (`serve.bench_llama_cpp`); null elsewhere
 
 Batch 1, greedy, float32. Every ratio is of medians taken in turn within this process.
 """
 
 import argparse
 import json
-import os
-import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,10 +33,8 @@ import numpy as np
 
 from configs.console import command, say
 
-REPEATS = 9
-STEPS = 16  # per repeat
 FIXED = (1, 2, 4, 8)
-FEW = 2  # prompts of each task for the comparison of widths
+FEW = 2  # prompts of each task for the comparisons of widths and with llama.cpp
 
 
 @command
@@ -54,22 +54,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     from configs.device import keep_compiled_programs
     from models.prompts import load_tasks
+    from serve.bench_parts import time_over_matmuls, time_parts
     from serve.load import load_engine, step_cost
 
     keep_compiled_programs()
     tasks = load_tasks(options.tasks, options.task_dir, options.prompts)
     engine, tokenizer, artifact = load_engine(options.target, options.drafter, "float32")
     say("bench: plain, draft and verify steps, alone and in their loops")
-    parts = time_parts(engine)
+    parts = time_parts(engine) | time_over_matmuls(engine)
     if not tasks:
         return parts
     say(f"bench: {json.dumps(parts)}")
-    lengths = [len(tokenizer.encode_chat(prompt.chat())) for prompts in tasks.values() for prompt in prompts]
-    cost = step_cost(engine, artifact, max(lengths) + options.max_new_tokens)
-    evaluators = partial(make_evaluator, engine, tokenizer, artifact, cost, max(lengths), options.max_new_tokens)
+    encoded = {name: [tokenizer.encode_prompt(prompt) for prompt in prompts] for name, prompts in tasks.items()}
+    longest = max(len(ids) for prompts in encoded.values() for ids in prompts)
+    cost = step_cost(engine, artifact, longest + options.max_new_tokens)
+    evaluators = partial(make_evaluator, engine, tokenizer, artifact, cost, longest, options.max_new_tokens)
     widths = compare_widths(evaluators, {name: prompts[:FEW] for name, prompts in tasks.items()})
     say(f"bench: {json.dumps(widths)}")
-    return {**parts, "widths": widths, "tasks": per_task(evaluators(None), tasks)}
+    few = [ids for prompts in encoded.values() for ids in prompts[:FEW]]
+    beside = beside_llama_cpp(options.target, few, evaluators(None))
+    return {**parts, "widths": widths, "llama_cpp": beside, "tasks": per_task(evaluators(None), tasks)}
+
+
+def beside_llama_cpp(target: str, prompts: Sequence[Sequence[int]], evaluator: Any) -> dict[str, Any] | None:
+    """Our plain loop and llama.cpp on the target's GGUF file in turn; None without such a file or llama.cpp."""
+    from models.sources import EMBEDDED
+    from models.sources.gguf import embedded_file
+    from serve.bench_llama_cpp import llama_cpp_ms
+
+    file = embedded_file() if target == EMBEDDED else Path(target)
+    if file.suffix != ".gguf":
+        return None
+
+    def plain(ids: Sequence[int]) -> tuple[list[int], float]:
+        (answer,) = evaluator.plain.generate([ids], max_new_tokens=evaluator.max_new_tokens)
+        return answer.ids, answer.ms_per_token
+
+    return llama_cpp_ms(file, prompts, plain)
 
 
 def make_evaluator(engine: Any, tokenizer: Any, artifact: Any, cost: Any, longest: int, new: int, way: Any):
@@ -129,105 +150,6 @@ def compare_widths(evaluators: Callable[[Any], Any], tasks: Mapping[str, Any]) -
         say(f"bench: {task}: " + ", ".join(f"{name} {values[-1]:.2f}x" for name, values in speedups.items()))
     means = {name: round(float(np.mean(values)), 3) for name, values in speedups.items()}
     return {"chosen": means.pop("chosen"), "fixed": means}
-
-
-def time_parts(engine: Any, capacity: int = 512, context: int = 200, width: int = 4) -> dict[str, Any]:
-    """Loops timed in turn: plain, bare forward, draft alone, verify alone, whole steps."""
-    import jax
-    import jax.numpy as jnp
-
-    from models import generate
-    from models.sampling import keys
-    from serve.cost import candidate_widths
-    from serve.decoder import Speculation, draft, speculative_segment, start, verify
-
-    target, trained = engine.target, engine.drafter.config.width
-    ids = np.random.default_rng(0).integers(0, target.config.vocab_size, (1, context)).astype(np.int32)
-    length, zero = np.array([context], np.int32), np.zeros(1, np.int32)
-    stop = length + STEPS * width
-    state = start(engine, ids, length, stop, zero, capacity=capacity)
-    plain = generate.insert(target, generate.empty_rows(target, 1, capacity), zero, ids, length, stop, zero)
-
-    @partial(jax.jit, donate_argnums=1)
-    def bare(target, cache):
-        def forward(step, carry):
-            token, cache = carry
-            positions = jnp.full((1, 1), context - 1) + step
-            hidden, _, cache = target(token, positions, cache=cache)
-            return jnp.argmax(target.logits(hidden), axis=-1).astype(jnp.int32), cache
-
-        return jax.lax.fori_loop(0, STEPS, forward, (jnp.zeros((1, 1), jnp.int32), cache))
-
-    @partial(jax.jit, static_argnames="width", donate_argnums=1)
-    def verifying(engine, state, width):
-        def forward(_, carry):
-            block, state = carry
-            said, _, cache = verify(engine, block, state)
-            return jnp.argmax(said, axis=-1).astype(jnp.int32), state.replace(cache=cache)
-
-        return jax.lax.fori_loop(0, STEPS, forward, (jnp.zeros((1, width), jnp.int32), state))
-
-    @partial(jax.jit, static_argnames="width", donate_argnums=1)
-    def drafting(engine, state, width):
-        def forward(_, state):
-            drafts, _ = draft(engine, state, Speculation(width), keys(state.seed, state.length))
-            return state.replace(tokens=jax.lax.dynamic_update_slice(state.tokens, drafts[:, -1:], (0, context - 1)))
-
-        return jax.lax.fori_loop(0, STEPS, forward, state)
-
-    def num_steps(name, end):
-        if name == "plain":
-            return int(end.length[0]) - context
-        return int(end.num_steps[0]) if name == "step" else STEPS
-
-    widths = [w for w in candidate_widths(trained) if w in (1, 2, 4, 8, 16, 32, trained)]
-    width, copy = min(width, trained), min(2 * width, trained)
-    loops: dict[Any, tuple[Callable[[Any], Any], Any]] = {
-        "plain": (lambda s: generate.plain_segment(target, s, STEPS), plain),
-        "bare": (lambda cache: bare(target, cache), plain.cache),
-        "step": (lambda s: speculative_segment(engine, s, STEPS, Speculation(width, copy=copy)), state),
-    }
-    for w in widths:
-        loops["verify", w] = (partial(lambda w, s: verifying(engine, s, w), w), state)
-        if w > 1:
-            loops["draft", w] = (partial(lambda w, s: drafting(engine, s, w), w), state)
-    times: dict[Any, list[float]] = {name: [] for name in loops}
-    bandwidths, memory, kinds = [], np.ones(1 << 27, np.float32), np.zeros(1, bool)
-    for repeat in range(REPEATS + 1):
-        for name, (loop, given) in loops.items():
-            fresh = jax.block_until_ready(jax.tree.map(jnp.copy, given))
-            began = time.perf_counter()
-            end = jax.block_until_ready(loop(fresh))
-            taken = (time.perf_counter() - began) * 1e3
-            if name == "step":
-                kinds = np.asarray(end.copied)[0, : int(end.num_steps[0])]
-            times[name] += [taken / max(num_steps(name, end), 1)] if repeat else []
-        bandwidths.append(read_bandwidth(memory))
-    ms = {name: float(np.median(values)) for name, values in times.items()}
-    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(target) if hasattr(leaf, "nbytes"))
-    low, bandwidth, high = np.percentile(bandwidths, [25, 50, 75])
-    floor = weights / bandwidth * 1e3
-    alone = kinds.mean() * ms["verify", copy] + (1 - kinds.mean()) * (ms.get(("draft", width), 0) + ms["verify", width])
-    return {
-        "segment_overhead": round(ms["step"] / alone, 3),
-        "plain_overhead": round(ms["plain"] / ms["bare"], 3),
-        "plain_roofline": round(ms["plain"] / floor, 3),
-        "plain_ms": round(ms["plain"], 2),
-        "weight_bytes": weights,
-        "read_bandwidth_bytes_per_second": {"median": round(bandwidth), "low": round(low), "high": round(high)},
-        "verify_cost": {w: round(ms["verify", w], 2) for w in widths},
-        "draft_cost": {w: round(ms["draft", w], 2) for w in widths if w > 1},
-    }
-
-
-def read_bandwidth(memory: np.ndarray) -> float:
-    """Bytes per second of one pass over `memory`, which is far larger than the caches, by all cores."""
-    cores = os.cpu_count() or 1
-    parts = np.array_split(memory, cores)
-    with ThreadPoolExecutor(cores) as pool:
-        began = time.perf_counter()
-        list(pool.map(np.max, parts))
-        return memory.nbytes / (time.perf_counter() - began)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ import numpy as np
 
 from configs.console import say
 from configs.device import cache_directory, drop_programs, return_unused_heap
-from configs.errors import UserError
 from configs.files import write_json
 from models.generate import PlainState, empty_rows, insert, plain_segment
 from models.sampling import keys
@@ -159,7 +158,7 @@ def _parse(raw: Any) -> Cost:
     plain_ms = float(raw["plain_ms"])
     positive = [plain_ms, *verify_ms.values()]
     if draft_ms.keys() != verify_ms.keys() or not all(math.isfinite(ms) and ms > 0 for ms in positive):
-        raise UserError("not the cost of steps")  # ours: caught above
+        raise ValueError("not the cost of steps")  # ours: caught above
     return Cost(plain_ms, draft_ms, verify_ms)
 
 
