@@ -1,7 +1,6 @@
 """The FLOPs we count for a step are those XLA counts in its compiled program, which adds elementwise work to them."""
 
 import jax
-import jax.numpy as jnp
 import pytest
 from flax import nnx
 
@@ -36,4 +35,3 @@ def test_step_flops(online: bool, soft: float, markov_size: int | None):
     shape = {"rows": rows, "row_length": length, "blocks": blocks}
     ours = step_flops(artifact.config, target.config, **shape, online=online, soft=soft > 0)
     assert 0.97 <= counted / ours <= 1.10
-    assert jnp.isfinite(counted)

@@ -1,6 +1,5 @@
 """docs/quickstart.ipynb runs from top to bottom, and its last cell draws."""
 
-import sys
 from pathlib import Path
 
 import nbclient
@@ -16,7 +15,6 @@ def test_every_cell(tmp_path: Path):
     book.metadata.kernelspec.name = "python3"
     manager = nbclient.NotebookClient(book, timeout=600, resources={"metadata": {"path": str(tmp_path)}})
     manager.execute()
-    assert Path(sys.executable).exists()
     drawn = [output for output in book.cells[-1].outputs if "image/png" in output.get("data", {})]
     assert drawn, book.cells[-1].outputs
     assert (tmp_path / "quickstart" / "drafter" / "model.safetensors").is_file()
