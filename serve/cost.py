@@ -96,7 +96,7 @@ def draft_segment(engine: Engine, state: DecodeState, num_steps: int | jax.Array
     """`state` after `num_steps` drafts, each from an anchor that the one before it drafted; nothing is committed."""
 
     def again(_: jax.Array, state: DecodeState) -> DecodeState:
-        drafts, _ = draft(engine, state, how, keys(state.seed, state.length - 1))
+        drafts, _q = draft(engine, state, how, keys(state.seed, state.length - 1))
         rows = jnp.arange(drafts.shape[0])
         return dataclasses.replace(state, tokens=state.tokens.at[rows, state.length - 1].set(drafts[:, -1]))
 
