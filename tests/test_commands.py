@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from models.artifact import read_artifact
 from tests.tiny_run import Tiny, command, make_tiny
 
 
@@ -41,6 +42,7 @@ def test_chain_and_its_report(tiny: Tiny):
     done = evaluate(tiny, "--width", "3")
     assert done.returncode == 0, done.stderr
     report = json.loads((tiny.root / "report" / "report.json").read_text())
+    assert report["drafter_info"]["digest"] == read_artifact(tiny.root / "artifact").digest()
     task = report["tasks"]["prompts"]
     assert task["exact"] == task["prompts"] == 2
     assert 1 <= task["tokens_per_step"] <= 3
