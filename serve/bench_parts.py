@@ -1,5 +1,6 @@
 """The parts of decoding, each in a loop of its own on the device, timed in turn; for `serve.bench`."""
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -122,7 +123,7 @@ def _verifications(engine: Engine, given: tuple[jax.Array, DecodeState]) -> tupl
     def forward(_: jax.Array, given: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
         block, state = given
         said, _, cache = verify(engine, block, state)
-        return jnp.argmax(said, axis=-1).astype(jnp.int32), state.replace(cache=cache)
+        return jnp.argmax(said, axis=-1).astype(jnp.int32), dataclasses.replace(state, cache=cache)
 
     return jax.lax.fori_loop(0, STEPS, forward, given)
 
