@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from models.masks import context_mask
 
 CHUNK = 256  # positions of a cache read together
+FEW = 8  # rows; more of them are read whole: a piece is a copy, which costs many rows more than what it leaves out
 HIDDEN = -1e30  # the score of what may not be seen
 
 
@@ -161,19 +162,22 @@ def _over_cache(
     reach: Int[Array, ""],
     visible: Callable[[Array], Array],
 ) -> Partial:
-    """Attention over positions below `reach`, CHUNK at a time; `visible` maps positions [C] to a mask [B T C].
+    """Attention over positions below `reach`, CHUNK at a time where rows are FEW; `visible` maps positions [C] to a mask
+    [B T C].
 
     Where CHUNK does not divide the capacity the last piece begins earlier; what it holds of the one before is hidden.
     """
-    capacity = values.shape[2]
-    size = min(CHUNK, capacity)
+    batch, _, capacity, _ = values.shape
+    size = min(CHUNK, capacity) if batch <= FEW else capacity
+
+    def piece(buffer: Array, begin: Array, axis: int) -> Array:
+        return buffer if size == capacity else jax.lax.dynamic_slice_in_dim(buffer, begin, size, axis)
 
     def read(index: Array, seen: Partial) -> Partial:
         begin = jnp.minimum(index * size, capacity - size)
         places = begin + jnp.arange(size)
-        piece = jax.lax.dynamic_slice_in_dim(keys, begin, size, axis=3)
         mask = visible(places) & (places >= index * size)
-        return _joined(seen, _partial(grouped, piece, jax.lax.dynamic_slice_in_dim(values, begin, size, axis=2), mask))
+        return _joined(seen, _partial(grouped, piece(keys, begin, axis=3), piece(values, begin, axis=2), mask))
 
     none = jnp.zeros((*grouped.shape[:3], 1), jnp.float32)
     nothing = Partial(none + HIDDEN, none, jnp.zeros(grouped.shape, jnp.float32))

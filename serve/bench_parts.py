@@ -103,7 +103,7 @@ def time_over_matmuls(engine: Any, capacity: int = 512) -> dict[str, Any]:
 
 
 @partial(jax.jit, donate_argnums=1)
-def _forwards(target: Target, cache: KVCache, context: int) -> tuple[jax.Array, KVCache]:
+def _forwards(target: Target, cache: KVCache, context: int | jax.Array) -> tuple[jax.Array, KVCache]:
     """STEPS forwards of one token, and nothing else of the plain loop."""
 
     def forward(step: jax.Array, carry: tuple[jax.Array, KVCache]) -> tuple[jax.Array, KVCache]:

@@ -1,0 +1,114 @@
+"""Caches are read as far as rows reach, where they lie: the same attention as written out in NumPy, nothing beyond the
+reach looked at, no buffer copied."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models import attention
+from models.generate import empty_rows, plain_segment
+from models.masks import block_mask, context_mask
+from serve.decoder import Speculation, make_engine, speculative_segment, start
+from tests.tiny import make_artifact, make_target
+
+HEADS, KV_HEADS, SIZE = 6, 2, 4
+
+
+def arrays(*shapes: tuple[int, ...]) -> list[jnp.ndarray]:
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
+
+
+def by_hand(q, keys, values, visible) -> np.ndarray:
+    """Softmax attention of one row in float64: q [T N H], keys and values [K S H], visible [T S]."""
+    q, keys, values = (np.asarray(value, np.float64) for value in (q, keys, values))
+    out = np.zeros(q.shape)
+    for token, head in np.ndindex(*q.shape[:2]):
+        kv = head // (q.shape[1] // keys.shape[0])
+        seen = np.flatnonzero(visible[token])
+        scores = keys[kv, seen] @ q[token, head] / q.shape[2] ** 0.5
+        weights = np.exp(scores - scores.max())
+        out[token, head] = weights @ values[kv, seen] / weights.sum()
+    return out
+
+
+@pytest.mark.parametrize("capacity", [5, 8, 21, 24])
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_cached_attention(monkeypatch: pytest.MonkeyPatch, capacity: int, tokens: int):
+    """Rows of different lengths, in pieces of 8 that do or do not divide the capacity."""
+    monkeypatch.setattr(attention, "CHUNK", 8)
+    q, keys, values = arrays((3, tokens, HEADS, SIZE), (3, KV_HEADS, SIZE, capacity), (3, KV_HEADS, capacity, SIZE))
+    begins = np.array([0, capacity // 2, capacity - tokens])
+    positions = begins[:, None] + np.arange(tokens)
+    got = attention.cached_attention(q, keys, values, jnp.asarray(positions, jnp.int32))
+    for row in range(3):
+        visible = np.arange(capacity) <= positions[row][:, None]
+        expected = by_hand(q[row], keys[row].transpose(0, 2, 1), values[row], visible)
+        np.testing.assert_allclose(got[row], expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("window", [None, 3, 9])
+@pytest.mark.parametrize("causal", [False, True])
+def test_cached_block_attention(monkeypatch: pytest.MonkeyPatch, window: int | None, causal: bool):
+    """A block over its context in a cache is the block of the training mask over the same context."""
+    monkeypatch.setattr(attention, "CHUNK", 8)
+    width, capacity = 4, 21
+    q, k, v, keys, values = arrays(
+        (3, width, HEADS, SIZE),
+        *[(3, width, KV_HEADS, SIZE)] * 2,
+        (3, KV_HEADS, SIZE, capacity),
+        (3, KV_HEADS, capacity, SIZE),
+    )
+    anchors = jnp.array([0, 7, 17], jnp.int32)
+    inside = block_mask(width, causal=causal, window=window)
+    got = attention.cached_block_attention(q, k, v, keys, values, anchors, inside, window=window)
+    distance = anchors[:, None, None] - jnp.arange(capacity)
+    visible = context_mask(distance, width, window)
+    blocks = (value[:, None] for value in (q, k, v))
+    expected = attention.block_attention(*blocks, keys, values, visible, inside)[:, 0]
+    np.testing.assert_allclose(got, expected, atol=2e-6)
+    for row in range(3):
+        context = np.broadcast_to(np.asarray(visible)[row, 0], (width, capacity))
+        whole = np.concatenate([context, np.asarray(inside)], axis=1)
+        both = [np.concatenate(pair, axis=1) for pair in ((keys[row].transpose(0, 2, 1), k[row].transpose(1, 0, 2)),)]
+        mixed = np.concatenate([values[row], v[row].transpose(1, 0, 2)], axis=1)
+        np.testing.assert_allclose(got[row], by_hand(q[row], both[0], mixed, whole), atol=2e-6)
+
+
+def test_nothing_beyond_the_reach_is_read():
+    """NaN in the pieces that no row reaches: read, even to weigh nothing, they would show."""
+    capacity = 3 * attention.CHUNK
+    q, keys, values = arrays((2, 1, HEADS, SIZE), (2, KV_HEADS, SIZE, capacity), (2, KV_HEADS, capacity, SIZE))
+    beyond = jnp.arange(capacity) >= 2 * attention.CHUNK
+    keys, values = jnp.where(beyond, jnp.nan, keys), jnp.where(beyond[:, None], jnp.nan, values)
+    positions = jnp.array([[3], [attention.CHUNK + 5]], jnp.int32)
+    assert np.isfinite(attention.cached_attention(q, keys, values, positions)).all()
+
+
+@pytest.mark.parametrize("how", [None, Speculation(1), Speculation(4), Speculation(4, copy=3)])
+def test_caches_stay_in_place(how: Speculation | None):
+    """The compiled loops of one row hold no copy of a cache: one a step would cost what its capacity costs."""
+    capacity, target = 768, make_target()
+    if how is None:
+        text = compiled(lambda target, state: plain_segment(target, state, 8), target, empty_rows(target, 1, capacity))
+    else:
+        length = np.array([4], np.int32)
+        engine = make_engine(target, make_artifact())
+        state = start(engine, np.ones((1, 8), np.int32), length, length + 20, length * 0, capacity=capacity)
+        text = compiled(lambda engine, state: speculative_segment(engine, state, 8, how), engine, state)
+    assert re.search(rf"f32\[(1,)?2,{capacity},8\]", text), "the caches are in the program under this shape"
+    assert not re.findall(rf"= f32\[(?:1,)?2,(?:{capacity},8|8,{capacity})\]\S* copy\(.*", text)
+
+
+def compiled(segment, constants, state) -> str:
+    """The program of a segment that consumes `state`, its arguments given leaf by leaf, which the checker can bear."""
+    fixed, fixed_tree = jax.tree.flatten(constants)
+    leaves, tree = jax.tree.flatten(state)
+
+    def flat(fixed, leaves):
+        return jax.tree.leaves(segment(jax.tree.unflatten(fixed_tree, fixed), jax.tree.unflatten(tree, leaves)))
+
+    return jax.jit(flat, donate_argnums=1).lower(fixed, leaves).compile().as_text()
