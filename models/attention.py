@@ -162,10 +162,10 @@ def _over_cache(
     reach: Int[Array, ""],
     visible: Callable[[Array], Array],
 ) -> Partial:
-    """Attention over positions below `reach`, CHUNK at a time where rows are FEW; `visible` maps positions [C] to a mask
-    [B T C].
+    """Attention over positions below `reach`, CHUNK at a time where rows are FEW.
 
-    Where CHUNK does not divide the capacity the last piece begins earlier; what it holds of the one before is hidden.
+    `visible` maps positions [C] to a mask [B T C]. Where CHUNK does not divide the capacity the last piece begins
+    earlier; what it holds of the one before is hidden.
     """
     batch, _, capacity, _ = values.shape
     size = min(CHUNK, capacity) if batch <= FEW else capacity

@@ -143,8 +143,8 @@ def compare_widths(evaluators: Callable[[Any], Any], tasks: Mapping[str, Any]) -
                 fast = {name: evaluator.answer(question, decoders[name]) for name, evaluator in ways.items()}
                 after = ways["chosen"].answer(question, None)
                 for name, answer in fast.items():
-                    times[name][0] += (before.ms_per_token + after.ms_per_token) / 2
-                    times[name][1] += answer.ms_per_token
+                    times[name][0] += (before.decode_ms + after.decode_ms) / 2
+                    times[name][1] += answer.decode_ms
         for name, (plain_ms, fast_ms) in times.items():
             speedups[name].append(plain_ms / fast_ms)
         say(f"bench: {task}: " + ", ".join(f"{name} {values[-1]:.2f}x" for name, values in speedups.items()))

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     from configs.device import keep_compiled_programs
-    from models.prompts import load_task
+    from models.prompts import load_tasks
     from models.sources import load_target
     from models.tokenizer import load_tokenizer
     from serve.decoder import Speculation, make_engine
@@ -54,12 +54,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     tokenizer = load_tokenizer(options.target, artifact.chat_template_args)
     ours = Decoder(make_engine(target, artifact), tokenizer, Speculation(options.width), capacity=512)
     theirs = Theirs(target, artifact, options.width)
-    prompts = [p for name in options.tasks.split(",") for p in load_task(name, options.task_dir)[: options.prompts]]
+    tasks = load_tasks(options.tasks, options.task_dir, options.prompts)
+    prompts = [prompt for prompts in tasks.values() for prompt in prompts]
     say(f"bench: {len(prompts)} prompts, width {options.width}, both decoders in turn")
     rows = []
     with progress("bench: ours and z-lab's", len(prompts), "prompts") as bar:
         for prompt in prompts:
-            rows.append(one_prompt(ours, theirs, tokenizer.encode_chat(prompt.chat()), options.max_new_tokens))
+            rows.append(one_prompt(ours, theirs, tokenizer.encode_prompt(prompt), options.max_new_tokens))
             bar.advance(1, f"{rows[-1]['ratio']:.2f}x")
     ratios = [row["ratio"] for row in rows]
     steps = sum(row["steps"] for row in rows)
