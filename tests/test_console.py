@@ -1,5 +1,6 @@
 """What goes wrong ends a command in one line: the user's mistakes and the disk's; ours keep their traceback."""
 
+import contextlib
 import errno
 import os
 import signal
@@ -10,7 +11,7 @@ import yaml
 
 from configs.console import command
 from configs.errors import DiskError, UserError
-from tests.tiny_run import recipe, signal_when, start, write_prompts, write_target
+from tests.tiny_run import recipe, signal_when, start, write_target
 
 
 def ended(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
@@ -83,12 +84,19 @@ def test_every_refusal_of_the_disk_has_its_own_advice(number: int, advice: str, 
 def test_ctrl_c_is_one_line_with_the_way_on(tmp_path: Path):
     """While data are prepared, before there is anything to resume: not 90 lines of where the program stood."""
     write_target(tmp_path / "target")
-    write_prompts(tmp_path / "prompts.jsonl")
-    raw = recipe(tmp_path)
-    raw["responses"]["shard_size"] = 1
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(raw))
+    os.mkfifo(tmp_path / "prompts.jsonl")  # opening it to read waits for a writer: here, for the signal
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe(tmp_path)))
     process = start(["pipelines", "prepare", "--config", str(tmp_path / "tiny.yaml"), "batches.blocks={3: 4, 4: 4}"])
-    _, said = signal_when(process, signal.SIGINT, lambda: any((tmp_path / "data").glob("**/*.json")))
+    writers: list[int] = []
+
+    def read_from() -> bool:
+        """Whether the program has opened the prompts; it waits for them from then on."""
+        with contextlib.suppress(OSError):
+            writers.append(os.open(tmp_path / "prompts.jsonl", os.O_WRONLY | os.O_NONBLOCK))
+        return bool(writers)
+
+    _, said = signal_when(process, signal.SIGINT, read_from)
+    os.close(writers[0])
     assert process.returncode == 130
     again = f"python -m pipelines prepare --config {tmp_path}/tiny.yaml 'batches.blocks={{3: 4, 4: 4}}'"
     assert said == f"stopped: what was written whole is kept; to go on: {again}\n"

@@ -209,12 +209,16 @@ def start(
 def signal_when(process: subprocess.Popen[str], number: signal.Signals, ready: Callable[[], bool]) -> tuple[str, str]:
     """Sends the signal as soon as `ready()`, waits for the end; (stdout, stderr)."""
     deadline = time.monotonic() + 120
-    while not ready():
-        assert process.poll() is None, f"it ended before it could be stopped: {process.communicate()}"
-        assert time.monotonic() < deadline, "never got ready"
-        time.sleep(0.002)
-    process.send_signal(number)
-    return process.communicate(timeout=120)
+    with process:
+        try:
+            while not ready():
+                assert process.poll() is None, f"it ended before it could be stopped: {process.communicate()}"
+                assert time.monotonic() < deadline, "never got ready"
+                time.sleep(0.002)
+            process.send_signal(number)
+            return process.communicate(timeout=120)
+        finally:
+            process.kill()
 
 
 def logged_step(run: Path) -> int:
