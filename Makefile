@@ -50,7 +50,7 @@ help:
 	@echo "make test-peers    against z-lab's dflash, speculators, llama.cpp, MaxText (environments of their own; $(PYTHON312))"
 	@echo "make bench-train   speed of a training step"
 	@echo "make bench-decode  speed of the decoder, part by part and per task, with DRAFTER=$(DRAFTER)"
-	@echo "                   (with VENV=$(PEERS_VENV), once make bench-peers has made it: beside llama.cpp too)"
+	@echo "                   (beside llama.cpp too, once make bench-peers has made $(PEERS_VENV))"
 	@echo "make bench-peers   beside z-lab's decoder and speculators' training step, in PyTorch (in $(PEERS_VENV))"
 	@echo "make lint          ruff                     (types: pyright)"
 	@echo "make clean         remove $(VENV) and caches; runs/ and exports/ stay"
