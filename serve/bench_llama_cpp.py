@@ -31,21 +31,26 @@ def llama_cpp_ms(file: Path, prompts: Sequence[Sequence[int]], plain: Plain) -> 
     if importlib.util.find_spec("xllamacpp") is None:
         return None
     context = 1 << (max(map(len, prompts)) + 512).bit_length()
-    rows, equal, label = [], 0, "bench: ours and llama.cpp's"
-    with tempfile.TemporaryDirectory() as folder, progress(label, len(prompts), "prompts") as bar:
-        float32 = LlamaCpp(write_float32(file, Path(folder) / "float32.gguf"), context)
-        quantized = LlamaCpp(file, context)
-        for ids in prompts:
-            plain(ids)  # compiles
-            written, ms = plain(ids)
-            theirs, float32_ms = float32.generate(ids, len(written))
-            _, file_ms = quantized.generate(ids, len(written))
-            equal += theirs[: len(written) - 1] == written[:-1]
-            rows.append((float32_ms, file_ms, ms))
-            bar.advance(1, f"{float32_ms:.1f}, {file_ms:.1f}, ours {ms:.1f} ms")
-    names = ("f32_ms_per_token", "file_ms_per_token", "plain_ms_per_token")
-    medians = dict(zip(names, np.round(np.median(rows, axis=0), 2).tolist(), strict=True))
-    return medians | {"prompts": len(rows), "equal_outputs": equal}
+    times: dict[str, list[float]] = {"f32": [], "file": [], "plain": []}
+    equal = 0
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        progress("bench: ours and llama.cpp's", 2 * len(prompts), "prompts") as bar,
+    ):
+        files = {"f32": write_float32(file, Path(folder) / "float32.gguf"), "file": file}
+        for name, source in files.items():
+            server = LlamaCpp(source, context)  # one at a time: the idle threads of another would take its cores
+            for ids in prompts:
+                plain(ids)  # compiles
+                written, ms = plain(ids)
+                theirs, their_ms = server.generate(ids, len(written))
+                times["plain"].append(ms)
+                times[name].append(their_ms)
+                equal += name == "f32" and theirs[: len(written) - 1] == written[:-1]
+                bar.advance(1, f"{name} {their_ms:.1f}, ours {ms:.1f} ms")
+            del server
+    medians = {f"{name}_ms_per_token": round(float(np.median(values)), 2) for name, values in times.items()}
+    return medians | {"prompts": len(prompts), "equal_outputs": equal}
 
 
 class LlamaCpp:
