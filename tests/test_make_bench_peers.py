@@ -1,6 +1,7 @@
 """The last line of `make bench-peers` holds what both of its programs measured; a failing one fails it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,8 +24,11 @@ def bench_peers(tmp_path: Path, training: int) -> subprocess.CompletedProcess[st
     (venv / "bin" / "python").write_text(PYTHON.replace("$TRAINING", str(training)))
     (venv / "bin" / "python").chmod(0o755)
     (venv / ".peers").touch()
-    call = ["make", "bench-peers", f"PEERS_VENV={venv}", f"DRAFTER={drafter}"]
-    return subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    call = ["make", "--no-print-directory", "bench-peers", f"PEERS_VENV={venv}", f"DRAFTER={drafter}"]
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name != "MFLAGS"
+    }
+    return subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 
 
 def test_both_in_one_line(tmp_path: Path):

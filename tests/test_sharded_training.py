@@ -8,9 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.tiny_run import Tiny, checkpoint_arrays, make_tiny
-
-EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+from tests.tiny_run import EIGHT, Tiny, checkpoint_arrays, make_tiny
 
 
 @pytest.fixture(scope="module")

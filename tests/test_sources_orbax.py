@@ -5,6 +5,7 @@ checkpoint there), so its trees are laid out here by the inverse of its document
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from flax import nnx
 
 from models.sources import load_target
 from tests.test_target_parity import LENGTH, forward, torch_model
+from tests.tiny_run import EIGHT
 
 IDS = np.random.default_rng(1).integers(0, 97, (2, LENGTH))
 MAXTEXT_YML = """
@@ -235,7 +237,6 @@ def test_restored_into_shardings(model, tmp_path: Path):
         "from models.sharding import make_mesh, weight_sharding\n"
         "from models.sources import load_target\n"
         "from tests.test_target_parity import forward\n"
-        "jax.config.update('jax_cpu_enable_async_dispatch', False)\n"  # eight devices, few cores: one program at a time
         "mesh = make_mesh(2, 4)\n"
         "target = load_target(sys.argv[1], 'float32', partial(weight_sharding, mesh=mesh))\n"
         "for leaf in jax.tree.leaves(target):\n"
@@ -245,7 +246,7 @@ def test_restored_into_shardings(model, tmp_path: Path):
         "hidden, _, _ = forward(target, np.load(sys.argv[2] + '/ids.npy'), ())\n"
         "np.save(sys.argv[2] + '/logits.npy', np.asarray(target.logits(hidden)))\n"
     )
-    environment = {**__import__("os").environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = os.environ | EIGHT
     for source in (f"{folder} load_parameters_path={items}", str(folder)):
         call = [sys.executable, "-c", program, source, str(tmp_path)]
         done = subprocess.run(call, capture_output=True, text=True, env=environment, cwd=Path(__file__).parent.parent)

@@ -17,6 +17,13 @@ from typing import Any
 import numpy as np
 import yaml
 
+# Eight devices made of few cores. XLA gives them as many threads as there are cores or devices (NPROC says otherwise);
+# each waits in a collective, and whatever else needs one waits for ever: so one program at a time, and threads enough.
+EIGHT = {
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    "JAX_CPU_ENABLE_ASYNC_DISPATCH": "0",
+    "NPROC": "32",
+}
 SPECIAL = ("<|end|>", "<|im_start|>", "<|im_end|>", "<|spare|>")
 VOCAB, HIDDEN, LAYERS, HEADS, KV_HEADS, MLP = 256 + len(SPECIAL), 32, 2, 4, 2, 48
 TEMPLATE = (
