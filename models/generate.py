@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from models.kv_cache import KVCache
+from models.cache import KVCache
 from models.sampling import GREEDY, Sampling, sample
 from models.target import Target
 

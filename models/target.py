@@ -16,9 +16,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from configs.errors import UserError
-from models import kv_cache
+from models import cache as kv_cache
 from models.attention import attention, cached_attention
-from models.kv_cache import KVCache
+from models.cache import KVCache
 from models.layers import (
     Frozen,
     RopeScaling,

@@ -13,7 +13,6 @@ from types import MappingProxyType
 from typing import Any
 
 from configs.errors import UserError
-from models.prompts import Prompt
 from models.sources import EMBEDDED, parse, tokenizer_directory
 from models.sources.gguf import embedded_file, open_gguf
 from models.target import TargetConfig
@@ -57,17 +56,6 @@ class Tokenizer:
             roles = ", ".join(turn["role"] for turn in messages)
             raise UserError(f"the chat template refuses the turns {roles}: {error}; mend or remove it") from error
         return self.encode(text)
-
-    def encode_prompt(self, prompt: Prompt, turns: Sequence[Mapping[str, str]] | None = None) -> list[int]:
-        """Ids of a prompt's conversation, or of `turns` made of it.
-
-        Raises:
-          UserError: as `encode_chat`, naming file and row.
-        """
-        try:
-            return self.encode_chat(prompt.chat() if turns is None else turns)
-        except UserError as error:
-            raise UserError(f"{prompt.where or f'prompt {prompt.task}/{prompt.id}'}: {error}") from error
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         return self._fast.decode(list(ids), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)

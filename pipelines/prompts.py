@@ -24,7 +24,7 @@ from typing import Any
 
 from configs.errors import UserError
 from configs.paths import at_home
-from models.prompts import SUFFIXES, Prompt, parse_prompt, read_package, read_prompts
+from pipelines.prompt_files import SUFFIXES, Prompt, parse_prompt, read_package, read_prompts
 
 QUESTION_FIELDS = ("prompt", "question", "instruction", "text")
 REFERENCE_FIELDS = ("reference", "answer", "output", "response", "completion", "target")

@@ -25,12 +25,12 @@ from configs.errors import UserError
 from configs.schema import Recipe
 from models import generate
 from models.generate import Tapped
-from models.prompts import Prompt
 from models.sampling import Sampling
 from models.target import Target, check_ids
 from models.tokenizer import Tokenizer
 from pipelines import shards
 from pipelines.feature_store import FeatureStore
+from pipelines.prompt_files import Prompt, encode_prompt
 
 FORMAT = 2  # raised when the target's forward pass, its sampling or the records change what stands in a directory
 SEGMENT = 16  # decoding steps between looks at the rows
@@ -150,7 +150,7 @@ def _encode(recipe: Recipe, target: Target, tokenizer: Tokenizer, prompts: Seque
             f"responses.max_prompt_tokens + responses.max_new_tokens: {section.max_prompt_tokens} + "
             f"{section.max_new_tokens} exceeds the context of {target.config.name} ({context}); lower one of them"
         )
-    encoded = [(prompt, tokenizer.encode_prompt(prompt)) for prompt in prompts]
+    encoded = [(prompt, encode_prompt(tokenizer, prompt)) for prompt in prompts]
     kept = [(prompt, ids) for prompt, ids in encoded if len(ids) <= section.max_prompt_tokens]
     if len(kept) < len(encoded):
         longest = max(len(ids) for _, ids in encoded)

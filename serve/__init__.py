@@ -17,7 +17,7 @@ _SURFACE = {
     "Decoder": "serve.session",
     "Answer": "serve.session",
     "Way": "serve.choose",
-    "Speculation": "serve.decoder",
+    "Speculation": "models.decode",
     "Sampling": "models.sampling",
 }
 __all__ = list(_SURFACE)

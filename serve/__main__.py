@@ -89,7 +89,7 @@ def add_chat(parser: argparse.ArgumentParser) -> None:
 
 
 def run_eval(options: argparse.Namespace) -> int:
-    from models.prompts import load_tasks
+    from pipelines.prompt_files import load_tasks
 
     for name in ("prompts", "max_new_tokens"):
         if getattr(options, name) < 1:
@@ -147,6 +147,7 @@ def evaluate_artifact(options: argparse.Namespace, tasks: dict, keep: Callable[[
     """The whole report of one evaluation; where that is stopped, `keep` is given the report of what came to its end."""
     from configs.device import drop_programs, keep_compiled_programs, peak_memory_bytes, share_one_heap
     from configs.provenance import provenance
+    from pipelines.prompt_files import encode_prompt
     from serve.evaluate import Evaluator, check_room, evaluate
     from serve.load import check_way, how_of, load_engine, step_cost, template_args_of, way_of
     from serve.report import SCHEMA
@@ -160,7 +161,7 @@ def evaluate_artifact(options: argparse.Namespace, tasks: dict, keep: Callable[[
         check_way(way, artifact, options.drafter)
     tokens = 0
     for prompt in (prompt for prompts in tasks.values() for prompt in prompts):
-        ids = tokenizer.encode_prompt(prompt)
+        ids = encode_prompt(tokenizer, prompt)
         check_room(engine.target, prompt, ids, options.max_new_tokens)
         tokens = max(tokens, len(ids) + options.max_new_tokens)
     cost = step_cost(engine, artifact, tokens, how)

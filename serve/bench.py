@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     from configs.device import keep_compiled_programs
-    from models.prompts import load_tasks
+    from pipelines.prompt_files import encode_prompt, load_tasks
     from serve.bench_parts import time_over_matmuls, time_parts
     from serve.load import load_engine, step_cost
 
@@ -65,7 +65,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if not tasks:
         return parts
     say(f"bench: {json.dumps(parts)}")
-    encoded = {name: [tokenizer.encode_prompt(prompt) for prompt in prompts] for name, prompts in tasks.items()}
+    encoded = {name: [encode_prompt(tokenizer, prompt) for prompt in prompts] for name, prompts in tasks.items()}
     longest = max(len(ids) for prompts in encoded.values() for ids in prompts)
     cost = step_cost(engine, artifact, longest + options.max_new_tokens)
     evaluators = partial(make_evaluator, engine, tokenizer, artifact, cost, longest, options.max_new_tokens)

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from models import generate
-from models.kv_cache import KVCache
+from models.cache import KVCache
+from models.decode import DecodeState, Engine, Speculation, speculative_segment, start, verify
 from models.layers import logits
 from models.target import Target
 from serve.cost import candidate_widths, draft_segment
-from serve.decoder import DecodeState, Engine, Speculation, speculative_segment, start, verify
 
 REPEATS = 9
 STEPS = 16  # per repeat

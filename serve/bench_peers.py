@@ -42,10 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     from configs.device import keep_compiled_programs
-    from models.prompts import load_tasks
+    from models.decode import Speculation, make_engine
     from models.sources import load_target
     from models.tokenizer import load_tokenizer
-    from serve.decoder import Speculation, make_engine
+    from pipelines.prompt_files import encode_prompt, load_tasks
     from serve.session import Decoder
 
     keep_compiled_programs()
@@ -60,7 +60,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     rows = []
     with progress("bench: ours and z-lab's", len(prompts), "prompts") as bar:
         for prompt in prompts:
-            rows.append(one_prompt(ours, theirs, tokenizer.encode_prompt(prompt), options.max_new_tokens))
+            rows.append(one_prompt(ours, theirs, encode_prompt(tokenizer, prompt), options.max_new_tokens))
             bar.advance(1, f"{rows[-1]['ratio']:.2f}x")
     ratios = [row["ratio"] for row in rows]
     steps = sum(row["steps"] for row in rows)
@@ -79,7 +79,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def plain_part(path: Path) -> Any:
     """The artifact at `path` without draft vocabulary and Markov head."""
-    from models.artifact import read_artifact
+    from models.drafters.artifact import read_artifact
 
     artifact = read_artifact(path)
     config = dataclasses.replace(artifact.config, draft_vocab_size=None, markov_size=None)
@@ -132,7 +132,7 @@ class Theirs:
         import dflash.model  # pyright: ignore[reportMissingImports] (in an environment of its own)
         import torch
 
-        from models.artifact import write_artifact
+        from models.drafters.artifact import write_artifact
 
         # dflash 0.1.0 times itself with torch.cuda.synchronize, which a CPU build does not have.
         dflash.model._cuda_time = time.perf_counter

@@ -2,7 +2,7 @@
 
 Where the last tokens of a text occurred before, what followed them there is often right, and costs nothing to draft;
 the drafter is for the rest. So a step of `Way(width, copy)` copies at width `copy` where it can and drafts at `width`
-where it cannot (`serve.decoder.Speculation`). Each kind has acceptance of its own: a step at width W' commits on
+where it cannot (`models.decode.Speculation`). Each kind has acceptance of its own: a step at width W' commits on
 average tau(W') = 1 + sum over slots j < W' of prod_{i <= j} c_i tokens, c_i the conditional acceptance of slot i, and
 costs what `serve.cost` measured. With s the share of the text that is copied, a token takes
 
@@ -20,8 +20,8 @@ from typing import Literal
 
 import numpy as np
 
+from models.decode import COPY_LEAST, COPY_MOST
 from serve.cost import Cost
-from serve.decoder import COPY_LEAST, COPY_MOST
 
 PRIOR = 6.0  # steps a prior is worth
 FADE = 0.9  # of older observations, per look with something new to see
@@ -161,7 +161,7 @@ def copying(text: Sequence[int], begin: int, width: int) -> tuple[list[tuple[int
 def ngram_drafts(text: np.ndarray, place: int, width: int) -> tuple[np.ndarray, int]:
     """The W-1 n-gram drafts for text[place:], and how many tokens before `place` they rest on.
 
-    The rule of `serve.decoder.ngram_tokens`.
+    The rule of `models.decode.ngram_tokens`.
     """
     past = text[:place]
     if place < 2:

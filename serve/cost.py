@@ -25,9 +25,9 @@ import numpy as np
 from configs.console import say
 from configs.device import cache_directory, drop_programs, return_unused_heap
 from configs.files import write_json
+from models.decode import GREEDILY, DecodeState, Engine, Speculation, draft, speculative_segment, start
 from models.generate import PlainState, empty_rows, insert, plain_segment
 from models.sampling import keys
-from serve.decoder import GREEDILY, DecodeState, Engine, Speculation, draft, speculative_segment, start
 
 REPEATS = 7
 STEPS = 8  # per repeat
@@ -165,10 +165,7 @@ def _parse(raw: Any) -> Cost:
 def surroundings(how: Speculation) -> dict[str, Any]:
     """What decides a step's cost beside target, drafter and device: code, JAX, cores, rows, and how steps sample."""
     root = Path(__file__).parent.parent
-    files = [
-        *sorted((root / "models").glob("*.py")),
-        *(root / "serve" / f"{n}.py" for n in ("cost", "decoder", "verify")),
-    ]
+    files = [*sorted((root / "models").rglob("*.py")), root / "serve" / "cost.py"]
     sampling = how.sampling
     drawn = {
         "top_k": sampling.top_k,

@@ -7,7 +7,7 @@ prompt to its last token, prefill apart:
     speculative  batch 1, at widths the chooser picks as it goes (or one that was asked for): the speedup
     full width   in batches, at the width the drafter was trained for: tau and what each slot accepts, so that these
                  numbers are the drafter's and not the chooser's. Greedy steps are replayed through the plain answer,
-                 which says what the target would (`serve.decoder.replay`); sampled ones are decoded
+                 which says what the target would (`models.decode.replay`); sampled ones are decoded
 
 Every greedy speculative output is compared with the plain one; where they differ, the target's logit gap at the first
 difference tells a near-tie from a fault. Sampled ones are other draws from the same distribution.
@@ -27,14 +27,14 @@ from configs.console import progress, say
 from configs.device import drop_programs
 from configs.errors import UserError
 from models import generate
+from models.decode import GREEDILY, Engine, Speculation, replay, start
 from models.masks import packed_mask
-from models.prompts import Prompt
 from models.statistics import bootstrap, bootstrap_ratio
 from models.target import Target, check_ids
 from models.tokenizer import Tokenizer
+from pipelines.prompt_files import Prompt, encode_prompt
 from serve.choose import Chooser, Way
 from serve.cost import Cost, expected_tau
-from serve.decoder import GREEDILY, Engine, Speculation, replay, start
 from serve.session import Answer, Decoder, context_capacity
 
 POSITION_BIN = 16  # tokens of answer per point of the tau-over-position curve
@@ -131,7 +131,7 @@ class Evaluator:
             said.append(turn)
             following = turns[index + 1]["role"] if index + 1 < len(turns) else "user"
             if turn["role"] == "user" and following == "user":
-                ids = self.tokenizer.encode_prompt(prompt, said)
+                ids = encode_prompt(self.tokenizer, prompt, said)
                 check_room(self.engine.target, prompt, ids, self.max_new_tokens)
                 out.append(Question(prompt.task, prompt.id, turn["content"], ids))
                 if index + 1 < len(turns):

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from configs.console import say
-from models.artifact import Artifact, check_fit, read_artifact
-from models.artifact_config import beyond_plain, is_drafter
+from models.drafters.artifact import Artifact, check_fit, read_artifact
+from models.drafters.artifact_config import beyond_plain, is_drafter
 from models.sources import load_target
 from models.target import Target
 

@@ -11,13 +11,13 @@ from configs.console import say
 from configs.device import describe_device, keep_compiled_programs
 from configs.errors import UserError
 from configs.paths import path
-from models.artifact import Artifact, check_fit, read_artifact
+from models.decode import GREEDILY, Engine, Speculation, make_engine
+from models.drafters.artifact import Artifact, check_fit, read_artifact
 from models.sampling import Sampling
 from models.sources import load_target
 from models.tokenizer import TemplateArgs, Tokenizer, load_tokenizer
 from serve.choose import Chooser, Way
 from serve.cost import Cost, candidate_widths, kept_cost, surroundings, time_steps
-from serve.decoder import GREEDILY, Engine, Speculation, make_engine
 from serve.session import Decoder, context_capacity
 
 

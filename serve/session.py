@@ -17,13 +17,13 @@ import numpy as np
 
 from configs.device import return_unused_heap
 from configs.errors import UserError
+from models.decode import DecodeState, Engine, Speculation, speculative_segment, start
 from models.generate import PlainState, plain_segment
 from models.masks import packed_mask
 from models.sampling import GREEDY, Sampling
 from models.target import Target, check_ids
 from models.tokenizer import Tokenizer
 from serve.choose import PLAIN, Chooser, Way
-from serve.decoder import DecodeState, Engine, Speculation, speculative_segment, start
 
 SEGMENT = 8
 

@@ -13,9 +13,9 @@ may differ by, or the ids would not be a reference.
 import json
 from pathlib import Path
 
-from models.prompts import load_task
 from models.sources.gguf import embedded_file
 from models.tokenizer import load_tokenizer
+from pipelines.prompt_files import load_task
 
 FILE = Path(__file__).parent / "reference_smollm2.json"
 TASKS, NEW = ("word-problems", "code", "chat", "knowledge"), 48

@@ -11,7 +11,7 @@ from pipelines.features import packed_features
 from pipelines.responses import Response
 from tests.tiny import make_artifact, make_target
 from train.acceptance import heldout_acceptance, walk
-from train.loss import Trainee, block_hidden, draft_context
+from train.objectives.dflash import Trainee, block_hidden, draft_context
 
 
 def test_walk_by_hand():

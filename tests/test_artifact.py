@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from models.artifact import check_fit, read_artifact, write_artifact
+from models.drafters.artifact import check_fit, read_artifact, write_artifact
 from tests.tiny import make_artifact, make_target
 from train.export import Form, check_out
 
@@ -99,7 +99,7 @@ def test_killed_while_replacing_another(tmp_path: Path, survived: int):
     program = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from models.artifact import write_artifact\n"
+        "from models.drafters.artifact import write_artifact\n"
         "from tests.tiny import make_artifact\n"
         "left = int(sys.argv[2])\n"
         "def dying(operation):\n"

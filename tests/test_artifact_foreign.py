@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from models.artifact import read_artifact, write_artifact
+from models.drafters.artifact import read_artifact, write_artifact
 from tests.tiny import make_artifact
 
 

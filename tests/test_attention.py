@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from models import attention
+from models.decode import Speculation, make_engine, speculative_segment, start
 from models.generate import empty_rows, plain_segment
 from models.masks import block_mask, context_mask
-from serve.decoder import Speculation, make_engine, speculative_segment, start
 from tests.tiny import make_artifact, make_target
 
 HEADS, KV_HEADS, SIZE = 6, 2, 4

@@ -3,8 +3,8 @@
 import jax
 import pytest
 
+from models.decode import make_engine
 from serve import bench, bench_parts
-from serve.decoder import make_engine
 from tests.tiny import make_artifact, make_target
 
 

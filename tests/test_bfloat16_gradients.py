@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from models.attention import block_attention
-from train.loss import head_cross_entropy
+from train.objectives.dflash import head_cross_entropy
 
 UNIT = 2.0**-8
 

@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from models.decode import ngram_match, ngram_tokens
 from serve.choose import PLAIN, Chooser, SlotAcceptance, Way, copying, ngram_drafts, worthwhile_ways
 from serve.cost import Cost, expected_tau
-from serve.decoder import ngram_match, ngram_tokens
 
 WIDTHS = (1, 2, 4, 8)
 COST = Cost(10.0, {1: 0.0, 2: 2.0, 4: 2.0, 8: 2.0}, {1: 10.1, 2: 11.0, 4: 13.0, 8: 18.0})

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from models.artifact import read_artifact
+from models.drafters.artifact import read_artifact
 from tests.tiny_run import Tiny, command, make_tiny
 
 

@@ -3,16 +3,18 @@
 import dataclasses
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import models.decode
 import serve.cost
+from models.decode import GREEDILY, Speculation, make_engine, start
 from models.generate import empty_rows
 from models.sampling import Sampling
 from serve.cost import STEPS, Cost, draft_segment, kept_cost, measure_cost, surroundings
-from serve.decoder import GREEDILY, Speculation, make_engine, start
 from tests.tiny import make_artifact, make_target
 
 COST = Cost(10.0, {1: 0.0, 2: 2.0}, {1: 10.5, 2: 11.0})
@@ -86,9 +88,7 @@ def test_what_names_a_cost(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     assert surroundings(GREEDILY)["jax"] == ["9.9", "9.9"] != known["jax"]
     copy = tmp_path / "serve" / "cost.py"
     for folder in ("models", "serve"):
-        (tmp_path / folder).mkdir()
-        for file in (Path(serve.cost.__file__).parent.parent / folder).glob("*.py"):
-            (tmp_path / folder / file.name).write_bytes(file.read_bytes())
+        shutil.copytree(Path(serve.cost.__file__).parent.parent / folder, tmp_path / folder)
     monkeypatch.setattr(serve.cost, "__file__", str(copy))
     assert surroundings(GREEDILY)["code"] == known["code"]
     with open(tmp_path / "models" / "layers.py", "a") as file:
@@ -142,7 +142,7 @@ def test_drafting_alone_drafts_as_often_as_it_is_told():
     for before, after in itertools.pairwise(anchors):
         state = fresh()
         state = dataclasses.replace(state, tokens=state.tokens.at[0, 11].set(before))
-        drafts, _ = serve.decoder.draft(engine, state, Speculation(4), serve.cost.keys(state.seed, state.length - 1))
+        drafts, _ = models.decode.draft(engine, state, Speculation(4), serve.cost.keys(state.seed, state.length - 1))
         assert after == int(drafts[0, -1])
     end = draft_segment(engine, fresh(), 3, Speculation(4))
     assert int(end.num_steps[0]) == 0

@@ -4,11 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import serve.decoder
+import models.decode
+from models.decode import COPY_LEAST, Speculation, make_engine, ngram_match, ngram_tokens, speculative_segment, start
 from models.generate import empty_rows, insert, plain_segment
+from models.verify import verify_greedy
 from serve.choose import ngram_drafts
-from serve.decoder import COPY_LEAST, Speculation, make_engine, ngram_match, ngram_tokens, speculative_segment, start
-from serve.verify import verify_greedy
 from tests.tiny import make_artifact, make_target
 
 NEW = 40
@@ -78,13 +78,13 @@ def test_scripted_drafts(monkeypatch: pytest.MonkeyPatch, rate: float, new: int)
     def scripted(engine, state, how, key):
         return jnp.take_along_axis(script, state.length[:, None] - 1 + jnp.arange(1, how.width), axis=1), None
 
-    monkeypatch.setattr(serve.decoder, "draft", scripted)
+    monkeypatch.setattr(models.decode, "draft", scripted)
     width = {0.0: 3, 0.5: 4, 0.9: 5, 1.0: 6}[rate]  # a width of its own: jit keeps what it traced
-    monkeypatch.setattr(serve.decoder, "speculative_segment", serve.decoder.speculative_segment.__wrapped__)
+    monkeypatch.setattr(models.decode, "speculative_segment", models.decode.speculative_segment.__wrapped__)
     rows, lengths = padded(PROMPTS)
     engine = make_engine(target, make_artifact())
     state = start(engine, rows, lengths, lengths + new, lengths, capacity=128)
-    state = serve.decoder.speculative_segment(engine, state, 1000, Speculation(width))
+    state = models.decode.speculative_segment(engine, state, 1000, Speculation(width))
     expected = [text[:new] for text in answers]
     assert outputs(state, PROMPTS) == expected
     runs = [np.asarray(state.runs)[i, : int(state.num_steps[i])] for i in range(len(PROMPTS))]

@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from models.decode import Speculation, make_engine, speculative_step, start
 from models.masks import packed_mask
-from serve.decoder import Speculation, make_engine, speculative_step, start
 from tests.tiny import make_artifact, make_target
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_caches_equal_a_fresh_prefill(seed: int, monkeypatch: pytest.MonkeyPatch):
-    import serve.decoder
+    import models.decode
 
     target = make_target(seed, eos_ids=())
     engine = make_engine(target, make_artifact(seed))
@@ -20,14 +20,14 @@ def test_caches_equal_a_fresh_prefill(seed: int, monkeypatch: pytest.MonkeyPatch
     prompt = jnp.asarray(rng.integers(3, 60, (2, 9)), jnp.int32)
     length = jnp.array([9, 6], jnp.int32)
     state = start(engine, prompt, length, length + 60, length, capacity=96)
-    honest = serve.decoder.draft
+    honest = models.decode.draft
 
     def corrupted(engine, state, how, key):
         """The target's own next tokens where it can be known, else the drafter's: a mixture of right and wrong."""
         drafted, _ = honest(engine, state, how, key)
         return jnp.where(rng.random(drafted.shape) < 0.7, best_drafts(engine, state, how.width), drafted), None
 
-    monkeypatch.setattr(serve.decoder, "draft", corrupted)
+    monkeypatch.setattr(models.decode, "draft", corrupted)
     runs = set()
     for width in (5, 3, 5, 1, 4, 5, 5):
         before = np.asarray(state.length)

@@ -9,11 +9,11 @@ import pytest
 from rich.console import Console
 from test_report import made_up_report
 
-from models.prompts import Message, Prompt
+from models.decode import make_engine
 from models.tokenizer import load_tokenizer
+from pipelines.prompt_files import Message, Prompt
 from serve import evaluate as evaluation
 from serve.cost import Cost
-from serve.decoder import make_engine
 from serve.evaluate import Decoded, Evaluator, Question, evaluate, logit_gap, speedup_of
 from serve.report import check_out, markdown, page, print_comparison, print_table, write_report
 from serve.session import Answer

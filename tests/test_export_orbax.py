@@ -9,7 +9,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from models.artifact import Artifact, read_artifact, write_artifact
+from models.drafters.artifact import Artifact, read_artifact, write_artifact
 from tests.tiny import make_artifact
 from tests.tiny_run import command
 

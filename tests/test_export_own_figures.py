@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
-from models.artifact import Artifact, read_artifact, write_artifact
+from models.drafters.artifact import Artifact, read_artifact, write_artifact
 from tests.test_report import made_up_report
 from tests.tiny import make_artifact
 from tests.tiny_run import recipe

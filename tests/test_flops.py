@@ -7,7 +7,7 @@ from flax import nnx
 from tests.test_loss import make_batch
 from tests.tiny import make_artifact, make_target
 from train.flops import step_flops
-from train.loss import LossSettings, Trainee, block_loss
+from train.objectives.dflash import LossSettings, Trainee, block_loss
 
 LARGE = {"hidden_size": 256, "num_heads": 8, "num_kv_heads": 4, "head_dim": 32, "mlp_size": 512, "vocab_size": 2048}
 CHUNK = 32

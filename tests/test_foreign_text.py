@@ -7,10 +7,10 @@ import pytest
 
 from configs.paths import read_object, read_text
 from configs.schema import load_recipe
-from models.artifact_config import read_config
-from models.prompts import read_prompts
+from models.drafters.artifact_config import read_config
 from models.sources import load_target
 from models.tokenizer import load_tokenizer
+from pipelines.prompt_files import encode_prompt, read_prompts
 from serve.report import read_report
 from tests.tiny_run import TEMPLATE, write_target
 
@@ -47,11 +47,11 @@ def test_a_template_that_refuses_one_row(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text(row(task="t") + row(task="t", id="x", messages=turns))
     good, bad = read_prompts(tmp_path / "a.jsonl")
     tokenizer = load_tokenizer(str(target))
-    assert tokenizer.encode_prompt(good) == tokenizer.encode_chat(good.chat())
+    assert encode_prompt(tokenizer, good) == tokenizer.encode_chat(good.chat())
     with pytest.raises(
         ValueError, match=r"a\.jsonl, row 2: the chat template refuses the turns system, user: no system role"
     ):
-        tokenizer.encode_prompt(bad)
+        encode_prompt(tokenizer, bad)
 
 
 def test_files_in_another_encoding(tmp_path: Path):

@@ -9,7 +9,7 @@ from jax.extend import core as jax_core
 
 from pipelines.features import packed_features
 from tests.tiny import make_artifact, make_target
-from train.loss import (
+from train.objectives.dflash import (
     LossSettings,
     Trainee,
     block_hidden,

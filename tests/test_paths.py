@@ -6,8 +6,8 @@ import pytest
 
 from configs.paths import at_home, path
 from configs.schema import load_recipe
-from models.prompts import load_tasks
 from models.sources import parse
+from pipelines.prompt_files import load_tasks
 from pipelines.prompts import read_source
 from tests.tiny_run import write_prompts, write_target
 

@@ -9,12 +9,12 @@ import pytest
 from flax import nnx
 
 from configs.schema import load_recipe
-from models.artifact import write_artifact
+from models.drafters.artifact import write_artifact
 from pipelines.features import packed_features
 from serve.bench_peers import torch_target
 from tests.tiny import make_artifact, make_target
 from train.bench_peers import PLAIN, Theirs, make_batch
-from train.loss import Trainee, block_hidden, block_loss, draft_context
+from train.objectives.dflash import Trainee, block_hidden, block_loss, draft_context
 from train.run import loss_settings
 
 # Speculators and torch warn about themselves: parts of torch that are deprecated, flex_attention on a CPU.

@@ -4,11 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.artifact import write_artifact
-from models.drafter import block_tokens
+from models.decode import Speculation, make_engine
+from models.drafters.artifact import write_artifact
+from models.drafters.dflash import block_tokens
 from models.masks import context_distance, packed_mask
 from serve.bench_peers import Theirs, whole_steps
-from serve.decoder import Speculation, make_engine
 from serve.session import Decoder
 from tests.tiny import Letters, make_artifact, make_target
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from models.prompts import (
+from pipelines.prompt_files import (
     Message,
     Prompt,
     load_task,

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from models.prompts import Prompt, load_task, shipped_tasks
 from pipelines.own import KINDS, TEMPLATES, evaluation, training_prompts
 from pipelines.own.stories_everyday import STORIES as EVERYDAY_STORIES
 from pipelines.own.templates import Person, draw_prompts, fill, listed, passage_makers, slot_names
+from pipelines.prompt_files import Prompt, load_task, shipped_tasks
 from pipelines.prompts import load_prompts, read_source
 
 RUN_LENGTH = 13

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.prompts import Message, Prompt, write_prompts
+from pipelines.prompt_files import Message, Prompt, write_prompts
 from pipelines.prompts import convert_row, load_prompts, read_source, split_heldout
 
 

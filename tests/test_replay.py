@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from models.decode import Speculation, make_engine
 from serve.cost import Cost
-from serve.decoder import Speculation, make_engine
 from serve.evaluate import Evaluator, Question
 from serve.session import Decoder
 from tests.tiny import Letters, make_artifact, make_target

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from models.decode import Speculation, make_engine, speculative_segment, start
 from models.generate import empty_rows, insert, plain_segment
 from models.masks import packed_mask
 from models.sampling import Sampling, distribution
-from serve.decoder import Speculation, make_engine, speculative_segment, start
 from tests.tiny import make_artifact, make_target
 
 PROMPT, NEW, VOCAB, SAMPLES, ROWS = [3, 4, 1, 0, 4], 4, 6, 60_000, 20_000

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from configs.schema import Recipe, load_recipe
+from models.decode import Speculation, make_engine
 from models.sampling import Sampling
 from models.sources import load_target
 from models.tokenizer import load_tokenizer
@@ -14,7 +15,6 @@ from pipelines import responses, shards
 from pipelines.prompts import load_prompts
 from pipelines.responses import Response, prepare_responses, read_responses
 from serve.cost import Cost
-from serve.decoder import Speculation, make_engine
 from serve.evaluate import Evaluator, Question
 from serve.session import Decoder
 from tests.tiny import Letters, make_artifact, make_target

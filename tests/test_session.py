@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from models.decode import Speculation, make_engine
 from models.sampling import Sampling
 from serve.choose import Chooser, Way
 from serve.cost import Cost
-from serve.decoder import Speculation, make_engine
 from serve.session import Decoder
 from tests.tiny import Letters, make_artifact, make_target
 
@@ -126,7 +126,7 @@ def test_a_drafter_that_is_not_finite_is_named(sampling: Sampling):
 
 def test_nothing_is_compiled_twice(engine):
     """Prompts of other lengths in the same bucket, other seeds, other answers: the same programs."""
-    from serve.decoder import speculative_segment, start
+    from models.decode import speculative_segment, start
 
     drafted = decoder(engine, Speculation(5))
     drafted.generate(PROMPTS[:2], max_new_tokens=20)

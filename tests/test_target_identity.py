@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from models.artifact import check_fit
+from models.drafters.artifact import check_fit
 from models.sources import load_target
 from tests.test_sources_gguf import torch_model, write_gguf
 from tests.tiny import make_artifact, make_target

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from models.prompts import load_tasks
+from pipelines.prompt_files import load_tasks
 from tests.tiny_run import write_prompts
 
 

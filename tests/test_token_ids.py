@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from configs.schema import load_recipe
-from models.artifact import read_artifact, write_artifact
+from models.decode import Speculation, make_engine
+from models.drafters.artifact import read_artifact, write_artifact
 from models.sources import load_target
 from models.tokenizer import load_tokenizer
 from pipelines import shards
 from pipelines.prompts import load_prompts
 from pipelines.responses import prepare_responses, read_responses
-from serve.decoder import Speculation, make_engine
 from serve.session import Decoder
 from tests.tiny import Letters, make_artifact, make_target
 from tests.tiny_run import SPECIAL, TEMPLATE, make_tiny, write_target, write_tokenizer

@@ -9,11 +9,11 @@ import optax
 import pytest
 from flax import nnx
 
+from models.decode import Speculation, make_engine, speculative_segment, start
 from models.generate import empty_rows, insert, plain_segment
 from models.sampling import Sampling
-from serve.decoder import Speculation, make_engine, speculative_segment, start
 from tests.tiny import make_artifact, make_target
-from train.loss import LossSettings, Trainee, block_loss
+from train.objectives.dflash import LossSettings, Trainee, block_loss
 
 DTYPES = ("bfloat16", "float32")
 

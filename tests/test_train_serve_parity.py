@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from models.decode import Speculation, draft, make_engine, speculative_segment, start
+from models.decode import block_hidden as decoder_hidden
 from models.layers import logits
 from models.sampling import keys
 from pipelines.features import packed_features
-from serve.decoder import Speculation, draft, make_engine, speculative_segment, start
-from serve.decoder import block_hidden as decoder_hidden
 from tests.tiny import make_artifact, make_target
-from train.loss import Trainee, block_hidden, draft_context, slot_hidden
+from train.objectives.dflash import Trainee, block_hidden, draft_context, slot_hidden
 
 CASES = {
     "bidirectional": {},

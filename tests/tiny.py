@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.artifact import Artifact
-from models.drafter import DrafterConfig
+from models.drafters.artifact import Artifact
+from models.drafters.dflash import DrafterConfig
 from models.sources.layout import tensor_digest
 from models.target import Target, TargetConfig, fingerprint
 from models.tokenizer import Tokenizer

@@ -20,7 +20,7 @@ from jaxtyping import Array, Int
 from models.statistics import bootstrap_ratio, wilson
 from pipelines.batches import RowSource
 from pipelines.responses import Response
-from train.loss import Trainee, draft_context, head_cross_entropy, row_features, slot_hidden, slot_labels
+from train.objectives.dflash import Trainee, draft_context, head_cross_entropy, row_features, slot_hidden, slot_labels
 
 ROWS = 4
 ANCHORS = 32  # per row and call

@@ -112,7 +112,7 @@ def compiled_step(recipe: Recipe, trainee: Any) -> Callable[[Any], Any]:
     import jax
 
     from models.sharding import make_mesh
-    from train.loss import Trainee, block_loss
+    from train.objectives.dflash import Trainee, block_loss
     from train.run import loss_settings
     from train.trainer import DrafterTrainer, make_optimizer, make_plan
 

@@ -109,7 +109,7 @@ def equal_blocks(recipe: Recipe) -> tuple[int, int]:
 def make_trainee(recipe: Recipe, target: Any, tokenizer: Any) -> Any:
     """Our trainee as the recipe has it, over an arbitrary draft vocabulary."""
     from train.build import drafter_config, new_drafter
-    from train.loss import Trainee
+    from train.objectives.dflash import Trainee
 
     config = drafter_config(recipe, target, tokenizer)
     size = config.draft_vocab_size or config.vocab_size
@@ -237,7 +237,7 @@ def drafter_tensors(drafter: Any) -> dict[str, np.ndarray]:
     from flax import nnx
     from safetensors.numpy import load_file
 
-    from models.artifact import Artifact, write_artifact
+    from models.drafters.artifact import Artifact, write_artifact
     from train.export import drafter_weights
 
     weights = drafter_weights({"drafter": nnx.to_pure_dict(nnx.state(drafter, nnx.Param))})

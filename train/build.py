@@ -8,8 +8,8 @@ import jax
 
 from configs.errors import UserError
 from configs.schema import Recipe
-from models.artifact import check_fit, read_artifact
-from models.drafter import Drafter, DrafterConfig, markov_weights, random_weights, target_weights
+from models.drafters.artifact import check_fit, read_artifact
+from models.drafters.dflash import Drafter, DrafterConfig, markov_weights, random_weights, target_weights
 from models.target import Target
 from models.tokenizer import Tokenizer
 from pipelines.prepare import taps_of

@@ -10,9 +10,9 @@ import yaml
 
 from configs.console import say
 from configs.errors import UserError
-from models.artifact import read_artifact
-from models.artifact_config import beyond_plain
-from models.drafter import DrafterConfig
+from models.drafters.artifact import read_artifact
+from models.drafters.artifact_config import beyond_plain
+from models.drafters.dflash import DrafterConfig
 from models.sources import EMBEDDED
 
 

@@ -1,4 +1,4 @@
-"""Export: a run's checkpoint becomes a drafter artifact (see `models.artifact`).
+"""Export: a run's checkpoint becomes a drafter artifact (see `models.drafters.artifact`).
 
 In: a run directory: drafter.json (what the drafter is; owned here) and the Orbax checkpoints. Out: an artifact, with a
 model card beside it (README.md, see `train.card`). Or the parameters alone as an Orbax checkpoint, for JAX programs:
@@ -22,9 +22,9 @@ import numpy as np
 from configs.console import say
 from configs.errors import UserError
 from configs.files import replacing, write_atomic, write_json
-from models.artifact import Artifact, interrupted, read_artifact, write_artifact
-from models.artifact_config import beyond_plain, config_json, is_drafter, parse_config, read_config
-from models.drafter import DrafterConfig
+from models.drafters.artifact import Artifact, interrupted, read_artifact, write_artifact
+from models.drafters.artifact_config import beyond_plain, config_json, is_drafter, parse_config, read_config
+from models.drafters.dflash import DrafterConfig
 from models.layers import RopeScaling
 from train.card import bare_card, card
 

@@ -4,7 +4,7 @@ Model FLOPs in the usual sense: what the mathematics of forward and backward nee
 get no gradient, so the LM head costs one backward matmul instead of two, and the target only its forward.
 """
 
-from models.drafter import DrafterConfig
+from models.drafters.dflash import DrafterConfig
 from models.target import TargetConfig
 
 

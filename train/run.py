@@ -29,7 +29,7 @@ from configs.errors import UserError
 from configs.files import held, write_atomic
 from configs.provenance import provenance
 from configs.schema import Recipe
-from models.drafter import DrafterConfig
+from models.drafters.dflash import DrafterConfig
 from models.sharding import make_mesh, weight_sharding
 from models.sources import load_target
 from models.sources.layout import one_device
@@ -41,7 +41,7 @@ from train.acceptance import Acceptance, heldout_acceptance
 from train.build import drafter_config, new_drafter
 from train.checkpoint import check_identity, whole_steps
 from train.export import write_description
-from train.loss import LossSettings, Trainee, block_loss
+from train.objectives.dflash import LossSettings, Trainee, block_loss
 
 
 @dataclasses.dataclass(frozen=True)

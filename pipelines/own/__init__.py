@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Mapping
 
-from models.prompts import Prompt
 from pipelines.own import chat, coding, knowledge, rewriting, word_problems
 from pipelines.own.templates import Maker, draw_prompts
+from pipelines.prompt_files import Prompt
 
 PROMPTS_PER_KIND = 600
 SEED = 2024

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from models.prompts import Prompt, write_prompts
 from pipelines.own import evaluation_sentences as sentences
 from pipelines.own import evaluation_stories as stories
 from pipelines.own import evaluation_texts as texts
 from pipelines.own.templates import Maker, draw_prompts, passage_makers, sentence_makers, story_makers
+from pipelines.prompt_files import Prompt, write_prompts
 
 PROMPTS_PER_KIND = 40
 SEED = 71

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from models.prompts import Message, Prompt
+from pipelines.prompt_files import Message, Prompt
 
 Words = Mapping[str, Sequence[Any]]
 # Draws one prompt: its text and its reference answer, if that is known.

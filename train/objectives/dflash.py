@@ -15,8 +15,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from models import layers
-from models.drafter import Drafter, block_tokens
-from models.kv_cache import KVCache
+from models.cache import KVCache
+from models.drafters.dflash import Drafter, block_tokens
 from models.layers import Frozen
 from models.masks import context_distance
 from models.target import Target

@@ -15,7 +15,7 @@ import importlib.resources
 import importlib.util
 import json
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from typing import Any
 from configs.errors import UserError
 from configs.files import replacing
 from configs.paths import at_home
+from models.tokenizer import Tokenizer
 
 ROLES = {
     "system": "system",
@@ -159,6 +160,18 @@ def parse_prompt(row: Mapping[str, Any], *, where: str, task: str, id: str) -> P
         response=turns[end].content if answered else None,
         where=where,
     )
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: Prompt, turns: Sequence[Mapping[str, str]] | None = None) -> list[int]:
+    """Ids of a prompt's conversation, or of `turns` made of it.
+
+    Raises:
+      UserError: the chat template refuses the conversation; file and row are named.
+    """
+    try:
+        return tokenizer.encode_chat(prompt.chat() if turns is None else turns)
+    except UserError as error:
+        raise UserError(f"{prompt.where or f'prompt {prompt.task}/{prompt.id}'}: {error}") from error
 
 
 def shipped_tasks() -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""config.json of a drafter: its shape in the public DFlash layout, written and read (see `models.artifact`)."""
+"""config.json of a drafter: its shape in the public DFlash layout, written and read (see `.artifact`)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any
 
 from configs.errors import UserError
 from configs.paths import read_object
-from models.drafter import DrafterConfig
+from models.drafters.dflash import DrafterConfig
 from models.layers import RopeScaling
 
 PLAIN, OWN = "DFlashDraftModel", "WideblockDraftModel"

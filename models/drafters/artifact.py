@@ -1,8 +1,8 @@
 """The drafter artifact: config.json and model.safetensors in the public DFlash layout, written and read.
 
-With `models.artifact_config` the one place that knows the foreign names of drafters. A drafter that plain DFlash code
-would run wrong (a Markov head, in-block attention of another kind) or differently (a draft vocabulary) carries its own
-architecture name, so that no loader takes it for the plain kind:
+With `models.drafters.artifact_config` the one place that knows the foreign names of drafters. A drafter that plain
+DFlash code would run wrong (a Markov head, in-block attention of another kind) or differently (a draft vocabulary)
+carries its own architecture name, so that no loader takes it for the plain kind:
 
     architectures ["DFlashDraftModel"]     plain: layer_types says which layers look back `sliding_window` positions
                                            only; in-block attention is causal in these and bidirectional in the others
@@ -31,8 +31,8 @@ import numpy as np
 from configs.errors import UserError
 from configs.files import replacing
 from configs.paths import read_object
-from models.artifact_config import config_json, parse_config, read_config
-from models.drafter import Drafter, DrafterConfig
+from models.drafters.artifact_config import config_json, parse_config, read_config
+from models.drafters.dflash import Drafter, DrafterConfig
 from models.target import FINGERPRINT, Target
 
 CONFIG = "config.json"

@@ -9,7 +9,7 @@ One step at anchor position p = length - 1 (the last committed token, not yet fe
 With `Speculation.copy` a step copies instead where every row's last tokens occurred before: what followed them then is
 the draft.
 
-Both caches are addressed by absolute position and valid below `length - 1` alone (see `models.kv_cache`): rows that
+Both caches are addressed by absolute position and valid below `length - 1` alone (see `models.cache`): rows that
 rejected tokens wrote are overwritten by the next step before anything may see them. Positions therefore follow the
 accepted length and nothing else.
 
@@ -26,15 +26,15 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from models import kv_cache
-from models.artifact import Artifact
-from models.drafter import Drafter, block_tokens
+from models import cache as kv_cache
+from models.cache import KVCache
+from models.drafters.artifact import Artifact
+from models.drafters.dflash import Drafter, block_tokens
 from models.generate import is_eos
-from models.kv_cache import KVCache
 from models.layers import logits
 from models.sampling import GREEDY, Sampling, distribution, draw, keys
 from models.target import Target
-from serve.verify import all_finite, verify_block, verify_greedy, verify_tokens
+from models.verify import all_finite, verify_block, verify_greedy, verify_tokens
 
 
 @struct.dataclass

@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from models.attention import block_attention, cached_block_attention
-from models.kv_cache import KVCache
+from models.cache import KVCache
 from models.layers import (
     RopeScaling,
     full_precision,
