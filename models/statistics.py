@@ -28,3 +28,12 @@ def wilson(successes: int, trials: int) -> list[float]:
     spread = z * (share * (1 - share) / trials + z * z / (4 * trials * trials)) ** 0.5
     scale = 1 + z * z / trials
     return [(centre - spread) / scale, (centre + spread) / scale]
+
+
+def repetition(tokens: Sequence[int], size: int = 4) -> float:
+    """Share of an answer's n-grams that occurred before in it: 0 for fresh text, near 1 in a loop."""
+    grams = [tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+REPETITIVE = 0.5  # an answer with more repeated 4-grams than this counts as repeating itself

@@ -24,7 +24,7 @@ import numpy as np
 
 from configs.errors import UserError
 from configs.schema import Recipe
-from models.generate import Tapped
+from models.recorder import Tapped
 from pipelines import shards
 
 FORMAT = 2  # raised when the target's forward pass or the records change what stands in a directory

@@ -23,11 +23,15 @@ import numpy as np
 from configs.console import progress, say
 from configs.errors import UserError
 from configs.schema import Recipe
-from models import generate
-from models.generate import Tapped
+from models import decode
+from models.decode import DecodeState, Engine
+from models.drafters import SINGLE, Nothing
+from models.recorder import Recorder, Tapped
 from models.sampling import Sampling
+from models.statistics import REPETITIVE, repetition
 from models.target import Target, check_ids
 from models.tokenizer import Tokenizer
+from models.verify import Speculation
 from pipelines import shards
 from pipelines.feature_store import FeatureStore
 from pipelines.prompt_files import Prompt, encode_prompt
@@ -255,7 +259,9 @@ def generate_many(
     """
     section = recipe.responses
     rows = min(section.batch, len(jobs))
-    state = generate.empty_rows(target, rows, section.max_prompt_tokens + section.max_new_tokens, tapped)
+    drafter = Nothing() if tapped is None else Recorder(tapped, target.config.hidden_size)
+    engine, speculation = Engine(target, drafter), Speculation(Sampling(section.temperature))
+    state = decode.empty_state(engine, rows, section.max_prompt_tokens + section.max_new_tokens)
     waiting = _length_bucketed([len(job.ids) for job in jobs], 2 * section.batch)
     running: dict[int, int] = {}  # row -> job number
     while waiting or running:
@@ -263,18 +269,18 @@ def generate_many(
         while waiting and (len(free) >= min(REFILL, rows) or not running):
             taken = [(free.pop(0), waiting.pop(0)) for _ in range(min(REFILL, len(free), len(waiting)))]
             running.update(taken)
-            state = _insert(recipe, target, state, [(row, jobs[number]) for row, number in taken])
-        state = generate.plain_segment(target, state, SEGMENT, Sampling(section.temperature))
-        done, length = np.asarray(state.done), np.asarray(state.length)
-        if np.asarray(state.fault).any():
+            state = _insert(recipe, engine, state, [(row, jobs[number]) for row, number in taken])
+        state = decode.segment(engine, state, SEGMENT, SINGLE, speculation)
+        done, length = np.asarray(state.rows.done), np.asarray(state.rows.length)
+        if np.asarray(state.rows.fault).any():
             raise UserError(
                 f"{target.config.name}: logits are not finite while it writes responses; check its weights, or set "
                 "target.dtype=float32"
             )
         for row, number in [(row, number) for row, number in running.items() if done[row]]:
             del running[row]
-            features = None if state.features is None else np.asarray(state.features[row])[: length[row]]
-            yield number, np.asarray(state.tokens[row])[len(jobs[number].ids) : length[row]].tolist(), features
+            features = None if tapped is None else np.asarray(state.drafter[row])[: length[row]]
+            yield number, np.asarray(state.rows.tokens[row])[len(jobs[number].ids) : length[row]].tolist(), features
 
 
 def _length_bucketed(lengths: Sequence[int], window: int) -> list[int]:
@@ -285,9 +291,7 @@ def _length_bucketed(lengths: Sequence[int], window: int) -> list[int]:
     return order
 
 
-def _insert(
-    recipe: Recipe, target: Target, state: generate.PlainState, taken: Sequence[tuple[int, Job]]
-) -> generate.PlainState:
+def _insert(recipe: Recipe, engine: Engine, state: DecodeState, taken: Sequence[tuple[int, Job]]) -> DecodeState:
     """`state` with jobs placed into rows ([(row, job)]), padded to REFILL rows and a bucket length."""
     section = recipe.responses
     longest = max(len(job.ids) for _, job in taken)
@@ -298,7 +302,7 @@ def _insert(
     for i, (row, job) in enumerate(taken):
         rows[i], lengths[i], seeds[i] = row, len(job.ids), job.seed
         ids[i, : lengths[i]] = job.ids
-    return generate.insert(target, state, rows, ids, lengths, lengths + section.max_new_tokens, seeds)
+    return decode.insert(engine, state, rows, ids, lengths, lengths + section.max_new_tokens, seeds)
 
 
 def _bucket(length: int) -> int:
@@ -313,7 +317,7 @@ def _statistics(responses: Sequence[Response]) -> dict[str, Any]:
 
 def _summary(responses: Sequence[Response]) -> str:
     count, tokens = len(responses), sum(len(response.response_ids) for response in responses)
-    repeating = sum(generate.repetition(r.response_ids) > generate.REPETITIVE for r in responses)
+    repeating = sum(repetition(r.response_ids) > REPETITIVE for r in responses)
     finished = sum(response.finished for response in responses)
     return (
         f"{count} responses, {tokens} tokens, {finished / max(count, 1):.0%} finished, "

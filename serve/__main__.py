@@ -128,13 +128,13 @@ def run_inspect(options: argparse.Namespace) -> int:
 
 def run_chat(options: argparse.Namespace) -> int:
     from serve.chat import chat
-    from serve.load import how_of, open_decoder, template_args_of, way_of
+    from serve.load import draft_of, open_decoder, speculation_of, template_args_of
 
     if options.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens: expected at least 1, got {options.max_new_tokens}")
     if "" in options.stop:
         raise UserError("--stop: expected a text, got an empty one, which every answer begins with; leave it out")
-    choices = {"dtype": options.dtype, "way": way_of(options), "how": how_of(options)}
+    choices = {"dtype": options.dtype, "draft": draft_of(options), "speculation": speculation_of(options)}
     choices["chat_template_args"] = template_args_of(options)
     decoder = open_decoder(options.target, options.drafter, **choices, context=2 * options.max_new_tokens)
     try:
@@ -149,22 +149,22 @@ def evaluate_artifact(options: argparse.Namespace, tasks: dict, keep: Callable[[
     from configs.provenance import provenance
     from pipelines.prompt_files import encode_prompt
     from serve.evaluate import Evaluator, check_room, evaluate
-    from serve.load import check_way, how_of, load_engine, step_cost, template_args_of, way_of
+    from serve.load import check_draft, draft_of, load_engine, speculation_of, step_cost, template_args_of
     from serve.report import SCHEMA
     from serve.session import context_capacity
 
     share_one_heap()
     programs = keep_compiled_programs()
-    way, how = way_of(options), how_of(options)
+    draft, speculation = draft_of(options), speculation_of(options)
     engine, tokenizer, artifact = load_engine(options.target, options.drafter, options.dtype, template_args_of(options))
-    if way is not None:
-        check_way(way, artifact, options.drafter)
+    if draft is not None:
+        check_draft(draft, artifact, options.drafter)
     tokens = 0
     for prompt in (prompt for prompts in tasks.values() for prompt in prompts):
         ids = encode_prompt(tokenizer, prompt)
         check_room(engine.target, prompt, ids, options.max_new_tokens)
         tokens = max(tokens, len(ids) + options.max_new_tokens)
-    cost = step_cost(engine, artifact, tokens, how)
+    cost = step_cost(engine, artifact, tokens, speculation)
     drop_programs()  # those that timed the steps, and what loading left behind
     evaluator = Evaluator(
         engine,
@@ -172,8 +172,8 @@ def evaluate_artifact(options: argparse.Namespace, tasks: dict, keep: Callable[[
         options.max_new_tokens,
         cost=cost,
         prior=artifact.acceptance,
-        way=way,
-        how=how,
+        draft=draft,
+        speculation=speculation,
         seed=options.seed,
         capacity=context_capacity(tokens, artifact.config.width),
     )

@@ -26,14 +26,15 @@ import numpy as np
 from configs.console import progress, say
 from configs.device import drop_programs
 from configs.errors import UserError
-from models import generate
-from models.decode import GREEDILY, Engine, Speculation, replay, start
+from models.decode import Engine, prefill, replay
+from models.drafters import Draft
 from models.masks import packed_mask
-from models.statistics import bootstrap, bootstrap_ratio
+from models.statistics import REPETITIVE, bootstrap, bootstrap_ratio, repetition
 from models.target import Target, check_ids
 from models.tokenizer import Tokenizer
+from models.verify import GREEDILY, Speculation
 from pipelines.prompt_files import Prompt, encode_prompt
-from serve.choose import Chooser, Way
+from serve.choose import Chooser
 from serve.cost import Cost, expected_tau
 from serve.session import Answer, Decoder, context_capacity
 
@@ -69,9 +70,9 @@ class Question:
 
 
 class Evaluator:
-    """Decodes questions with one engine, plainly and as a chooser picks (`way`: one fixed way instead).
+    """Decodes questions with one engine, plainly and as a chooser picks (`draft`: one fixed draft instead).
 
-    `how` says how to sample, and to draft and verify while sampling.
+    `speculation` says how to sample, and to draft and verify while sampling.
     """
 
     def __init__(
@@ -82,14 +83,14 @@ class Evaluator:
         *,
         cost: Cost,
         prior: Sequence[float],
-        way: Way | None = None,
-        how: Speculation = GREEDILY,
+        draft: Draft | None = None,
+        speculation: Speculation = GREEDILY,
         seed: int = 0,
         capacity: int = 256,
     ):
         self.engine, self.tokenizer, self.max_new_tokens, self.capacity = engine, tokenizer, max_new_tokens, capacity
-        self.cost, self.prior, self.way, self.how, self.seed = cost, prior, way, how, seed
-        self.sampling = how.sampling
+        self.cost, self.prior, self.draft, self.speculation, self.seed = cost, prior, draft, speculation, seed
+        self.sampling = speculation.sampling
         self.plain = self._decoder(None)
         self._warm: set[int] = set()
         self._turn = itertools.count()
@@ -114,14 +115,10 @@ class Evaluator:
         ]
 
     def speculative(self) -> Decoder:
-        if self.way is not None:
-            fixed = {"width": self.way.width, "drafts": self.way.drafts, "copy": self.way.copy}
-            return self._decoder(dataclasses.replace(self.how, **fixed))
-        return self._decoder(self.how, Chooser(self.cost, self.prior))
+        return self._decoder(self.draft or Chooser(self.cost, self.prior))
 
-    def _decoder(self, how: Speculation | None, chooser: Chooser | None = None) -> Decoder:
-        settings = {"sampling": self.sampling, "capacity": self.capacity}
-        return Decoder(self.engine, self.tokenizer, how, chooser=chooser, **settings)
+    def _decoder(self, draft: Draft | Chooser | None) -> Decoder:
+        return Decoder(self.engine, self.tokenizer, draft, self.speculation, capacity=self.capacity)
 
     def questions(self, prompt: Prompt) -> list[Question]:
         """The conversation so far at every user turn without an answer; plain answers fill in as they are known."""
@@ -164,7 +161,7 @@ class Evaluator:
 
     def _replayed(self, batch: Sequence[tuple[Question, Answer, Answer]]) -> list[list[int]]:
         """The runs of every greedy answer at full width, read off the plain one."""
-        width = self.engine.drafter.config.width
+        width = self.engine.drafter.width
         whole = [[*question.ids, *plain.ids] for question, plain, _ in batch]
         longest = max(map(len, whole))
         capacity = context_capacity(longest, width, self.capacity)
@@ -174,8 +171,8 @@ class Evaluator:
             texts[row, : len(text)] = text
             lengths[row], stops[row] = len(question.ids), len(text)
         zeros = np.zeros(BATCH, np.int32)
-        state = start(self.engine, texts, lengths, stops, zeros, capacity=capacity, reach=longest)
-        end = replay(self.engine, state, Speculation(width))
+        state = prefill(self.engine, texts, lengths, stops, zeros, capacity=capacity, reach=longest)
+        end = replay(self.engine, state, width).rows
         runs, count, fault = jax.device_get((end.runs, end.num_steps, end.fault))
         if fault.any():
             raise UserError("the drafter's states are not finite; check its weights, or decode in float32")
@@ -183,7 +180,7 @@ class Evaluator:
 
     def _decoded(self, batch: Sequence[tuple[Question, Answer, Answer]]) -> list[list[int]]:
         """The runs of every answer decoded at full width."""
-        decoder = self._decoder(dataclasses.replace(self.how, width=self.engine.drafter.config.width))
+        decoder = self._decoder(Draft("drafter", self.engine.drafter.width))
         prompts = [question.ids for question, _, _ in batch]
         seeds = [self.seed] * len(prompts)
         return [answer.runs for answer in decoder.generate(prompts, max_new_tokens=self.max_new_tokens, seeds=seeds)]
@@ -287,10 +284,10 @@ def _measured(
     everything = [answer for decoded in results.values() for answer in decoded]
     return {
         "unfinished": [name for name in tasks if name not in results],
-        "width": evaluator.engine.drafter.config.width,
-        "asked_width": None if evaluator.way is None else evaluator.way.width,
+        "width": evaluator.engine.drafter.width,
+        "asked_width": None if evaluator.draft is None else evaluator.draft.width,
         "sampling": dataclasses.asdict(evaluator.sampling),
-        "cost": _describe_cost(evaluator.cost, survival_of(everything, evaluator.engine.drafter.config.width)),
+        "cost": _describe_cost(evaluator.cost, survival_of(everything, evaluator.engine.drafter.width)),
         "tasks": summaries,
         "average": _average(summaries),
     }
@@ -323,13 +320,13 @@ def tau_over_position(decoded: Sequence[Decoded]) -> list[float | None]:
 
 def summarise(evaluator: Evaluator, decoded: Sequence[Decoded], sample: int) -> dict[str, Any]:
     """One task's entry of the report. Intervals are 95 % bootstrap over prompts; spreads are quartiles over prompts."""
-    width = evaluator.engine.drafter.config.width
+    width = evaluator.engine.drafter.width
     survival = survival_of(decoded, width)
-    fresh = [a for a in decoded if generate.repetition(a.plain.ids) <= generate.REPETITIVE]
+    fresh = [a for a in decoded if repetition(a.plain.ids) <= REPETITIVE]
     histogram = np.bincount([run for a in decoded for run in a.full_width_runs], minlength=width + 1)
     fast = [a.speculative for a in decoded]
     steps = [
-        (Way(drafts, width), run)
+        (Draft(drafts, width), run)
         for answer in fast
         for drafts, width, run in zip(answer.drafts, answer.widths, answer.runs, strict=True)
     ]
@@ -378,18 +375,18 @@ def _same(one: Sequence[Any], other: Sequence[Any]) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), shorter)
 
 
-def _ways(steps: Sequence[tuple[Way, int]]) -> list[dict[str, Any]]:
+def _ways(steps: Sequence[tuple[Draft, int]]) -> list[dict[str, Any]]:
     """How the steps were drafted and what they committed, most frequent first."""
-    runs = {way: [run for other, run in steps if other == way] for way in {way for way, _ in steps}}
-    ordered = sorted(runs, key=lambda way: (-len(runs[way]), way.drafts, way.width))
+    runs = {draft: [run for other, run in steps if other == draft] for draft in {draft for draft, _ in steps}}
+    ordered = sorted(runs, key=lambda draft: (-len(runs[draft]), draft.kind, draft.width))
     return [
         {
-            "drafts": "none" if way.width == 1 else way.drafts,
-            "width": way.width,
-            "share": len(runs[way]) / len(steps),
-            "tokens_per_step": float(np.mean(runs[way])),
+            "drafts": "none" if draft.width == 1 else draft.kind,
+            "width": draft.width,
+            "share": len(runs[draft]) / len(steps),
+            "tokens_per_step": float(np.mean(runs[draft])),
         }
-        for way in ordered
+        for draft in ordered
     ]
 
 

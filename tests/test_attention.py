@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from models import attention
-from models.decode import Speculation, make_engine, speculative_segment, start
-from models.generate import empty_rows, plain_segment
+from models.decode import make_engine, prefill, segment
+from models.drafters import SINGLE, Draft
 from models.masks import block_mask, context_mask
 from tests.tiny import make_artifact, make_target
 
@@ -88,17 +88,14 @@ def test_nothing_beyond_the_reach_is_read():
     assert np.isfinite(attention.cached_attention(q, keys, values, positions)).all()
 
 
-@pytest.mark.parametrize("how", [None, Speculation(1), Speculation(4), Speculation(4, copy=3)])
-def test_caches_stay_in_place(how: Speculation | None):
+@pytest.mark.parametrize("draft", [None, SINGLE, Draft("drafter", 4), Draft("drafter", 4, copy=3)])
+def test_caches_stay_in_place(draft: Draft | None):
     """The compiled loops of one row hold no copy of a cache: one a step would cost what its capacity costs."""
-    capacity, target = 768, make_target()
-    if how is None:
-        text = compiled(lambda target, state: plain_segment(target, state, 8), target, empty_rows(target, 1, capacity))
-    else:
-        length = np.array([4], np.int32)
-        engine = make_engine(target, make_artifact())
-        state = start(engine, np.ones((1, 8), np.int32), length, length + 20, length * 0, capacity=capacity)
-        text = compiled(lambda engine, state: speculative_segment(engine, state, 8, how), engine, state)
+    capacity, length = 768, np.array([4], np.int32)
+    engine = make_engine(make_target(), make_artifact())
+    engine = engine if draft else engine.plain
+    state = prefill(engine, np.ones((1, 8), np.int32), length, length + 20, length * 0, capacity=capacity)
+    text = compiled(lambda engine, state: segment(engine, state, 8, draft or SINGLE), engine, state)
     assert re.search(rf"f32\[(1,)?2,{capacity},8\]", text), "the caches are in the program under this shape"
     assert not re.findall(rf"= f32\[(?:1,)?2,(?:{capacity},8|8,{capacity})\]\S* copy\(.*", text)
 

@@ -45,9 +45,9 @@ def make_evaluator(**options) -> Evaluator:
     engine = make_engine(make_target(), make_artifact())
     widths = (1, 2, 6)
     cost = Cost(10.0, {w: float(w > 1) for w in widths}, dict.fromkeys(widths, 10.0))
-    from serve.choose import Way
+    from models.drafters import Draft
 
-    return Evaluator(engine, Chat(), 6, cost=cost, prior=[0.5], way=Way("drafter", 2), **options)
+    return Evaluator(engine, Chat(), 6, cost=cost, prior=[0.5], draft=Draft("drafter", 2), **options)
 
 
 def test_speedup_is_all_time_over_all_tokens():

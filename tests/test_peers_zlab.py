@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.decode import Speculation, make_engine
+from models.decode import make_engine
+from models.drafters import Draft
 from models.drafters.artifact import write_artifact
 from models.drafters.dflash import block_tokens
 from models.masks import context_distance, packed_mask
@@ -73,7 +74,7 @@ def test_accepted_lengths():
     """Twelve prompts through both decoders, over a vocabulary so small that an untrained drafter is often right."""
     target = make_target(vocab_size=7, eos_ids=(), tied_head=True)
     artifact = make_artifact(vocab_size=7, mask_token_id=6, tied_head=True)
-    ours = Decoder(make_engine(target, artifact), Letters(), Speculation(WIDTH), capacity=256)
+    ours = Decoder(make_engine(target, artifact), Letters(), Draft("drafter", WIDTH), capacity=256)
     theirs = Theirs(target, artifact, WIDTH)
     rng = np.random.default_rng(3)
     seen = []

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from configs.schema import load_recipe
-from models.decode import Speculation, make_engine
+from models.decode import make_engine
+from models.drafters import Draft
 from models.drafters.artifact import read_artifact, write_artifact
 from models.sources import load_target
 from models.tokenizer import load_tokenizer
@@ -20,9 +21,9 @@ from tests.tiny_run import SPECIAL, TEMPLATE, make_tiny, write_target, write_tok
 
 
 @pytest.mark.parametrize("token", [61, 100000, 2**40, -1])
-@pytest.mark.parametrize("how", [None, Speculation(4)], ids=["plain", "drafted"])
-def test_prompts(token: int, how: Speculation | None):
-    decoder = Decoder(make_engine(make_target(), make_artifact()), Letters(), how)
+@pytest.mark.parametrize("draft", [None, Draft("drafter", 4)], ids=["plain", "drafted"])
+def test_prompts(token: int, draft: Draft | None):
+    decoder = Decoder(make_engine(make_target(), make_artifact()), Letters(), draft)
     with pytest.raises(
         ValueError, match=f"prompt 1: token id {token} at place 1 is not in the vocabulary of tiny; expected 0 to 60"
     ):

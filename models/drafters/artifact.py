@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -33,6 +34,7 @@ from configs.files import replacing
 from configs.paths import read_object
 from models.drafters.artifact_config import config_json, parse_config, read_config
 from models.drafters.dflash import Drafter, DrafterConfig
+from models.drafters.dflash_kind import DFlash
 from models.target import FINGERPRINT, Target
 
 CONFIG = "config.json"
@@ -54,8 +56,14 @@ class Artifact:
     origin: dict[str, Any]
 
     def drafter(self, dtype: str) -> Drafter:
-        """The network, computing in `dtype`."""
-        return Drafter(self.config, self.weights, dtype)
+        """The network, computing in `dtype`, which its weights are kept in: a step need not cast them."""
+        return Drafter(self.config, jax.tree.map(lambda weight: weight.astype(dtype), self.weights), dtype)
+
+    def bound(self, target: Target) -> DFlash:
+        """The drafter for `target`, in its type."""
+        vocab = None if self.draft_vocab is None else jnp.asarray(self.draft_vocab, jnp.int32)
+        head = target.head if vocab is None else target.head[vocab]
+        return DFlash(self.drafter(str(target.dtype)), head, vocab)
 
     @property
     def chat_template_args(self) -> dict[str, Any]:
