@@ -26,8 +26,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from models import cache as kv_cache
-from models.cache import KVCache
+from models.attention import Block, Chain
+from models.cache import Cache, empty_slots
 from models.drafters.artifact import Artifact
 from models.drafters.dflash import Drafter, block_tokens
 from models.generate import is_eos
@@ -76,8 +76,8 @@ class DecodeState:
     done: Bool[Array, " B"]
     seed: Int[Array, " B"]
     fault: Int[Array, " B"]  # length at which what is not finite ended the row; less than 0: the drafter's; 0: none
-    cache: KVCache  # the target's
-    context: KVCache  # the drafter's, of features
+    cache: Cache  # the target's
+    context: Cache  # the drafter's, of features
     num_steps: Int[Array, " B"]
     runs: Int[Array, "B S"]  # tokens committed by each step
     copied: Bool[Array, "B S"]  # which steps copied by `Speculation.copy`
@@ -93,7 +93,7 @@ def make_engine(target: Target, artifact: Artifact) -> Engine:
     return Engine(target, artifact.drafter(str(target.dtype)), head, vocab)
 
 
-@partial(jax.jit, static_argnames="capacity")
+@partial(jax.jit, static_argnames=("capacity", "page"))
 def start(
     engine: Engine,
     prompts: Int[Array, "B P"],
@@ -103,8 +103,11 @@ def start(
     *,
     capacity: int,
     reach: int | Int[Array, ""] = 0,
+    page: int | None = None,
 ) -> DecodeState:
     """A state with the prompts (padded on the right to P) prefilled; `capacity` >= stop + width.
+
+    The target's cache has pages of `page` positions, or slots.
 
     Prompts are read in chunks, by one program whatever their lengths; with `reach`, the text after them up to there
     too. A small chunk wastes little on a short prompt; an accelerator reads all weights for every chunk and wants large
@@ -115,16 +118,16 @@ def start(
     tokens = jnp.zeros((batch, capacity), jnp.int32).at[:, :size].set(prompts)
     chunk = math.gcd(64 if jax.default_backend() == "cpu" else 512, capacity)
 
-    def read(index: Array, caches: tuple[KVCache, KVCache]) -> tuple[KVCache, KVCache]:
+    def read(index: Array, caches: tuple[Cache, Cache]) -> tuple[Cache, Cache]:
         cache, context = caches
         positions = jnp.broadcast_to(index * chunk + jnp.arange(chunk), (batch, chunk))
         piece = jax.lax.dynamic_slice_in_dim(tokens, index * chunk, chunk, axis=1)
-        _, features, cache = target(piece, positions, cache=cache, taps=config.target_layer_ids)
+        _, features, cache = target(piece, Chain(positions), cache=cache, taps=config.target_layer_ids)
         assert cache is not None
-        return cache, kv_cache.write(context, engine.drafter.context(features, positions), positions[:, 0])
+        return cache, context.write(engine.drafter.context(features, positions), positions[:, 0])
 
     shape = (batch, config.num_kv_heads, capacity, config.head_dim)
-    empty = target.empty_cache(batch, capacity), kv_cache.empty_cache(config.num_layers, shape, target.dtype)
+    empty = target.empty_cache(batch, capacity, page), empty_slots(config.num_layers, shape, target.dtype)
     cache, context = jax.lax.fori_loop(0, -(-jnp.maximum(lengths.max(), reach) // chunk), read, empty)
     zero = jnp.zeros(batch, jnp.int32)
     return DecodeState(
@@ -211,7 +214,7 @@ def speculative_step(engine: Engine, state: DecodeState, how: Speculation) -> De
     state = dataclasses.replace(
         state,
         cache=cache,
-        context=kv_cache.write(state.context, context, state.length - 1),
+        context=state.context.write(context, state.length - 1),
         fault=jnp.where(broken, state.length, jnp.where(lost, -state.length, state.fault)),
         done=state.done | broken | lost,
     )
@@ -241,7 +244,7 @@ def block_hidden(engine: Engine, state: DecodeState, width: int) -> Float[Array,
     config, position = engine.drafter.config, state.length - 1
     anchor = jnp.take_along_axis(state.tokens, position[:, None], axis=1)[:, 0]
     block = engine.target.embed(block_tokens(anchor, width, config.mask_token_id))[:, None]
-    return engine.drafter(block, position[:, None], state.context, None)[:, 0]
+    return engine.drafter(block, Block(position[:, None]), state.context)[:, 0]
 
 
 def _drafter_tokens(
@@ -311,11 +314,11 @@ def ngram_match(tokens: Int[Array, "B S"], length: Int[Array, " B"]) -> tuple[In
 
 def verify(
     engine: Engine, block: Int[Array, "B W"], state: DecodeState
-) -> tuple[Float[Array, "B W V"], Float[Array, "B W LD"], KVCache]:
+) -> tuple[Float[Array, "B W V"], Float[Array, "B W LD"], Cache]:
     """The target's logits after each token of the block, the block's features, and the cache with the block in it."""
     positions = _block_positions(state, block.shape[1])
     taps = engine.drafter.config.target_layer_ids
-    hidden, features, cache = engine.target(block, positions, cache=state.cache, taps=taps)
+    hidden, features, cache = engine.target(block, Chain(positions), cache=state.cache, taps=taps)
     assert cache is not None
     return engine.target.logits(hidden), features, cache
 

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from models.cache import KVCache
+from models.attention import Chain
+from models.cache import Cache, Slots
 from models.sampling import GREEDY, Sampling, sample
 from models.target import Target
 
@@ -37,12 +38,14 @@ class PlainState:
     done: Bool[Array, " B"]
     fault: Int[Array, " B"]  # the length at which logits were not finite and ended the row; 0: none
     seed: Int[Array, " B"]  # names the row's random draws, so that they do not depend on its batch mates
-    cache: KVCache
+    cache: Cache
     features: Float[Array, "B S LE"] | None  # of the tokens fed, where they are kept
     tapped: Tapped | None = struct.field(pytree_node=False)
 
 
-def empty_rows(target: Target, batch: int, capacity: int, tapped: Tapped | None = None) -> PlainState:
+def empty_rows(
+    target: Target, batch: int, capacity: int, tapped: Tapped | None = None, *, page: int | None = None
+) -> PlainState:
     """A state of `batch` finished rows, to be filled by `insert`; keeps features if told which."""
     features = None
     if tapped is not None:
@@ -55,7 +58,7 @@ def empty_rows(target: Target, batch: int, capacity: int, tapped: Tapped | None 
         done=jnp.ones(batch, bool),
         fault=jnp.zeros(batch, jnp.int32),
         seed=jnp.zeros(batch, jnp.int32),
-        cache=target.empty_cache(batch, capacity),
+        cache=target.empty_cache(batch, capacity, page),
         features=features,
         tapped=tapped,
     )
@@ -75,9 +78,9 @@ def insert(
     positions = jnp.broadcast_to(jnp.arange(prompts.shape[1]), prompts.shape)
     local = target.empty_cache(prompts.shape[0], prompts.shape[1])
     taps = state.tapped.taps if state.tapped else ()
-    hidden, features, filled = target(prompts, positions, cache=local, taps=taps)
+    hidden, features, filled = target(prompts, Chain(positions), cache=local, taps=taps)
     size = prompts.shape[1]
-    assert filled is not None
+    assert isinstance(filled, Slots)
     kept = state.features
     if kept is not None:
         kept = kept.at[rows, :size].set(_kept_features(target, state, hidden, features), mode="drop")
@@ -89,14 +92,7 @@ def insert(
         done=state.done.at[rows].set(False, mode="drop"),
         seed=state.seed.at[rows].set(seeds, mode="drop"),
         features=kept,
-        cache=KVCache(
-            keys=[
-                b.at[rows, :, :, :size].set(n, mode="drop") for b, n in zip(state.cache.keys, filled.keys, strict=True)
-            ],
-            values=[
-                b.at[rows, :, :size].set(n, mode="drop") for b, n in zip(state.cache.values, filled.values, strict=True)
-            ],
-        ),
+        cache=state.cache.insert(filled, rows),
     )
 
 
@@ -120,7 +116,7 @@ def plain_step(target: Target, state: PlainState, sampling: Sampling) -> PlainSt
     positions = state.length[:, None] - 1
     fed = jnp.take_along_axis(state.tokens, positions, axis=1)
     taps = state.tapped.taps if state.tapped else ()
-    hidden, features, cache = target(fed, positions, cache=state.cache, taps=taps)
+    hidden, features, cache = target(fed, Chain(positions), cache=state.cache, taps=taps)
     logits = target.logits(hidden[:, 0])
     token = sample(logits, state.seed, state.length, sampling)
     broken = ~jnp.isfinite(logits).all(axis=-1) & ~state.done

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from models import generate
-from models.cache import KVCache
+from models.attention import Chain
+from models.cache import Cache
 from models.decode import DecodeState, Engine, Speculation, speculative_segment, start, verify
 from models.layers import logits
 from models.target import Target
@@ -103,13 +104,13 @@ def time_over_matmuls(engine: Any, capacity: int = 512) -> dict[str, Any]:
 
 
 @partial(jax.jit, donate_argnums=1)
-def _forwards(target: Target, cache: KVCache, context: int | jax.Array) -> tuple[jax.Array, KVCache]:
+def _forwards(target: Target, cache: Cache, context: int | jax.Array) -> tuple[jax.Array, Cache]:
     """STEPS forwards of one token, and nothing else of the plain loop."""
 
-    def forward(step: jax.Array, carry: tuple[jax.Array, KVCache]) -> tuple[jax.Array, KVCache]:
+    def forward(step: jax.Array, carry: tuple[jax.Array, Cache]) -> tuple[jax.Array, Cache]:
         token, cache = carry
         positions = jnp.full((1, 1), context - 1) + step
-        hidden, _, filled = target(token, positions, cache=cache)
+        hidden, _, filled = target(token, Chain(positions), cache=cache)
         assert filled is not None
         return jnp.argmax(target.logits(hidden), axis=-1).astype(jnp.int32), filled
 

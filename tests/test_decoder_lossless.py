@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import models.decode
+from models.attention import Chain
 from models.decode import COPY_LEAST, Speculation, make_engine, ngram_match, ngram_tokens, speculative_segment, start
 from models.generate import empty_rows, insert, plain_segment
 from models.verify import verify_greedy
@@ -103,7 +104,7 @@ def test_long_prompts_are_read_in_chunks():
     state = start(engine, rows, lengths, lengths + 8, lengths, capacity=256)
     positions = jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape)
     local = target.empty_cache(*rows.shape)
-    _, features, cache = target(rows, positions, cache=local, taps=engine.drafter.config.target_layer_ids)
+    _, features, cache = target(rows, Chain(positions), cache=local, taps=engine.drafter.config.target_layer_ids)
     context = engine.drafter.context(features, positions)
     for got, expected in ((state.cache, cache), (state.context, context)):
         for row, length in enumerate(lengths.tolist()):
