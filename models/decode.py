@@ -25,7 +25,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from models.cache import KVCache
+from models.attention import Chain, Tree
+from models.cache import Cache, Slots
 from models.drafters import SINGLE, Draft, Nothing, Proposal
 from models.drafters.artifact import Artifact
 from models.drafters.ngram import COPY_LEAST, Ngram, ngram_match
@@ -53,7 +54,7 @@ class DecodeState:
     """Rows being decoded, with what target and drafter know of their positions below length - 1."""
 
     rows: Rows
-    cache: KVCache
+    cache: Cache
     drafter: Any
 
 
@@ -62,15 +63,19 @@ def make_engine(target: Target, artifact: Artifact) -> Engine:
     return Engine(target, artifact.bound(target))
 
 
-@partial(jax.jit, static_argnames=("batch", "capacity"))
-def empty_state(engine: Engine, batch: int, capacity: int) -> DecodeState:
-    """`batch` finished rows with room for `capacity` positions each, to be filled by `insert`."""
+@partial(jax.jit, static_argnames=("batch", "capacity", "page"))
+def empty_state(engine: Engine, batch: int, capacity: int, page: int | None = None) -> DecodeState:
+    """`batch` finished rows with room for `capacity` positions each, to be filled by `insert`.
+
+    The target's cache has pages of `page` positions, or slots.
+    """
     one = jnp.ones(batch, jnp.int32)
     rows = make_rows(jnp.zeros((batch, capacity), jnp.int32), one, one, 0 * one)
-    return DecodeState(rows, engine.target.empty_cache(batch, capacity), engine.drafter.init_state(batch, capacity))
+    cache = engine.target.empty_cache(batch, capacity, page)
+    return DecodeState(rows, cache, engine.drafter.init_state(batch, capacity))
 
 
-@partial(jax.jit, static_argnames="capacity")
+@partial(jax.jit, static_argnames=("capacity", "page"))
 def prefill(
     engine: Engine,
     prompts: Int[Array, "B P"],
@@ -80,8 +85,11 @@ def prefill(
     *,
     capacity: int,
     reach: int | Int[Array, ""] = 0,
+    page: int | None = None,
 ) -> DecodeState:
     """A state with the prompts (padded on the right to P) prefilled; `capacity` >= stop + width.
+
+    The target's cache has pages of `page` positions, or slots.
 
     Prompts are read in chunks, by one program whatever their lengths; with `reach`, the text after them up to there
     too. A small chunk wastes little on a short prompt; an accelerator reads all weights for every chunk and wants large
@@ -91,14 +99,14 @@ def prefill(
     tokens = jnp.zeros((batch, capacity), jnp.int32).at[:, :size].set(prompts)
     chunk = min(64 if jax.default_backend() == "cpu" else 512, capacity)
 
-    def read(index: Array, known: tuple[KVCache, Any]) -> tuple[KVCache, Any]:
+    def read(index: Array, known: tuple[Cache, Any]) -> tuple[Cache, Any]:
         cache, drafter = known
         begin = jnp.minimum(index * chunk, capacity - chunk)
         piece, positions = jax.lax.dynamic_slice_in_dim(tokens, begin, chunk, axis=1), _positions(begin, batch, chunk)
-        _, features, cache = forward(engine, piece, positions, cache)
+        _, features, cache = forward(engine, piece, Chain(positions), cache)
         return cache, engine.drafter.read(drafter, features, piece, positions)
 
-    known = engine.target.empty_cache(batch, capacity), engine.drafter.init_state(batch, capacity)
+    known = engine.target.empty_cache(batch, capacity, page), engine.drafter.init_state(batch, capacity)
     cache, drafter = jax.lax.fori_loop(0, -(-jnp.maximum(lengths.max(), reach) // chunk), read, known)
     return DecodeState(make_rows(tokens, lengths, stops, seeds), cache, drafter)
 
@@ -119,7 +127,9 @@ def insert(
     def put(all: Array, some: Array) -> Array:
         return all.at[(numbers, *(slice(size) for size in some.shape[1:]))].set(some, mode="drop")
 
-    return jax.tree.map(put, state, new)
+    rows, drafter = jax.tree.map(put, (state.rows, state.drafter), (new.rows, new.drafter))
+    assert isinstance(new.cache, Slots)
+    return DecodeState(rows, state.cache.insert(new.cache, numbers), drafter)
 
 
 Copying = Literal["none", "all", "some"]  # of the unfinished rows of a step
@@ -199,10 +209,16 @@ def step(
     draws = jax.vmap(lambda key: jax.random.split(key, 2))(keys(rows.seed, rows.length - 1))
     proposal, copied = propose(engine, state, draft, speculation, draws[:, 0], copying)
     block = jnp.concatenate([rows.anchors[:, None], jnp.maximum(proposal.tokens, 0)], axis=1)
-    positions = rows.length[:, None] - 1 + jnp.arange(block.shape[1])
-    hidden, features, cache = forward(engine, block, positions, state.cache)
+    root, parents = rows.length - 1, proposal.parents
+    positions = root[:, None] + jnp.arange(block.shape[1])
+    where = Chain(positions) if parents is None else Tree(root, parents)
+    hidden, features, cache = forward(engine, block, where, state.cache)
     logits = engine.target.logits(hidden)
     verdict = verify(draws[:, 1], proposal, logits, speculation)
+    if verdict.path is not None:  # what was accepted comes to lie side by side, as a chain's does
+        cache = cache.keep(root, verdict.path[:, 1:])
+        block = jnp.take_along_axis(block, verdict.path, axis=1)
+        features = jnp.take_along_axis(features, verdict.path[..., None], axis=1)
     broken, lost = ~all_finite(logits) & ~rows.done, ~proposal.finite & ~rows.done
     rows = dataclasses.replace(
         rows,
@@ -261,10 +277,10 @@ def can_copy(rows: Rows) -> Bool[Array, " B"]:
 
 
 def forward(
-    engine: Engine, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cache: KVCache
-) -> tuple[Float[Array, "B T D"], Float[Array, "B T LE"], KVCache]:
-    """The target's hidden states after T consecutive tokens, what the drafter reads of them, the cache with them."""
-    hidden, features, filled = engine.target(tokens, positions, cache=cache, taps=engine.drafter.taps)
+    engine: Engine, tokens: Int[Array, "B T"], where: Chain | Tree, cache: Cache
+) -> tuple[Float[Array, "B T D"], Float[Array, "B T LE"], Cache]:
+    """The target's hidden states after T tokens, what the drafter reads of them, and the cache with them in it."""
+    hidden, features, filled = engine.target(tokens, where, cache=cache, taps=engine.drafter.taps)
     assert filled is not None
     if engine.drafter.final:
         features = jnp.concatenate([features, engine.target.normed(hidden)], axis=-1)

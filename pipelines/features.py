@@ -6,18 +6,15 @@ taps. Out: a `pipelines.feature_store` directory.
 """
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
 
 from configs.console import progress, say
 from configs.schema import Recipe
-from models.masks import packed_mask
-from models.target import Target
+from models.attention import Packed
+from models.target import Target, packed_features
 from pipelines import shards
 from pipelines.feature_store import FeatureStore
 from pipelines.packing import Row, fill, pack
@@ -58,24 +55,10 @@ def _extract(recipe: Recipe, target: Target, store: FeatureStore, part: Sequence
     for start in range(0, len(rows), ROWS):
         group = rows[start : start + ROWS]
         contents = [fill(row, part, length) for row in group]
-        stacked = [np.stack([content[name] for content in contents]) for name in ("tokens", "positions", "segments")]
-        features = packed_features(target, *stacked, taps=store.tapped.taps, final=store.tapped.final)
+        names = ("tokens", "positions", "segments")
+        tokens, *places = (jnp.stack([content[name] for content in contents]) for name in names)
+        features = packed_features(target, tokens, Packed(*places), taps=store.tapped.taps, final=store.tapped.final)
         for row, values in zip(group, np.asarray(features), strict=True):
             for number, place in zip(row.numbers, row.starts([r.length for r in part]), strict=True):
                 found[number] = values[place : place + part[number].length]
     return found
-
-
-@partial(jax.jit, static_argnames=("taps", "final"))
-def packed_features(
-    target: Target,
-    tokens: Int[Array, "B S"],
-    positions: Int[Array, "B S"],
-    segments: Int[Array, "B S"],
-    *,
-    taps: tuple[int, ...],
-    final: bool = False,
-) -> Float[Array, "B S LE"]:
-    """Features of packed rows, and the normed final hidden state after them if asked; the train step calls it too."""
-    hidden, features, _ = target(tokens, positions, packed_mask(segments), taps=taps)
-    return jnp.concatenate([features, target.normed(hidden)], axis=-1) if final else features

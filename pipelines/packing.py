@@ -1,7 +1,7 @@
 """Packing: several responses share one row of fixed length, so that every step has one shape and little padding.
 
-Tokens of different responses carry different segment numbers and never meet (`models.masks`); positions start at 0
-in every segment, as they do when decoding.
+Tokens of different responses carry different segment numbers and never meet (`models.attention.Packed`); positions
+start at 0 in every segment, as they do when decoding.
 """
 
 import dataclasses

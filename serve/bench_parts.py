@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.cache import KVCache
-from models.decode import DecodeState, Engine, prefill, segment
+from models.attention import Chain
+from models.cache import Cache
+from models.decode import DecodeState, Engine, forward, prefill, segment
 from models.drafters import Draft
 from models.layers import logits
 from models.target import Target
@@ -100,13 +101,13 @@ def time_over_matmuls(engine: Any, capacity: int = 512) -> dict[str, Any]:
 
 
 @partial(jax.jit, donate_argnums=1)
-def _forwards(target: Target, cache: KVCache, context: int | jax.Array) -> tuple[jax.Array, KVCache]:
+def _forwards(target: Target, cache: Cache, context: int | jax.Array) -> tuple[jax.Array, Cache]:
     """STEPS forwards of one token, and nothing else of the plain loop."""
 
-    def forward(step: jax.Array, carry: tuple[jax.Array, KVCache]) -> tuple[jax.Array, KVCache]:
+    def forward(step: jax.Array, carry: tuple[jax.Array, Cache]) -> tuple[jax.Array, Cache]:
         token, cache = carry
         positions = jnp.full((1, 1), context - 1) + step
-        hidden, _, filled = target(token, positions, cache=cache)
+        hidden, _, filled = target(token, Chain(positions), cache=cache)
         assert filled is not None
         return jnp.argmax(target.logits(hidden), axis=-1).astype(jnp.int32), filled
 
@@ -120,7 +121,7 @@ def _verifications(engine: Engine, given: tuple[jax.Array, DecodeState]) -> tupl
     def again(_: jax.Array, given: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
         block, state = given
         positions = state.rows.length[:, None] - 1 + jnp.arange(block.shape[1])
-        hidden, _, cache = forward(engine, block, positions, state.cache)
+        hidden, _, cache = forward(engine, block, Chain(positions), state.cache)
         choices = jnp.argmax(engine.target.logits(hidden), axis=-1).astype(jnp.int32)
         return choices, dataclasses.replace(state, cache=cache)
 

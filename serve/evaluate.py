@@ -26,9 +26,9 @@ import numpy as np
 from configs.console import progress, say
 from configs.device import drop_programs
 from configs.errors import UserError
+from models.attention import whole
 from models.decode import Engine, prefill, replay
 from models.drafters import Draft
-from models.masks import packed_mask
 from models.statistics import REPETITIVE, bootstrap, bootstrap_ratio, repetition
 from models.target import Target, check_ids
 from models.tokenizer import Tokenizer
@@ -221,8 +221,7 @@ def logit_gap(target: Target, prompt: Sequence[int], plain: Sequence[int], other
 
 @jax.jit
 def _last_logits(target: Target, tokens: jax.Array, last: jax.Array) -> jax.Array:
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    hidden, _, _ = target(tokens, positions, packed_mask(jnp.zeros_like(tokens)))
+    hidden, _, _ = target(tokens, whole(tokens))
     return target.logits(jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0])
 
 

@@ -17,9 +17,9 @@ import numpy as np
 
 from configs.device import return_unused_heap
 from configs.errors import UserError
+from models.attention import whole
 from models.decode import DecodeState, Engine, prefill, segment
 from models.drafters import SINGLE, Draft
-from models.masks import packed_mask
 from models.target import Target, check_ids
 from models.tokenizer import Tokenizer
 from models.verify import GREEDILY, Speculation
@@ -256,8 +256,6 @@ def first_broken_layer(target: Target, tokens: np.ndarray) -> int | None:
     """The first layer whose output over `tokens` holds a NaN or an infinity; None when all layers are fine."""
     num_layers = target.config.num_layers
     row = jnp.asarray(tokens)[None]
-    positions = jnp.arange(len(tokens))[None]
-    mask = packed_mask(jnp.zeros_like(row))
-    _, features, _ = target(row, positions, mask, taps=tuple(range(num_layers)))
+    _, features, _ = target(row, whole(row), taps=tuple(range(num_layers)))
     fine = np.asarray(jnp.isfinite(features).reshape(len(tokens), num_layers, -1).all(axis=(0, 2)))
     return None if fine.all() else int(np.argmin(fine))

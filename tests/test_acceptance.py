@@ -4,10 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from models.attention import whole
 from models.layers import logits
 from models.statistics import bootstrap_ratio, wilson
+from models.target import packed_features
 from pipelines.batches import RowSource
-from pipelines.features import packed_features
 from pipelines.responses import Response
 from tests.tiny import make_artifact, make_target
 from train.acceptance import heldout_acceptance, walk
@@ -39,7 +40,7 @@ def _drafts(trainee: Trainee, ids: list[int], anchor: int) -> list[int]:
     """Greedy drafts of the block at `anchor`, from the text alone."""
     tokens = jnp.asarray([ids])
     batch = {"tokens": tokens, "positions": jnp.arange(len(ids))[None], "segments": jnp.ones_like(tokens)}
-    features = packed_features(trainee.target, *batch.values(), taps=trainee.drafter.config.target_layer_ids)
+    features = packed_features(trainee.target, tokens, whole(tokens), taps=trainee.drafter.config.target_layer_ids)
     context = draft_context(trainee, batch, features)
     hidden = block_hidden(trainee, batch, jnp.array([[anchor]]), trainee.drafter.config.width, context=context)
     best = np.asarray(logits(hidden[0, 0, 1:], trainee.head[...])).argmax(axis=-1)

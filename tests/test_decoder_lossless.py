@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import models.decode
+from models.attention import Chain
 from models.decode import Engine, empty_state, insert, make_engine, prefill, segment
 from models.drafters import Draft, Nothing, Proposal
 from models.drafters.ngram import COPY_LEAST, ngram_match, ngram_tokens
@@ -106,7 +107,7 @@ def test_long_prompts_are_read_in_chunks():
     state = prefill(engine, rows, lengths, lengths + 8, lengths, capacity=256)
     positions = jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape)
     local = target.empty_cache(*rows.shape)
-    _, features, cache = target(rows, positions, cache=local, taps=engine.drafter.taps)
+    _, features, cache = target(rows, Chain(positions), cache=local, taps=engine.drafter.taps)
     context = engine.drafter.network.context(features, positions)
     for got, expected in ((state.cache, cache), (state.drafter, context)):
         for row, length in enumerate(lengths.tolist()):

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from models.attention import whole
 from models.decode import make_engine, prefill, step
 from models.drafters import Draft
-from models.masks import packed_mask
 from tests.tiny import make_artifact, make_target
 
 
@@ -65,6 +65,5 @@ def best_drafts(engine, state, width):
 
 @jax.jit
 def choices(target, tokens):
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    hidden, _, _ = target(tokens, positions, packed_mask(jnp.zeros_like(tokens)))
+    hidden, _, _ = target(tokens, whole(tokens))
     return jnp.argmax(target.logits(hidden), axis=-1)

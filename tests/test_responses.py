@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from configs.schema import load_recipe
-from models.masks import packed_mask
+from models.attention import whole
 from models.sources import load_target
-from models.target import Target
+from models.target import Target, packed_features
 from models.tokenizer import load_tokenizer
 from pipelines import responses, shards
 from pipelines.feature_store import FeatureSource
-from pipelines.features import packed_features, prepare_features
+from pipelines.features import prepare_features
 from pipelines.prompts import load_prompts
 from pipelines.responses import prepare_responses, read_responses
 from tests.tiny_run import make_tiny
@@ -44,7 +44,7 @@ def greedy(target: Target, prompt: tuple[int, ...], new: int) -> list[int]:
     while len(ids) < len(prompt) + new:
         row = np.zeros((1, 64), np.int32)
         row[0, : len(ids)] = ids
-        hidden, _, _ = target(jnp.asarray(row), jnp.arange(64)[None], packed_mask(jnp.zeros((1, 64), jnp.int32)))
+        hidden, _, _ = target(jnp.asarray(row), whole(jnp.asarray(row)))
         ids.append(int(np.argmax(np.asarray(target.logits(hidden))[0, len(ids) - 1])))
         if ids[-1] in target.config.eos_ids:
             break
@@ -128,9 +128,7 @@ def test_features_belong_to_their_response(world, tmp_path: Path, dtype: str, to
     source = FeatureSource(prepare_features(recipe, target, (0, 1), written), "train", 32)
     for number, response in enumerate(read_responses(written, "train")):
         ids = jnp.asarray([response.prompt_ids + response.response_ids])
-        alone = packed_features(
-            target, ids, jnp.arange(ids.shape[1])[None], jnp.ones_like(ids), taps=(0, 1), final=True
-        )
+        alone = packed_features(target, ids, whole(ids), taps=(0, 1), final=True)
         expected = np.asarray(alone)[0, :-1]
         assert source[number].shape == (response.length, expected.shape[1])
         difference = np.abs(source[number].astype(np.float32)[:-1] - expected).max()

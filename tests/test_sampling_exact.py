@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from models.attention import whole
 from models.decode import make_engine, prefill, segment
 from models.drafters import SINGLE, Draft
-from models.masks import packed_mask
 from models.rows import Rows
 from models.sampling import Sampling, distribution
 from models.verify import Speculation
@@ -54,8 +54,7 @@ def enumerated(target, sampling: Sampling, prompt: Sequence[int] = PROMPT) -> di
     """The target's own probability of every answer, ended by its end token or by NEW."""
     texts = np.array(list(itertools.product(range(VOCAB), repeat=NEW)))
     rows = jnp.asarray(np.concatenate([np.tile(prompt, (len(texts), 1)), texts], axis=1))
-    positions = jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape)
-    hidden, _, _ = target(rows, positions, packed_mask(jnp.zeros_like(rows)))
+    hidden, _, _ = target(rows, whole(rows))
     chances = np.asarray(distribution(target.logits(hidden), sampling), np.float64)[:, len(prompt) - 1 : -1]
     out: dict[tuple[int, ...], float] = {}
     for text, chance in zip(texts.tolist(), chances, strict=True):

@@ -6,12 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from models.attention import Packed
 from models.decode import make_engine, prefill, segment
 from models.drafters import Draft
 from models.layers import logits
 from models.sampling import keys
+from models.target import packed_features
 from models.verify import GREEDILY
-from pipelines.features import packed_features
 from tests.tiny import make_artifact, make_target
 from train.objectives.dflash import Trainee, block_hidden, draft_context, slot_hidden
 
@@ -38,7 +39,7 @@ def test_block_logits_agree(case: str, width: int):
 
     batch, places = packed_row(written)
     trainee = Trainee(artifact.drafter("float32"), target, artifact.draft_vocab, online=False)
-    features = packed_features(target, batch["tokens"], batch["positions"], batch["segments"], taps=(0, 2))
+    features = packed_features(target, batch["tokens"], Packed(batch["positions"], batch["segments"]), taps=(0, 2))
     anchors = jnp.array([[place + len(text) - 1 for place, text in zip(places, written, strict=True)]])
     hidden = block_hidden(trainee, batch, anchors, width, context=draft_context(trainee, batch, features))
     trained = np.asarray(logits(hidden, trainee.head[...]))[0]

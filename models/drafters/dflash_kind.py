@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
-from models import cache as kv_cache
-from models.cache import KVCache
+from models.attention import Block
+from models.cache import Slots, empty_slots
 from models.drafters import Proposal
 from models.drafters.dflash import Drafter, block_tokens
 from models.layers import logits
@@ -33,24 +33,24 @@ class DFlash:
     def taps(self) -> tuple[int, ...]:
         return self.network.config.target_layer_ids
 
-    def init_state(self, batch: int, capacity: int) -> KVCache:
+    def init_state(self, batch: int, capacity: int) -> Slots:
         config = self.network.config
         shape = (batch, config.num_kv_heads, capacity, config.head_dim)
-        return kv_cache.empty_cache(config.num_layers, shape, jnp.dtype(self.network.dtype))
+        return empty_slots(config.num_layers, shape, jnp.dtype(self.network.dtype))
 
     def read(
         self,
-        state: KVCache,
+        state: Slots,
         features: Float[Array, "B T LE"],
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B T"],
-    ) -> KVCache:
-        return kv_cache.write(state, self.network.context(features, positions), positions[:, 0])
+    ) -> Slots:
+        return state.write(self.network.context(features, positions), positions[:, 0])
 
     def propose(
         self,
         target: Target,
-        state: KVCache,
+        state: Slots,
         rows: Rows,
         *,
         key: Key[Array, " B"],
@@ -63,10 +63,10 @@ class DFlash:
             q = jax.nn.one_hot(tokens, target.config.vocab_size)
         return Proposal(tokens, None, q, jnp.isfinite(hidden).all(axis=(1, 2)))
 
-    def block_hidden(self, target: Target, state: KVCache, rows: Rows, width: int) -> Float[Array, "B W D"]:
+    def block_hidden(self, target: Target, state: Slots, rows: Rows, width: int) -> Float[Array, "B W D"]:
         """The final hidden states of every row's block."""
         block = target.embed(block_tokens(rows.anchors, width, self.network.config.mask_token_id))
-        return self.network(block[:, None], rows.length[:, None] - 1, state, None)[:, 0]
+        return self.network(block[:, None], Block(rows.length[:, None] - 1), state)[:, 0]
 
     def _tokens(
         self,
