@@ -105,7 +105,7 @@ def make_evaluator(engine: Any, tokenizer: Any, artifact: Any, cost: Any, longes
 def per_task(evaluator: Any, tasks: Mapping[str, Any]) -> dict[str, Any]:
     """The report's numbers, those named above."""
     from serve.evaluate import evaluate
-    from serve.report import most_used_width
+    from serve.rendering import most_used_width
 
     measured = evaluate(evaluator, dict(tasks))["tasks"]
     return {

@@ -1,10 +1,7 @@
-"""From names and command-line options to a decoder, and to what its chooser needs to know."""
+"""From names to a decoder, and to what its chooser needs to know."""
 
-import argparse
 from pathlib import Path
 from types import MappingProxyType
-
-import yaml
 
 from configs.console import say
 from configs.device import describe_device, keep_compiled_programs
@@ -13,7 +10,6 @@ from configs.paths import path
 from models.decode import Engine, make_engine
 from models.drafters import Draft
 from models.drafters.artifact import Artifact, check_fit, read_artifact
-from models.sampling import Sampling
 from models.sources import load_target
 from models.tokenizer import TemplateArgs, Tokenizer, load_tokenizer
 from models.verify import GREEDILY, Speculation
@@ -68,36 +64,6 @@ def load_engine(
     if template_args:
         say(f"serve: chat template with {', '.join(f'{name}={value}' for name, value in template_args.items())}")
     return make_engine(loaded, artifact), load_tokenizer(target, template_args), artifact
-
-
-def template_args_of(options: argparse.Namespace) -> TemplateArgs:
-    """The chat template's arguments that the options name; values are read as YAML reads them."""
-    found = {}
-    for text in options.chat_template_arg:
-        name, equals, value = text.partition("=")
-        try:
-            found[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            found[name] = None
-        if not (name and equals and type(found[name]) in (bool, int, float, str)):
-            raise UserError(
-                f"--chat-template-arg {text}: expected NAME=VALUE with a truth value, a number or a text, such as "
-                "enable_thinking=false"
-            )
-    return found
-
-
-def speculation_of(options: argparse.Namespace) -> Speculation:
-    """How the options want tokens sampled, and drafted and verified while sampling."""
-    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.min_p)
-    return Speculation(sampling, options.deterministic, options.block_verification)
-
-
-def draft_of(options: argparse.Namespace) -> Draft | None:
-    """The one draft that was asked for; None where it is to be chosen while decoding."""
-    if options.width is None and options.drafts != "drafter":
-        raise UserError(f"--drafts {options.drafts}: expected --width with it, got none; add --width 4")
-    return None if options.width is None else Draft(options.drafts, options.width)
 
 
 def check_draft(draft: Draft, artifact: Artifact, drafter: Path) -> None:
