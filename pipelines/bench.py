@@ -2,7 +2,7 @@
 
 The last line is one JSON object
 
-    responses              how many; synthetic, of 50 to 3,000 tokens evenly over the logarithm, a quarter of them prompt
+    responses              how many; synthetic, of 50 to 3,000 tokens evenly over the logarithm, a quarter prompt
     responses_per_second   {write: drawn and written in shards by the writer of `pipelines.responses`;
                            iterate: opened, packed into rows of 3,072 and read as one epoch of training batches, without
                            features}

@@ -60,7 +60,7 @@ def prepare(recipe: Recipe, target: Target, tokenizer: Tokenizer) -> Prepared:
 
 def frequent_tokens(responses: Responses, size: int, always: tuple[int, ...]) -> np.ndarray:
     """The `size` most frequent response tokens, sorted by id, with `always` among them."""
-    counts = np.zeros(max(responses.token_range[1], *always) + 1, np.int64)
+    counts = np.zeros(max((responses.token_range[1], *always)) + 1, np.int64)
     for number, prompt_length in enumerate(responses.prompt_lengths.tolist()):
         np.add.at(counts, responses.ids(number)[prompt_length:], 1)
     counts[list(always)] = np.iinfo(np.int64).max

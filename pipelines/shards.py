@@ -10,6 +10,7 @@ import errno
 import functools
 import itertools
 import json
+import resource
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from typing import Any
 from configs.errors import UserError
 from configs.files import held, replacing, write_atomic, write_json
 
-OPEN_FILES = 64  # a split at scale has more shards than a process may hold files open
+# A split at scale has more shards than a process may hold files open; responses and features of two splits are read.
+OPEN_FILES = max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8)
 
 
 def missing(folder: Path, count: int, size: int) -> list[tuple[int, range]]:

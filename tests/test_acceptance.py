@@ -22,13 +22,14 @@ def test_walk_by_hand():
     assert walk([2, 9, 9, 0, 1, 9], 0, 5) == [3, 1, 1]
 
 
-def test_equals_one_block_at_a_time(tmp_path: Path):
+def test_equals_one_block_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     target, artifact = make_target(), make_artifact(draft_vocab_size=40)
     trainee = Trainee(artifact.drafter("float32"), target, artifact.draft_vocab, online=True)
     rng = np.random.default_rng(0)
     probe = [Response("ab"[i % 2], str(i), (5, 6, 7), tuple(rng.integers(3, 60, 9).tolist()), True) for i in range(5)]
     # Answers made of what the drafter says, so that something is accepted.
     responses = [Response(r.task, r.id, r.prompt_ids, tuple(_drafted(trainee, r)), True) for r in probe]
+    monkeypatch.setattr("train.acceptance.ANCHORS", 8)
     acceptance = heldout_acceptance(trainee, RowSource(on_disk(tmp_path, responses), None, 40), head_chunk=16)
     expected = sorted((r.task, _walk_alone(trainee, r)) for r in responses)
     assert sorted((walk.task, walk.runs) for walk in acceptance.walks) == expected

@@ -1,6 +1,8 @@
 """Rows are those of best fit, longest first, whatever the lengths; they cost one heap operation or two a response, and
 on mixed lengths hold almost no padding."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -63,9 +65,8 @@ def test_work_grows_as_the_responses_do(count: int, monkeypatch: pytest.MonkeyPa
         real = getattr(packing.heapq, name)
         return lambda *arguments: (calls.append(name), real(*arguments))[1]
 
-    monkeypatch.setattr(
-        packing, "heapq", type("Heap", (), {n: staticmethod(counted(n)) for n in ("heappush", "heappop")})
-    )
+    heap = SimpleNamespace(heappush=counted("heappush"), heappop=counted("heappop"))
+    monkeypatch.setattr(packing, "heapq", heap)
     rows = pack(mixed(count), 3072)
     assert calls.count("heappush") == count
     assert calls.count("heappop") == count - len(rows)

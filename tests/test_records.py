@@ -45,7 +45,7 @@ def test_they_come_back(tmp_path: Path):
 
 
 def test_the_mark_tells_what_is_said_of_all(tmp_path: Path):
-    """Of 5 tokens one 4-gram stands twice among four: not over a half; of ten sevens all but the first of seven do."""
+    """Ten sevens repeat themselves: of their seven 4-grams six occurred before."""
     same = Response("t", "2", (1,), (7,) * 10, False)
     write_responses(tmp_path, 0, [*WRITTEN, same])
     assert json.loads((tmp_path / "00000.json").read_text()) == {

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from models.cache import KVCache
 from models.statistics import bootstrap_ratio, wilson
 from pipelines.batches import RowSource
 from pipelines.packing import starts
@@ -128,14 +129,17 @@ def _accepted_everywhere(
 ) -> np.ndarray:
     """[B, S]: leading correct drafts of a block anchored at each startable position, 0 elsewhere."""
     out = np.zeros(startable.shape, np.int32)
-    batch, context = _with_context(trainee, batch)
+    arrays = {name: jnp.asarray(values) for name, values in batch.items()}
+    context = _context(trainee, arrays)
+    arrays.pop("features", None)
     places = [np.flatnonzero(row) for row in startable]
     for start in range(0, max(map(len, places)), ANCHORS):
         anchors = np.full((len(places), ANCHORS), -1, np.int32)
         for row, place in enumerate(places):
             part = place[start : start + ANCHORS]
             anchors[row, : len(part)] = part
-        hits = np.asarray(_leading_hits(trainee, batch, context, anchors, width=width, head_chunk=head_chunk))
+        asked = jnp.asarray(anchors)
+        hits = np.asarray(_leading_hits(trainee, arrays, context, asked, width=width, head_chunk=head_chunk))
         for row in range(len(places)):
             used = anchors[row] >= 0
             out[row, anchors[row][used]] = hits[row][used]
@@ -143,17 +147,16 @@ def _accepted_everywhere(
 
 
 @jax.jit
-def _with_context(trainee: Trainee, batch: dict[str, Array]) -> tuple[dict[str, Array], Any]:
-    """The batch without its features, on the device, and what the drafter reads of them: once for all anchors."""
-    context = draft_context(trainee, batch, row_features(trainee, batch, final=False))
-    return {name: value for name, value in batch.items() if name != "features"}, context
+def _context(trainee: Trainee, batch: dict[str, Array]) -> KVCache:
+    """What the drafter reads of the rows, whatever the anchors."""
+    return draft_context(trainee, batch, row_features(trainee, batch, final=False))
 
 
 @partial(jax.jit, static_argnames=("width", "head_chunk"))
 def _leading_hits(
     trainee: Trainee,
     batch: dict[str, Array],
-    context: Any,
+    context: KVCache,
     anchors: Int[Array, "B A"],
     *,
     width: int,
