@@ -21,8 +21,9 @@ def test_features_once_a_batch_of_rows(tmp_path: Path, monkeypatch: pytest.Monke
     written = [Response("t", str(n), (5, 6), tuple(rng.integers(3, 60, 30).tolist()), True) for n in range(6)]
     monkeypatch.setattr(acceptance, "ANCHORS", 8)
     for name in ("_context", "_leading_hits", "row_features"):
+        real = getattr(acceptance, name)
 
-        def noted(*arguments, name=name, real=getattr(acceptance, name), **options):
+        def noted(*arguments, name=name, real=real, **options):
             calls.append(name)
             return real(*arguments, **options)
 
