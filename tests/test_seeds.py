@@ -15,7 +15,7 @@ from models.tokenizer import load_tokenizer
 from models.verify import Speculation
 from pipelines import responses, shards
 from pipelines.prompts import load_prompts
-from pipelines.responses import Response, prepare_responses, read_responses
+from pipelines.responses import Response, Responses, prepare_responses
 from serve.cost import Cost
 from serve.evaluate import Evaluator, Question
 from serve.session import Decoder
@@ -44,7 +44,7 @@ def sampling(tiny: Tiny, data: Path, seed: int = 0) -> Recipe:
 def sampled(tiny: Tiny, world, data: Path, seed: int = 0, splits: tuple[str, ...] = ("train",)) -> list[Response]:
     target, tokenizer, prompts = world
     written = prepare_responses(sampling(tiny, data, seed), target, tokenizer, dict.fromkeys(splits, prompts))
-    return [response for split in splits for response in read_responses(written, split)]
+    return [response for split in splits for response in Responses(written / split)]
 
 
 def test_an_interruption_changes_no_sampled_answer(tiny: Tiny, world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

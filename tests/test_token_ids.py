@@ -12,9 +12,8 @@ from models.drafters import Draft
 from models.drafters.artifact import read_artifact, write_artifact
 from models.sources import load_target
 from models.tokenizer import load_tokenizer
-from pipelines import shards
 from pipelines.prompts import load_prompts
-from pipelines.responses import prepare_responses, read_responses
+from pipelines.responses import Responses, prepare_responses, write_responses
 from serve.session import Decoder
 from tests.tiny import Letters, make_artifact, make_target
 from tests.tiny_run import SPECIAL, TEMPLATE, make_tiny, write_target, write_tokenizer
@@ -63,9 +62,9 @@ def test_records_on_disk(world):
     recipe, target, prompts = world
     tokenizer = load_tokenizer(recipe.target.source)
     written = prepare_responses(recipe, target, tokenizer, {"train": prompts})
-    found = read_responses(written, "train")
+    found = list(Responses(written / "train"))
     found[1] = dataclasses.replace(found[1], response_ids=(3, 9999))
-    shards.write_shard(written / "train", 0, [response.to_record() for response in found], {})
+    write_responses(written / "train", 0, found)
     with pytest.raises(ValueError, match=r"train, record 1 .*prepare again\): token id 9999"):
         prepare_responses(recipe, target, tokenizer, {"train": prompts})
 
