@@ -112,8 +112,9 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    data: int
+    data: int  # the axes are `models.sharding`'s
     fsdp: int
+    tensor: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,6 +213,7 @@ _AT_LEAST = {
     "train.log_every": 1,
     "mesh.data": 1,
     "mesh.fsdp": 1,
+    "mesh.tensor": 1,
 }
 _AT_MOST = {"run.seed": 2**32 - 1, "loss.soft": 1.0, "optimizer.warmup_fraction": 1.0}
 _BELOW = {"optimizer.b1": 1.0, "optimizer.b2": 1.0}  # 1 would divide by zero: Adam corrects by 1 - b^step
@@ -242,6 +244,11 @@ def _check_ranges(recipe: Recipe, where: str) -> None:
             f"{where}: batches.blocks: expected widths from 2 to drafter.width={width}, the widest equal to it, "
             f"with at least one anchor each; got {blocks}"
         )
+    ways = recipe.mesh.data * recipe.mesh.fsdp
+    for key in ("batches.rows", "responses.batch"):
+        if value_of(key) % ways:
+            over = f"mesh.data={recipe.mesh.data} x mesh.fsdp={recipe.mesh.fsdp}"
+            raise RecipeError(f"{where}: {key}={value_of(key)}: expected a multiple of {over}, which split the rows")
 
 
 def find_recipe(name: str) -> Path:
@@ -273,6 +280,7 @@ MAXTEXT_NAMES = {  # what MaxText's command line calls some of our fields; accep
     "max_target_length": "batches.row_length",
     "ici_data_parallelism": "mesh.data",
     "ici_fsdp_parallelism": "mesh.fsdp",
+    "ici_tensor_parallelism": "mesh.tensor",
 }
 
 

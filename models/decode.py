@@ -30,10 +30,11 @@ from models import cache as kv_cache
 from models.cache import KVCache
 from models.drafters.artifact import Artifact
 from models.drafters.dflash import Drafter, block_tokens
-from models.generate import is_eos
+from models.generate import is_eos, placed
 from models.layers import logits
 from models.sampling import GREEDY, Sampling, distribution, draw, keys
-from models.target import Target
+from models.sharding import CACHE, constrain
+from models.target import AXES, Target
 from models.verify import all_finite, verify_block, verify_greedy, verify_tokens
 
 
@@ -90,7 +91,8 @@ def make_engine(target: Target, artifact: Artifact) -> Engine:
     """The decoder's constants; the drafter computes in the target's type."""
     vocab = None if artifact.draft_vocab is None else jnp.asarray(artifact.draft_vocab, jnp.int32)
     head = target.head if vocab is None else target.head[vocab]
-    return Engine(target, artifact.drafter(str(target.dtype)), head, vocab)
+    head = constrain(head, target.mesh, *AXES["head"])
+    return Engine(target, artifact.drafter(str(target.dtype), target.mesh), head, vocab)
 
 
 @partial(jax.jit, static_argnames="capacity")
@@ -124,10 +126,11 @@ def start(
         return cache, kv_cache.write(context, engine.drafter.context(features, positions), positions[:, 0])
 
     shape = (batch, config.num_kv_heads, capacity, config.head_dim)
-    empty = target.empty_cache(batch, capacity), kv_cache.empty_cache(config.num_layers, shape, target.dtype)
+    context = kv_cache.empty_cache(config.num_layers, shape, target.dtype)
+    empty = target.empty_cache(batch, capacity), constrain(context, target.mesh, *CACHE)
     cache, context = jax.lax.fori_loop(0, -(-jnp.maximum(lengths.max(), reach) // chunk), read, empty)
     zero = jnp.zeros(batch, jnp.int32)
-    return DecodeState(
+    state = DecodeState(
         tokens=tokens,
         length=lengths,
         stop=stops,
@@ -140,6 +143,7 @@ def start(
         runs=jnp.zeros((batch, capacity), jnp.int32),
         copied=jnp.zeros((batch, capacity), bool),
     )
+    return placed(state, target)
 
 
 @partial(jax.jit, static_argnames="how", donate_argnames="state")
@@ -172,7 +176,8 @@ def speculative_segment(engine: Engine, state: DecodeState, num_steps: int | Arr
         carry = jax.lax.while_loop(lambda carry: unfinished(carry) & can_copy(carry), copies, carry)
         return jax.lax.while_loop(lambda carry: unfinished(carry) & ~can_copy(carry), drafts, carry)
 
-    return jax.lax.while_loop(unfinished, both if how.copy else drafts, (jnp.int32(0), state))[1]
+    state = jax.lax.while_loop(unfinished, both if how.copy else drafts, (jnp.int32(0), state))[1]
+    return placed(state, engine.target)
 
 
 @partial(jax.jit, static_argnames="how", donate_argnames="state")

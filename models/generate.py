@@ -7,6 +7,7 @@ row). A segment is a `lax.while_loop` of single steps; the host looks in only be
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from models.cache import KVCache
 from models.sampling import GREEDY, Sampling, sample
+from models.sharding import CACHE, constrain
 from models.target import Target
+
+Rows = TypeVar("Rows", bound=Any)  # a state of rows being written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +46,14 @@ class PlainState:
     tapped: Tapped | None = struct.field(pytree_node=False)
 
 
+@partial(jax.jit, static_argnames=("batch", "capacity", "tapped"))
 def empty_rows(target: Target, batch: int, capacity: int, tapped: Tapped | None = None) -> PlainState:
     """A state of `batch` finished rows, to be filled by `insert`; keeps features if told which."""
     features = None
     if tapped is not None:
         width = (len(tapped.taps) + tapped.final) * target.config.hidden_size
         features = jnp.zeros((batch, capacity, width), tapped.dtype)
-    return PlainState(
+    state = PlainState(
         tokens=jnp.zeros((batch, capacity), jnp.int32),
         length=jnp.ones(batch, jnp.int32),
         stop=jnp.ones(batch, jnp.int32),
@@ -59,6 +64,16 @@ def empty_rows(target: Target, batch: int, capacity: int, tapped: Tapped | None 
         features=features,
         tapped=tapped,
     )
+    return placed(state, target)
+
+
+def placed(state: Rows, target: Target) -> Rows:
+    """A state of rows, every array held to the mesh its target lies on: rows apart, and caches by heads too."""
+
+    def held(part: Any) -> Any:
+        return constrain(part, target.mesh, *(CACHE if isinstance(part, KVCache) else ("batch",)))
+
+    return jax.tree.map(held, state, is_leaf=lambda part: isinstance(part, KVCache))
 
 
 @partial(jax.jit, donate_argnames="state")
@@ -81,7 +96,7 @@ def insert(
     kept = state.features
     if kept is not None:
         kept = kept.at[rows, :size].set(_kept_features(target, state, hidden, features), mode="drop")
-    return dataclasses.replace(
+    state = dataclasses.replace(
         state,
         tokens=state.tokens.at[rows, :size].set(prompts, mode="drop"),
         length=state.length.at[rows].set(lengths, mode="drop"),
@@ -98,6 +113,7 @@ def insert(
             ],
         ),
     )
+    return placed(state, target)
 
 
 @partial(jax.jit, static_argnames="sampling", donate_argnames="state")
@@ -112,7 +128,7 @@ def plain_segment(target: Target, state: PlainState, num_steps: int | Array, sam
         step, state = carry
         return step + 1, plain_step(target, state, sampling)
 
-    return jax.lax.while_loop(unfinished, advance, (jnp.int32(0), state))[1]
+    return placed(jax.lax.while_loop(unfinished, advance, (jnp.int32(0), state))[1], target)
 
 
 def plain_step(target: Target, state: PlainState, sampling: Sampling) -> PlainState:

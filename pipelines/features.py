@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from configs.console import progress, say
 from configs.schema import Recipe
 from models.masks import packed_mask
+from models.sharding import whole_rows
 from models.target import Target
 from pipelines import shards
 from pipelines.feature_store import FeatureStore
@@ -53,10 +54,11 @@ def _extract(recipe: Recipe, target: Target, store: FeatureStore, part: Sequence
     """The features of one shard's responses, computed on packed rows."""
     length = recipe.batches.row_length
     rows = pack([response.length for response in part], length)
-    rows += [Row(())] * (-len(rows) % ROWS)
+    size = whole_rows(ROWS, target.mesh)
+    rows += [Row(())] * (-len(rows) % size)
     found: list[np.ndarray] = [np.empty(0)] * len(part)
-    for start in range(0, len(rows), ROWS):
-        group = rows[start : start + ROWS]
+    for start in range(0, len(rows), size):
+        group = rows[start : start + size]
         contents = [fill(row, part, length) for row in group]
         stacked = [np.stack([content[name] for content in contents]) for name in ("tokens", "positions", "segments")]
         features = packed_features(target, *stacked, taps=store.tapped.taps, final=store.tapped.final)

@@ -26,6 +26,7 @@ from configs.schema import Recipe
 from models import generate
 from models.generate import Tapped
 from models.sampling import Sampling
+from models.sharding import whole_rows
 from models.target import Target, check_ids
 from models.tokenizer import Tokenizer
 from pipelines import shards
@@ -254,14 +255,14 @@ def generate_many(
     prompts, of similar length, take their place.
     """
     section = recipe.responses
-    rows = min(section.batch, len(jobs))
+    rows, refill = whole_rows(min(section.batch, len(jobs)), target.mesh), whole_rows(REFILL, target.mesh)
     state = generate.empty_rows(target, rows, section.max_prompt_tokens + section.max_new_tokens, tapped)
     waiting = _length_bucketed([len(job.ids) for job in jobs], 2 * section.batch)
     running: dict[int, int] = {}  # row -> job number
     while waiting or running:
         free = [row for row in range(rows) if row not in running]
-        while waiting and (len(free) >= min(REFILL, rows) or not running):
-            taken = [(free.pop(0), waiting.pop(0)) for _ in range(min(REFILL, len(free), len(waiting)))]
+        while waiting and (len(free) >= min(refill, rows) or not running):
+            taken = [(free.pop(0), waiting.pop(0)) for _ in range(min(refill, len(free), len(waiting)))]
             running.update(taken)
             state = _insert(recipe, target, state, [(row, jobs[number]) for row, number in taken])
         state = generate.plain_segment(target, state, SEGMENT, Sampling(section.temperature))
@@ -288,13 +289,13 @@ def _length_bucketed(lengths: Sequence[int], window: int) -> list[int]:
 def _insert(
     recipe: Recipe, target: Target, state: generate.PlainState, taken: Sequence[tuple[int, Job]]
 ) -> generate.PlainState:
-    """`state` with jobs placed into rows ([(row, job)]), padded to REFILL rows and a bucket length."""
-    section = recipe.responses
+    """`state` with jobs placed into rows ([(row, job)]), padded to as many as are refilled and a bucket length."""
+    section, refill = recipe.responses, whole_rows(REFILL, target.mesh)
     longest = max(len(job.ids) for _, job in taken)
     bucket = min(_bucket(longest), section.max_prompt_tokens)
-    rows = np.full(REFILL, section.batch, np.int32)  # a row that does not exist: dropped
-    ids = np.zeros((REFILL, bucket), np.int32)
-    lengths, seeds = np.ones(REFILL, np.int32), np.zeros(REFILL, np.int32)
+    rows = np.full(refill, section.batch, np.int32)  # a row that does not exist: dropped
+    ids = np.zeros((refill, bucket), np.int32)
+    lengths, seeds = np.ones(refill, np.int32), np.zeros(refill, np.int32)
     for i, (row, job) in enumerate(taken):
         rows[i], lengths[i], seeds[i] = row, len(job.ids), job.seed
         ids[i, : lengths[i]] = job.ids

@@ -46,6 +46,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="such as enable_thinking=false (repeatable; default: what the drafter was trained with)",
     )
+    parser.add_argument("--mesh", default="", metavar="tensor=N", help="split the model over N devices (default: one)")
     parser.add_argument("--width", type=int, help="one block width to decode with (default: chosen while decoding)")
     parser.add_argument(
         "--drafts",
@@ -128,14 +129,14 @@ def run_inspect(options: argparse.Namespace) -> int:
 
 def run_chat(options: argparse.Namespace) -> int:
     from serve.chat import chat
-    from serve.load import how_of, open_decoder, template_args_of, way_of
+    from serve.load import how_of, mesh_of, open_decoder, template_args_of, way_of
 
     if options.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens: expected at least 1, got {options.max_new_tokens}")
     if "" in options.stop:
         raise UserError("--stop: expected a text, got an empty one, which every answer begins with; leave it out")
     choices = {"dtype": options.dtype, "way": way_of(options), "how": how_of(options)}
-    choices["chat_template_args"] = template_args_of(options)
+    choices |= {"chat_template_args": template_args_of(options), "mesh": mesh_of(options)}
     decoder = open_decoder(options.target, options.drafter, **choices, context=2 * options.max_new_tokens)
     try:
         return chat(decoder, options)
@@ -149,14 +150,15 @@ def evaluate_artifact(options: argparse.Namespace, tasks: dict, keep: Callable[[
     from configs.provenance import provenance
     from pipelines.prompt_files import encode_prompt
     from serve.evaluate import Evaluator, check_room, evaluate
-    from serve.load import check_way, how_of, load_engine, step_cost, template_args_of, way_of
+    from serve.load import check_way, how_of, load_engine, mesh_of, step_cost, template_args_of, way_of
     from serve.report import SCHEMA
     from serve.session import context_capacity
 
     share_one_heap()
     programs = keep_compiled_programs()
     way, how = way_of(options), how_of(options)
-    engine, tokenizer, artifact = load_engine(options.target, options.drafter, options.dtype, template_args_of(options))
+    template_args, mesh = template_args_of(options), mesh_of(options)
+    engine, tokenizer, artifact = load_engine(options.target, options.drafter, options.dtype, template_args, mesh)
     if way is not None:
         check_way(way, artifact, options.drafter)
     tokens = 0

@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 import yaml
 
+from configs import schema
 from configs.console import say
 from configs.device import describe_device, keep_compiled_programs
 from configs.errors import UserError
@@ -14,11 +15,14 @@ from configs.paths import path
 from models.decode import GREEDILY, Engine, Speculation, make_engine
 from models.drafters.artifact import Artifact, check_fit, read_artifact
 from models.sampling import Sampling
+from models.sharding import make_mesh
 from models.sources import load_target
 from models.tokenizer import TemplateArgs, Tokenizer, load_tokenizer
 from serve.choose import Chooser, Way
 from serve.cost import Cost, candidate_widths, kept_cost, surroundings, time_steps
 from serve.session import Decoder, context_capacity
+
+ONE_DEVICE = schema.Mesh(data=1, fsdp=1, tensor=1)
 
 
 def open_decoder(
@@ -30,6 +34,7 @@ def open_decoder(
     how: Speculation = GREEDILY,
     context: int = 1024,
     chat_template_args: TemplateArgs = MappingProxyType({}),
+    mesh: schema.Mesh = ONE_DEVICE,
 ) -> Decoder:
     """A decoder for a target (`models.sources` says what may be named) and a drafter artifact.
 
@@ -42,7 +47,7 @@ def open_decoder(
     """
     keep_compiled_programs()
     drafter = path(str(drafter))
-    engine, tokenizer, artifact = load_engine(target, drafter, dtype, chat_template_args)
+    engine, tokenizer, artifact = load_engine(target, drafter, dtype, chat_template_args, mesh)
     if way is not None:
         check_way(way, artifact, drafter)
         how = dataclasses.replace(how, width=way.width, drafts=way.drafts, copy=way.copy)
@@ -52,17 +57,21 @@ def open_decoder(
 
 
 def load_engine(
-    target: str, drafter: Path, dtype: str, chat_template_args: TemplateArgs = MappingProxyType({})
+    target: str,
+    drafter: Path,
+    dtype: str,
+    chat_template_args: TemplateArgs = MappingProxyType({}),
+    mesh: schema.Mesh = ONE_DEVICE,
 ) -> tuple[Engine, Tokenizer, Artifact]:
     """The engine of a target and a drafter, and their tokenizer: its template takes the drafter's arguments, but for
     those given here.
 
     Raises:
-      UserError: no such target or drafter, or one that does not fit the other.
+      UserError: no such target or drafter, or one that does not fit the other or the mesh.
     """
     artifact = read_artifact(drafter)
     say(f"serve: loading {target} and {drafter}")
-    loaded = load_target(target, dtype)
+    loaded = load_target(target, dtype, make_mesh(mesh))
     check_fit(artifact, loaded, drafter)
     template_args = {**artifact.chat_template_args, **chat_template_args}
     if template_args:
@@ -85,6 +94,26 @@ def template_args_of(options: argparse.Namespace) -> TemplateArgs:
                 "enable_thinking=false"
             )
     return found
+
+
+def mesh_of(options: argparse.Namespace) -> schema.Mesh:
+    """The mesh that the options name: data=..,fsdp=..,tensor=.., each 1 unless given.
+
+    Raises:
+      UserError: other words than these, or rows to be split where rows are written one at a time.
+    """
+    sizes = dataclasses.asdict(ONE_DEVICE)
+    for word in filter(None, options.mesh.split(",")):
+        axis, _, size = word.partition("=")
+        if axis not in sizes or not size.isdecimal() or int(size) < 1:
+            raise UserError(f"--mesh {options.mesh}: {word!r}: expected data=N, fsdp=N or tensor=N, N at least 1")
+        sizes[axis] = int(size)
+    if sizes["data"] * sizes["fsdp"] > 1:
+        raise UserError(
+            f"--mesh {options.mesh}: data and fsdp split rows, and answers are written one row at a time; expected "
+            "data=1,fsdp=1; split the model by tensor=N"
+        )
+    return schema.Mesh(**sizes)
 
 
 def how_of(options: argparse.Namespace) -> Speculation:
@@ -122,6 +151,8 @@ def step_cost(engine: Engine, artifact: Artifact, tokens: int, how: Speculation 
         "widths": widths,
         **surroundings(how),
     }
+    if engine.target.mesh is not None:
+        identity["mesh"] = dict(engine.target.mesh.shape)
 
     def measure() -> Cost:
         say(f"cost: timing plain, draft and verify steps at widths {', '.join(map(str, widths))} (once on this device)")

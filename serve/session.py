@@ -21,6 +21,7 @@ from models.decode import DecodeState, Engine, Speculation, speculative_segment,
 from models.generate import PlainState, plain_segment
 from models.masks import packed_mask
 from models.sampling import GREEDY, Sampling
+from models.sharding import ways
 from models.target import Target, check_ids
 from models.tokenizer import Tokenizer
 from serve.choose import PLAIN, Chooser, Way
@@ -275,9 +276,9 @@ def context_capacity(tokens: int, width: int, least: int = 256) -> int:
 def first_broken_layer(target: Target, tokens: np.ndarray) -> int | None:
     """The first layer whose output over `tokens` holds a NaN or an infinity; None when all layers are fine."""
     num_layers = target.config.num_layers
-    row = jnp.asarray(tokens)[None]
-    positions = jnp.arange(len(tokens))[None]
+    row = jnp.asarray(tokens)[None].repeat(ways("batch", target.mesh), axis=0)
+    positions = jnp.broadcast_to(jnp.arange(len(tokens)), row.shape)
     mask = packed_mask(jnp.zeros_like(row))
     _, features, _ = target(row, positions, mask, taps=tuple(range(num_layers)))
-    fine = np.asarray(jnp.isfinite(features).reshape(len(tokens), num_layers, -1).all(axis=(0, 2)))
+    fine = np.asarray(jnp.isfinite(features[0]).reshape(len(tokens), num_layers, -1).all(axis=(0, 2)))
     return None if fine.all() else int(np.argmin(fine))

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from models.sharding import whole_rows
 from models.statistics import bootstrap_ratio, wilson
 from pipelines.batches import RowSource
 from pipelines.responses import Response
@@ -91,7 +92,7 @@ def heldout_acceptance(
     width = trainee.drafter.config.width
     lengths = [response.length for response in responses]
     walks: list[Walk] = []
-    for numbers, batch, startable in _batches(source):
+    for numbers, batch, startable in _batches(source, whole_rows(ROWS, trainee.mesh)):
         accepted = _accepted_everywhere(trainee, batch, startable, width, head_chunk)
         for row, hits in zip(numbers, accepted, strict=False):
             for number, begin in zip(source.rows[row].numbers, source.rows[row].starts(lengths), strict=True):
@@ -116,11 +117,11 @@ def walk(accepted: Sequence[int] | np.ndarray, first: int, last: int) -> list[in
     return runs
 
 
-def _batches(source: RowSource) -> Iterator[tuple[list[int], dict[str, np.ndarray], np.ndarray]]:
+def _batches(source: RowSource, size: int) -> Iterator[tuple[list[int], dict[str, np.ndarray], np.ndarray]]:
     """(row numbers, stacked rows, startable [B, S]) with the last batch filled up by repeating its rows."""
-    for start in range(0, len(source), ROWS):
-        numbers = list(range(start, min(start + ROWS, len(source))))
-        rows = [dict(source[numbers[i % len(numbers)]]) for i in range(ROWS)]
+    for start in range(0, len(source), size):
+        numbers = list(range(start, min(start + size, len(source))))
+        rows = [dict(source[numbers[i % len(numbers)]]) for i in range(size)]
         startable = np.stack([row.pop("startable") for row in rows])
         yield numbers, {name: np.stack([row[name] for row in rows]) for name in rows[0]}, startable
 

@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -33,6 +34,7 @@ from configs.files import replacing
 from configs.paths import read_object
 from models.drafters.artifact_config import config_json, parse_config, read_config
 from models.drafters.dflash import Drafter, DrafterConfig
+from models.sharding import shard
 from models.target import FINGERPRINT, Target
 
 CONFIG = "config.json"
@@ -53,9 +55,11 @@ class Artifact:
     draft_vocab: np.ndarray | None
     origin: dict[str, Any]
 
-    def drafter(self, dtype: str) -> Drafter:
-        """The network, computing in `dtype`."""
-        return Drafter(self.config, self.weights, dtype)
+    def drafter(self, dtype: str, mesh: jax.sharding.Mesh | None = None) -> Drafter:
+        """The network, computing in `dtype`, on `mesh`."""
+        drafter = Drafter(self.config, self.weights, dtype, mesh)
+        shard(drafter, mesh)
+        return drafter
 
     @property
     def chat_template_args(self) -> dict[str, Any]:
@@ -174,9 +178,8 @@ def _to_tensors(artifact: Artifact) -> dict[str, np.ndarray]:
     for index, layer in enumerate(weights["layers"]):
         layer = {name: np.asarray(value) for name, value in layer.items()}
         base = f"layers.{index}"
-        k, v = np.split(layer["kv"], [config.kv_size], axis=1)
-        gate, up = np.split(layer["gate_up"], 2, axis=1)
-        attention = {"q": layer["q"], "k": k, "v": v, "o": layer["out"]}
+        d, (k, v), (gate, up) = config.hidden_size, np.moveaxis(layer["kv"], 2, 0), np.moveaxis(layer["gate_up"], 1, 0)
+        attention = {"q": layer["q"].reshape(d, -1), "k": k.reshape(d, -1), "v": v.reshape(d, -1), "o": layer["out"]}
         out |= {f"{base}.self_attn.{part}_proj.weight": value.T for part, value in attention.items()}
         mlp = {"gate": gate, "up": up, "down": layer["down"]}
         out |= {f"{base}.mlp.{part}_proj.weight": value.T for part, value in mlp.items()}
@@ -207,11 +210,12 @@ def _from_tensors(config: DrafterConfig, tensors: Mapping[str, np.ndarray], path
         mlp = {part: take(f"{base}.mlp.{part}_proj.weight", *shape).T for part, shape in parts.items()}
         sizes = {"q_norm": config.head_dim, "k_norm": config.head_dim}
         norms = {ours: take(f"{base}.{foreign}.weight", sizes.get(ours, d)) for ours, foreign in _NORMS.items()}
+        heads = (d, config.num_kv_heads, -1, config.head_dim)
         return norms | {
-            "q": attention["q"],
-            "kv": np.concatenate([attention["k"], attention["v"]], axis=1),
+            "q": attention["q"].reshape(heads),
+            "kv": np.concatenate([attention["k"].reshape(heads), attention["v"].reshape(heads)], axis=2),
             "out": attention["o"],
-            "gate_up": np.concatenate([mlp["gate"], mlp["up"]], axis=1),
+            "gate_up": np.stack([mlp["gate"], mlp["up"]], axis=1),
             "down": mlp["down"],
         }
 
