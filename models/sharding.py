@@ -40,12 +40,17 @@ def make_mesh(sizes: schema.Mesh) -> jax.sharding.Mesh | None:
     """The mesh of the given sizes over the first devices; None where they are all 1.
 
     Raises:
-      UserError: there are fewer devices.
+      UserError: there are fewer devices, or the rows cannot be shared out among the processes.
     """
     shape = tuple(getattr(sizes, axis) for axis in MESH)
-    count = math.prod(shape)
+    count, processes = math.prod(shape), jax.process_count()
+    asked = " x ".join(f"mesh.{axis}={size}" for axis, size in zip(MESH, shape, strict=True))
+    if processes > 1 and (sizes.data * sizes.fsdp % processes or count < jax.device_count()):
+        raise UserError(
+            f"{asked}: expected all {jax.device_count()} devices, and data x fsdp a multiple of the {processes} "
+            "processes, each of which gives its own rows"
+        )
     if count > jax.device_count():
-        asked = " x ".join(f"mesh.{axis}={size}" for axis, size in zip(MESH, shape, strict=True))
         raise UserError(f"{asked}: expected {count} devices, got {jax.device_count()}; lower one of them")
     if count == 1:
         return None

@@ -49,8 +49,24 @@ class RowSource:
         return np.concatenate([*parts, np.zeros((missing, parts[0].shape[1]), parts[0].dtype)])
 
 
-def train_batches(source: RowSource, blocks: Mapping[int, int], *, rows: int, seed: int) -> Any:
-    """An endless grain iterator of batches; `blocks` maps block width to anchors per row."""
+def train_batches(
+    source: RowSource,
+    blocks: Mapping[int, int],
+    *,
+    rows: int,
+    seed: int,
+    process: tuple[int, int] = (0, 1),
+) -> Any:
+    """An endless grain iterator of batches; `blocks` maps block width to anchors per row.
+
+    With `process` (i, n) it gives part i of n of every batch, rows / n rows, and reads no other: concatenated in the
+    order of the processes, the parts are the batch of one process. Its state is the same in all of them.
+    Raises:
+      UserError: the responses fill fewer rows than a batch, or the processes do not divide a batch.
+    """
+    index, count = process
+    if rows % count:
+        raise UserError(f"batches.rows={rows}: expected a multiple of the {count} processes; change it")
 
     def draw(row: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
         return draw_anchors(row, blocks, rng)
@@ -61,7 +77,8 @@ def train_batches(source: RowSource, blocks: Mapping[int, int], *, rows: int, se
         )
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None).random_map(draw)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCH)
-    return iter(dataset.batch(rows, drop_remainder=True).to_iter_dataset(options))
+    parts = dataset.batch(rows // count, drop_remainder=True)  # a batch's parts follow each other
+    return iter(parts[index::count].to_iter_dataset(options))
 
 
 def draw_anchors(

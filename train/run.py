@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import yaml
 from flax import nnx
@@ -131,7 +132,8 @@ def _fit_and_report(recipe: Recipe, assembly: Assembly, identity: Mapping[str, A
         return acceptance
 
     settings = loss_settings(recipe)
-    batches = train_batches(rows, section.blocks, rows=section.rows, seed=recipe.run.seed)
+    process = (jax.process_index(), jax.process_count())
+    batches = train_batches(rows, section.blocks, rows=section.rows, seed=recipe.run.seed, process=process)
     say(f"train: {recipe.train.steps} steps into {run} (metrics.jsonl, events/ for TensorBoard, checkpoints/)")
 
     def loss(trainee: Trainee, batch: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
