@@ -122,8 +122,9 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Mesh:
-    data: int = Field(ge=1)
+    data: int = Field(ge=1)  # the axes are `models.sharding`'s
     fsdp: int = Field(ge=1)
+    tensor: int = Field(ge=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,6 +202,7 @@ MAXTEXT_NAMES = {  # what MaxText's command line calls some of our fields; accep
     "max_target_length": "batches.row_length",
     "ici_data_parallelism": "mesh.data",
     "ici_fsdp_parallelism": "mesh.fsdp",
+    "ici_tensor_parallelism": "mesh.tensor",
 }
 
 
@@ -243,6 +245,11 @@ def _build(raw: dict[str, Any], where: str) -> Recipe:
             f"{where}: batches.blocks: expected widths from 2 to drafter.width={width}, the widest equal to it, "
             f"with at least one anchor each; got {blocks}"
         )
+    mesh = recipe.mesh
+    for key, rows in (("batches.rows", recipe.batches.rows), ("responses.batch", recipe.responses.batch)):
+        if rows % (mesh.data * mesh.fsdp):
+            over = f"mesh.data={mesh.data} x mesh.fsdp={mesh.fsdp}"
+            raise RecipeError(f"{where}: {key}={rows}: expected a multiple of {over}, which split the rows")
     return recipe
 
 

@@ -22,6 +22,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from models.sharding import constrain
+
 
 class Cache(abc.ABC):
     """Keys and values of every layer, of positions 0..capacity-1 of B rows."""
@@ -64,6 +66,10 @@ class Cache(abc.ABC):
         Example, start 7, path 2 3: what lies at 9 and 10 moves to 8 and 9.
         """
         return self if path is None else self.write(self.slots(start[:, None] + path), start + 1)
+
+    @abc.abstractmethod
+    def held(self, mesh: jax.sharding.Mesh | None) -> "Cache":
+        """Itself where the mesh has it: by heads, and rows apart where rows have buffers of their own."""
 
     def layer(self, index: int) -> "Cache":
         """A cache of that layer alone."""
@@ -113,6 +119,9 @@ class Slots(Cache):
             [buffer.at[rows, :, :size].set(part, mode="drop") for buffer, part in values],
         )
 
+    def held(self, mesh: jax.sharding.Mesh | None) -> "Slots":
+        return constrain(self, mesh, "batch", "kv_heads")
+
     def slots(self, places: Int[Array, "B C"]) -> "Slots":
         return Slots(
             [jnp.take_along_axis(buffer, places[:, None, None], axis=3) for buffer in self.keys],
@@ -156,6 +165,10 @@ class Pages(Cache):
         pages = self.table.at[rows].get(mode="fill", fill_value=self.values[0].shape[0])  # beyond the pool: dropped
         places = jnp.broadcast_to(jnp.arange(new.capacity), (rows.shape[0], new.capacity))
         return self._scattered(new, pages, places, jnp.ones(rows.shape[0], bool))
+
+    def held(self, mesh: jax.sharding.Mesh | None) -> "Pages":
+        keys, values = (constrain(pools, mesh, None, None, "kv_heads") for pools in (self.keys, self.values))
+        return Pages(keys, values, constrain(self.table, mesh, "batch"))
 
     def slots(self, places: Int[Array, "B C"]) -> Slots:
         pages = jnp.take_along_axis(self.table, places // self.page, axis=1)

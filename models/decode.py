@@ -32,6 +32,7 @@ from models.drafters.artifact import Artifact
 from models.drafters.ngram import COPY_LEAST, Ngram, ngram_match
 from models.rows import Rows, commit, make_rows
 from models.sampling import distribution, keys
+from models.sharding import constrain
 from models.target import Target
 from models.verify import GREEDILY, Speculation, Verdict, all_finite, verify_block, verify_greedy, verify_tokens
 
@@ -72,7 +73,7 @@ def empty_state(engine: Engine, batch: int, capacity: int, page: int | None = No
     one = jnp.ones(batch, jnp.int32)
     rows = make_rows(jnp.zeros((batch, capacity), jnp.int32), one, one, 0 * one)
     cache = engine.target.empty_cache(batch, capacity, page)
-    return DecodeState(rows, cache, engine.drafter.init_state(batch, capacity))
+    return _placed(DecodeState(rows, cache, engine.drafter.init_state(batch, capacity)), engine.target)
 
 
 @partial(jax.jit, static_argnames=("capacity", "page"))
@@ -108,7 +109,7 @@ def prefill(
 
     known = engine.target.empty_cache(batch, capacity, page), engine.drafter.init_state(batch, capacity)
     cache, drafter = jax.lax.fori_loop(0, -(-jnp.maximum(lengths.max(), reach) // chunk), read, known)
-    return DecodeState(make_rows(tokens, lengths, stops, seeds), cache, drafter)
+    return _placed(DecodeState(make_rows(tokens, lengths, stops, seeds), cache, drafter), engine.target)
 
 
 @partial(jax.jit, donate_argnames="state")
@@ -129,7 +130,7 @@ def insert(
 
     rows, drafter = jax.tree.map(put, (state.rows, state.drafter), (new.rows, new.drafter))
     assert isinstance(new.cache, Slots)
-    return DecodeState(rows, state.cache.insert(new.cache, numbers), drafter)
+    return _placed(DecodeState(rows, state.cache.insert(new.cache, numbers), drafter), engine.target)
 
 
 Copying = Literal["none", "all", "some"]  # of the unfinished rows of a step
@@ -172,7 +173,8 @@ def segment(
         return carry
 
     begin = jnp.int32(0), state
-    return (jax.lax.while_loop(unfinished, runs, begin) if draft.copy else run(begin, "none"))[1]
+    end = jax.lax.while_loop(unfinished, runs, begin) if draft.copy else run(begin, "none")
+    return _placed(end[1], engine.target)
 
 
 @partial(jax.jit, static_argnames="width", donate_argnames="state")
@@ -298,6 +300,15 @@ def verify(
     if speculation.block and proposal.parents is None and proposal.tokens.shape[1] > 0:
         return jax.vmap(verify_block)(key, proposal.tokens, proposal.q, p)
     return jax.vmap(verify_tokens)(key, proposal.tokens, proposal.q, p, proposal.parents)
+
+
+def _placed(state: DecodeState, target: Target) -> DecodeState:
+    """`state` where its target's mesh has it: rows apart, and caches by heads too."""
+
+    def held(part: Any) -> Any:
+        return part.held(target.mesh) if isinstance(part, Cache) else constrain(part, target.mesh, "batch")
+
+    return jax.tree.map(held, state, is_leaf=lambda part: isinstance(part, Cache))
 
 
 def _positions(begin: Int[Array, ""], batch: int, size: int) -> Int[Array, "B T"]:

@@ -1,7 +1,7 @@
 """The layers both networks are made of: RMSNorm, rotary positions, SwiGLU, the LM head.
 
-Weights are [in, out], q/k/v and gate/up fused where they read the same input. Norms, softmax and logits are computed
-in float32 whatever the compute type.
+Weights are [in, out], q/k/v and gate/up in one where they read the same input, so laid that no dimension that a mesh
+may split holds two kinds of thing. Norms, softmax and logits are computed in float32 whatever the compute type.
 """
 
 import contextlib
@@ -87,10 +87,10 @@ def rms_norm(x: Float[Array, "*b D"], scale: Float[Array, " D"], eps: float) -> 
     return (wide * scale.astype(jnp.float32)).astype(x.dtype)
 
 
-def swiglu(x: Float[Array, "*b D"], gate_up: Float[Array, "D F2"], down: Float[Array, "F D"]) -> Float[Array, "*b D"]:
-    """The gated MLP: silu(gate) * up, projected down; `gate_up` (F2 = 2F) holds gate first."""
-    gate, up = jnp.split(x @ gate_up, 2, axis=-1)
-    return (jax.nn.silu(gate) * up) @ down
+def swiglu(x: Float[Array, "*b D"], gate_up: Float[Array, "D 2 F"], down: Float[Array, "F D"]) -> Float[Array, "*b D"]:
+    """The gated MLP: silu(gate) * up, projected down; `gate_up` holds gate first."""
+    both = jnp.tensordot(x, gate_up, 1)
+    return (jax.nn.silu(both[..., 0, :]) * both[..., 1, :]) @ down
 
 
 def logits(hidden: Float[Array, "*b D"], head: Float[Array, "V D"]) -> Float[Array, "*b V"]:

@@ -1,33 +1,134 @@
-"""The mesh, and how a weight lies on it: matrices split over fsdp on their largest dimension that divides."""
+"""The one sharding table: which mesh axes the logical axes of every array lie on.
+
+The mesh has three axes. Rows are split over `data` and `fsdp`; matrices over `fsdp` by what they read or write of the
+residual stream, and over `tensor` by heads, mlp or vocabulary; a cache by rows and by heads. What has no logical axis
+here (lengths, positions, head width, norms) is whole everywhere.
+
+A network names the logical axes of its weights where it declares them (`axes=` of a variable, which an optimizer's
+moments take over) and holds the mesh it lies on: None is one device, where nothing in this file does anything.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
 
 import jax
-import numpy as np
+from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
 
+from configs import schema
 from configs.errors import UserError
 
+MESH = ("data", "fsdp", "tensor")
+TABLE: dict[str, str | tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "replica": "data",  # rows where their width is over fsdp: only on the way out of a lookup, see `looked_up`
+    "embed": "fsdp",
+    "features": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+}
+Axes = Sequence[str | None]  # logical axes of an array's first dimensions
+Tree = TypeVar("Tree")
 
-def make_mesh(data: int, fsdp: int) -> jax.sharding.Mesh:
-    """A ("data", "fsdp") mesh over the first data * fsdp devices.
+
+def make_mesh(sizes: schema.Mesh) -> jax.sharding.Mesh | None:
+    """The mesh of the given sizes over the first devices; None where they are all 1.
 
     Raises:
-      UserError: there are fewer devices.
+      UserError: there are fewer devices, or the rows cannot be shared out among the processes.
     """
-    count = data * fsdp
-    if count > jax.device_count():
+    shape = tuple(getattr(sizes, axis) for axis in MESH)
+    count, processes = math.prod(shape), jax.process_count()
+    asked = " x ".join(f"mesh.{axis}={size}" for axis, size in zip(MESH, shape, strict=True))
+    if processes > 1 and (sizes.data * sizes.fsdp % processes or count < jax.device_count()):
         raise UserError(
-            f"mesh.data={data} x mesh.fsdp={fsdp}: expected {count} devices, got {jax.device_count()}; "
-            "lower one of them"
+            f"{asked}: expected all {jax.device_count()} devices, and data x fsdp a multiple of the {processes} "
+            "processes, each of which gives its own rows"
         )
-    devices = np.array(jax.devices()[:count]).reshape(data, fsdp)
-    return jax.sharding.Mesh(devices, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    if count > jax.device_count():
+        raise UserError(f"{asked}: expected {count} devices, got {jax.device_count()}; lower one of them")
+    if count == 1:
+        return None
+    return jax.make_mesh(shape, MESH, axis_types=(AxisType.Auto,) * len(MESH), devices=jax.devices()[:count])
 
 
-def weight_sharding(shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> NamedSharding:
-    """The sharding of a weight of this shape on a mesh with an axis "fsdp"."""
-    ways = mesh.shape["fsdp"]
-    fitting = [dim for dim in range(len(shape)) if shape[dim] % ways == 0 and len(shape) > 1]
-    spec: list[str | None] = [None] * len(shape)
-    if ways > 1 and fitting:
-        spec[max(fitting, key=lambda dim: shape[dim])] = "fsdp"
+def ways(axis: str, mesh: jax.sharding.Mesh | None) -> int:
+    """Into how many parts a logical axis is split."""
+    return 1 if mesh is None else math.prod(mesh.shape[part] for part in _parts(axis))
+
+
+def whole_rows(count: int, mesh: jax.sharding.Mesh | None) -> int:
+    """`count` or the next number of rows above it that the mesh divides."""
+    return -(-count // ways("batch", mesh)) * ways("batch", mesh)
+
+
+def sharding_of(shape: Sequence[int], axes: Axes, mesh: jax.sharding.Mesh) -> NamedSharding:
+    """Where an array of this shape lies.
+
+    Raises:
+      UserError: a logical axis is no multiple of the mesh axes it is split over.
+    """
+    for size, axis in zip(shape, axes, strict=False):
+        if axis is not None and size % ways(axis, mesh):
+            over = " x ".join(f"mesh.{part}={mesh.shape[part]}" for part in _parts(axis))
+            raise UserError(f"{axis}={size}: expected a multiple of {over}; choose a mesh or a size that divides")
+    return NamedSharding(mesh, PartitionSpec(*(axis and TABLE[axis] for axis in axes)))
+
+
+def constrain(tree: Tree, mesh: jax.sharding.Mesh | None, *axes: str | None) -> Tree:
+    """The arrays of `tree`, held to where arrays with these logical axes lie; raises UserError as `sharding_of`."""
+    if mesh is None:
+        return tree
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, sharding_of(x.shape, axes, mesh)), tree)
+
+
+def looked_up(
+    table: Float[Array, "V D"], tokens: Int[Array, "*b"], mesh: jax.sharding.Mesh | None
+) -> Float[Array, "*b D"]:
+    """Rows of an embedding: every device looks up its part of D, which costs less than bringing the table together."""
+    rest = (None,) * (tokens.ndim - 1)
+    parts = constrain(table[constrain(tokens, mesh, "replica")], mesh, "replica", *rest, "embed")
+    return constrain(parts, mesh, "batch")
+
+
+def shard(module: Any, mesh: jax.sharding.Mesh | None) -> None:
+    """Puts every variable of `module` where its axes say; one without lies whole on every device."""
+    if mesh is None:
+        return
+
+    def put(variable: Any) -> Any:
+        value = variable.get_value()
+        where = sharding_of(value.shape, variable.get_metadata().get("axes", ()), mesh)
+        return variable.replace(jax.device_put(value, where))
+
+    nnx.update(module, jax.tree.map(put, nnx.state(module), is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)))
+
+
+def global_rows(batch: Tree, mesh: jax.sharding.Mesh | None) -> Tree:
+    """A batch over all devices, of the rows that every process gives of it: its own share, as large as the others'."""
+    if mesh is None:
+        return batch
+
+    def put(rows: Any) -> jax.Array:
+        shape = (rows.shape[0] * jax.process_count(), *rows.shape[1:])
+        return jax.make_array_from_process_local_data(sharding_of(shape, ("batch",), mesh), rows, shape)
+
+    return jax.tree.map(put, batch)
+
+
+def spread(shape: Sequence[int], mesh: jax.sharding.Mesh) -> NamedSharding:
+    """Where an array of a foreign layout waits to be rearranged: split on its largest dimension that divides."""
+    fitting = [dim for dim, size in enumerate(shape) if size % mesh.size == 0]
+    spec: list[Any] = [None] * len(shape)
+    if fitting:
+        spec[max(fitting, key=lambda dim: shape[dim])] = MESH
     return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def _parts(axis: str) -> Iterable[str]:
+    parts = TABLE[axis]
+    return (parts,) if isinstance(parts, str) else parts

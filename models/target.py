@@ -31,6 +31,7 @@ from models.layers import (
     rotation,
     swiglu,
 )
+from models.sharding import constrain, looked_up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,33 +60,47 @@ class TargetConfig:
         return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
 
 
+AXES: dict[str, tuple[str | None, ...]] = {  # logical axes of the weights, [in, out]; norms have none
+    "embedding": ("vocab", "embed"),
+    "head": ("vocab", "embed"),
+    "qkv": ("embed", "kv_heads", None, None),  # [D, K, G+2, H]: the G queries of a key/value head, its key, its value
+    "qkv_bias": ("kv_heads", None, None),
+    "out": ("heads", "embed"),
+    "gate_up": ("embed", None, "mlp"),  # [D, 2, F]
+    "down": ("mlp", "embed"),
+}
+
+
 class TargetLayer(nnx.Module):
     """One pre-norm decoder layer; weights come in as arrays (see `sources` for their names)."""
 
     def __init__(self, weights: dict[str, Any]):
         self.attention_norm = Frozen(weights["attention_norm"])
-        self.qkv = Frozen(weights["qkv"])
-        self.qkv_bias = Frozen(weights["qkv_bias"]) if "qkv_bias" in weights else None
+        self.qkv = Frozen(weights["qkv"], axes=AXES["qkv"])
+        bias = weights.get("qkv_bias")
+        self.qkv_bias = None if bias is None else Frozen(bias, axes=AXES["qkv_bias"])
         self.q_norm = Frozen(weights["q_norm"]) if "q_norm" in weights else None
         self.k_norm = Frozen(weights["k_norm"]) if "k_norm" in weights else None
-        self.out = Frozen(weights["out"])
+        self.out = Frozen(weights["out"], axes=AXES["out"])
         self.mlp_norm = Frozen(weights["mlp_norm"])
-        self.gate_up = Frozen(weights["gate_up"])
-        self.down = Frozen(weights["down"])
+        self.gate_up = Frozen(weights["gate_up"], axes=AXES["gate_up"])
+        self.down = Frozen(weights["down"], axes=AXES["down"])
 
 
 class Target(nnx.Module):
     """The frozen LLM: embedding, layers, final norm, LM head ([V, D]; the embedding itself when tied).
 
-    `fingerprint` names what it computes, see the function of that name.
+    `fingerprint` names what it computes, see the function of that name; `mesh` says where (`models.sharding`).
     """
 
-    def __init__(self, config: TargetConfig, weights: dict[str, Any], fingerprint: str):
-        self.config, self.fingerprint = config, fingerprint
-        self.embedding = Frozen(weights["embedding"])
+    def __init__(
+        self, config: TargetConfig, weights: dict[str, Any], fingerprint: str, mesh: jax.sharding.Mesh | None = None
+    ):
+        self.config, self.fingerprint, self.mesh = config, fingerprint, mesh
+        self.embedding = Frozen(weights["embedding"], axes=AXES["embedding"])
         self.layers = nnx.List([TargetLayer(layer) for layer in weights["layers"]])
         self.norm = Frozen(weights["norm"])
-        self.untied_head = None if config.tied_head else Frozen(weights["head"])
+        self.untied_head = None if config.tied_head else Frozen(weights["head"], axes=AXES["head"])
         self.frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
 
     @property
@@ -97,7 +112,7 @@ class Target(nnx.Module):
         return self.embedding[...].dtype
 
     def embed(self, tokens: Int[Array, "*b"]) -> Float[Array, "*b D"]:
-        return self.embedding[...][tokens]
+        return looked_up(self.embedding[...], tokens, self.mesh)
 
     def logits(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b V"]:
         """Float32 logits of the hidden states after the last layer."""
@@ -112,8 +127,8 @@ class Target(nnx.Module):
         config = self.config
         shape = (batch, config.num_kv_heads, capacity, config.head_dim)
         if page is None:
-            return empty_slots(config.num_layers, shape, self.dtype)
-        return empty_pages(config.num_layers, shape, self.dtype, page=page)
+            return empty_slots(config.num_layers, shape, self.dtype).held(self.mesh)
+        return empty_pages(config.num_layers, shape, self.dtype, page=page).held(self.mesh)
 
     @full_precision
     def __call__(
@@ -141,7 +156,7 @@ class Target(nnx.Module):
             mixed = attend(q, seen, where)
             x = x + mixed.reshape(*x.shape[:2], -1) @ layer.out[...]
             normed = rms_norm(x, layer.mlp_norm[...], self.config.rms_eps)
-            x = x + swiglu(normed, layer.gate_up[...], layer.down[...])
+            x = constrain(x + swiglu(normed, layer.gate_up[...], layer.down[...]), self.mesh, "batch")
             tapped[index] = x
         chosen = [tapped[tap] for tap in taps]
         features = jnp.concatenate(chosen, axis=-1) if chosen else jnp.zeros((*x.shape[:2], 0), x.dtype)
@@ -151,11 +166,10 @@ class Target(nnx.Module):
         """Rotated queries [B T N H], rotated keys [B K H T], values [B K T H]."""
         config = self.config
         normed = rms_norm(x, layer.attention_norm[...], config.rms_eps)
-        qkv = normed @ layer.qkv[...]
+        qkv = jnp.tensordot(normed, layer.qkv[...], 1)
         if layer.qkv_bias is not None:
             qkv = qkv + layer.qkv_bias[...]
-        qkv = qkv.reshape(*x.shape[:2], -1, config.head_dim)
-        q, k, v = jnp.split(qkv, [config.num_heads, config.num_heads + config.num_kv_heads], axis=2)
+        q, k, v = qkv[..., :-2, :].reshape(*x.shape[:2], -1, config.head_dim), qkv[..., -2, :], qkv[..., -1, :]
         if layer.q_norm is not None and layer.k_norm is not None:
             q = rms_norm(q, layer.q_norm[...], config.rms_eps)
             k = rms_norm(k, layer.k_norm[...], config.rms_eps)

@@ -21,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     recipe = load_recipe(options.config, options.overrides)
 
     from configs.device import keep_compiled_programs, keep_freed_memory
+    from models.sharding import make_mesh
     from models.sources import load_target
     from models.tokenizer import load_tokenizer
     from pipelines.prepare import prepare
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep_compiled_programs()
     keep_freed_memory()
     say(f"target: loading {recipe.target.source}")
-    target = load_target(recipe.target.source, recipe.target.dtype)
+    target = load_target(recipe.target.source, recipe.target.dtype, make_mesh(recipe.mesh))
     prepare(recipe, target, load_tokenizer(recipe.target.source, recipe.target.chat_template_args))
     say(f"next: {shlex.join(['python', '-m', 'train', '--config', options.config, *options.overrides])}")
     return 0

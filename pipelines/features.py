@@ -13,6 +13,7 @@ import numpy as np
 from configs.console import progress, say
 from configs.schema import Recipe
 from models.attention import Packed
+from models.sharding import whole_rows
 from models.target import Target, packed_features
 from pipelines import shards
 from pipelines.feature_store import FeatureStore
@@ -51,10 +52,11 @@ def _extract(recipe: Recipe, target: Target, store: FeatureStore, texts: list[np
     """The features of one shard's texts, computed on packed rows."""
     length, lengths = recipe.batches.row_length, np.array([len(ids) for ids in texts])
     rows = [row.tolist() for row in pack(lengths, length)]
-    rows += [[]] * (-len(rows) % ROWS)
+    size = whole_rows(ROWS, target.mesh)
+    rows += [[]] * (-len(rows) % size)
     found: list[np.ndarray] = [np.empty(0)] * len(texts)
-    for start in range(0, len(rows), ROWS):
-        group = rows[start : start + ROWS]
+    for start in range(0, len(rows), size):
+        group = rows[start : start + size]
         contents = [fill([texts[number] for number in row], length) for row in group]
         names = ("tokens", "positions", "segments")
         tokens, *places = (jnp.stack([content[name] for content in contents]) for name in names)

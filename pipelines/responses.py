@@ -39,6 +39,7 @@ from models.decode import DecodeState, Engine
 from models.drafters import SINGLE, Nothing
 from models.recorder import Recorder, Tapped
 from models.sampling import Sampling
+from models.sharding import whole_rows
 from models.statistics import REPETITIVE, repetition
 from models.target import Target, TargetConfig, check_ids
 from models.tokenizer import Tokenizer
@@ -380,7 +381,7 @@ def generate_many(
     prompts, of similar length, take their place.
     """
     section = recipe.responses
-    rows = min(section.batch, len(jobs))
+    rows, refill = whole_rows(min(section.batch, len(jobs)), target.mesh), whole_rows(REFILL, target.mesh)
     drafter = Nothing() if tapped is None else Recorder(tapped, target.config.hidden_size)
     engine, speculation = Engine(target, drafter), Speculation(Sampling(section.temperature))
     state = decode.empty_state(engine, rows, section.max_prompt_tokens + section.max_new_tokens)
@@ -388,8 +389,8 @@ def generate_many(
     running: dict[int, int] = {}  # row -> job number
     while waiting or running:
         free = [row for row in range(rows) if row not in running]
-        while waiting and (len(free) >= min(REFILL, rows) or not running):
-            taken = [(free.pop(0), waiting.pop(0)) for _ in range(min(REFILL, len(free), len(waiting)))]
+        while waiting and (len(free) >= min(refill, rows) or not running):
+            taken = [(free.pop(0), waiting.pop(0)) for _ in range(min(refill, len(free), len(waiting)))]
             running.update(taken)
             state = _insert(recipe, engine, state, [(row, jobs[number]) for row, number in taken])
         state = decode.segment(engine, state, SEGMENT, SINGLE, speculation)
@@ -414,13 +415,13 @@ def _length_bucketed(lengths: Sequence[int], window: int) -> list[int]:
 
 
 def _insert(recipe: Recipe, engine: Engine, state: DecodeState, taken: Sequence[tuple[int, Job]]) -> DecodeState:
-    """`state` with jobs placed into rows ([(row, job)]), padded to REFILL rows and a bucket length."""
-    section = recipe.responses
+    """`state` with jobs placed into rows ([(row, job)]), padded to as many as are refilled and a bucket length."""
+    section, refill = recipe.responses, whole_rows(REFILL, engine.target.mesh)
     longest = max(len(job.ids) for _, job in taken)
     bucket = min(_bucket(longest), section.max_prompt_tokens)
-    rows = np.full(REFILL, section.batch, np.int32)  # a row that does not exist: dropped
-    ids = np.zeros((REFILL, bucket), np.int32)
-    lengths, seeds = np.ones(REFILL, np.int32), np.zeros(REFILL, np.int32)
+    rows = np.full(refill, section.batch, np.int32)  # a row that does not exist: dropped
+    ids = np.zeros((refill, bucket), np.int32)
+    lengths, seeds = np.ones(refill, np.int32), np.zeros(refill, np.int32)
     for i, (row, job) in enumerate(taken):
         rows[i], lengths[i], seeds[i] = row, len(job.ids), job.seed
         ids[i, : lengths[i]] = job.ids

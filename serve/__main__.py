@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from configs import schema
 from configs.console import command, say
 from configs.errors import UserError
 from configs.paths import at_home, path
@@ -47,6 +48,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="such as enable_thinking=false (repeatable; default: what the drafter was trained with)",
     )
+    parser.add_argument("--mesh", default="", metavar="tensor=N", help="split the model over N devices (default: one)")
     parser.add_argument("--width", type=int, help="one block width to decode with (default: chosen while decoding)")
     parser.add_argument(
         "--drafts",
@@ -149,7 +151,7 @@ def run_chat(options: argparse.Namespace) -> int:
     if "" in options.stop:
         raise UserError("--stop: expected a text, got an empty one, which every answer begins with; leave it out")
     choices = {"dtype": options.dtype, "draft": draft_of(options), "speculation": speculation_of(options)}
-    choices["chat_template_args"] = template_args_of(options.chat_template_arg)
+    choices |= {"chat_template_args": template_args_of(options.chat_template_arg), "mesh": mesh_of(options.mesh)}
     decoder = open_decoder(options.target, options.drafter, **choices, context=2 * options.max_new_tokens)
     given = {name: getattr(options, name) for name in ("message", "max_new_tokens", "stop", "seed")}
     try:
@@ -171,8 +173,8 @@ def open_evaluator(options: argparse.Namespace, tasks: dict[str, Any]) -> tuple[
     from serve.session import context_capacity
 
     draft, speculation, new = draft_of(options), speculation_of(options), options.max_new_tokens
-    template_args = template_args_of(options.chat_template_arg)
-    engine, tokenizer, artifact = load_engine(options.target, options.drafter, options.dtype, template_args)
+    given = template_args_of(options.chat_template_arg), mesh_of(options.mesh)
+    engine, tokenizer, artifact = load_engine(options.target, options.drafter, options.dtype, *given)
     if draft is not None:
         check_draft(draft, artifact, options.drafter)
     tokens = needed_context(tasks, engine.target, tokenizer, new)
@@ -200,6 +202,26 @@ def template_args_of(given: Sequence[str]) -> dict[str, bool | int | float | str
                 "enable_thinking=false"
             )
     return found
+
+
+def mesh_of(given: str) -> schema.Mesh:
+    """The mesh in the words data=..,fsdp=..,tensor=.., each 1 unless given.
+
+    Raises:
+      UserError: other words than these, or rows to be split where rows are written one at a time.
+    """
+    sizes = {"data": 1, "fsdp": 1, "tensor": 1}
+    for word in filter(None, given.split(",")):
+        axis, _, size = word.partition("=")
+        if axis not in sizes or not size.isdecimal() or int(size) < 1:
+            raise UserError(f"--mesh {given}: {word!r}: expected data=N, fsdp=N or tensor=N, N at least 1")
+        sizes[axis] = int(size)
+    if sizes["data"] * sizes["fsdp"] > 1:
+        raise UserError(
+            f"--mesh {given}: data and fsdp split rows, and answers are written one row at a time; expected "
+            "data=1,fsdp=1; split the model by tensor=N"
+        )
+    return schema.Mesh(**sizes)
 
 
 def speculation_of(options: argparse.Namespace) -> Any:

@@ -131,13 +131,13 @@ def _verifications(engine: Engine, given: tuple[jax.Array, DecodeState]) -> tupl
 @jax.jit
 def _matmuls(target: Target, x: jax.Array) -> jax.Array:
     """STEPS passes of states [T, D] through every matrix of the target, LM head included, and nothing between."""
-    heads, wide = target.config.num_heads * target.config.head_dim, target.config.mlp_size
 
     def layers(_: jax.Array, first: jax.Array) -> jax.Array:
         x = first
         for layer in target.layers:
-            mixed = (x @ layer.qkv[...])[:, :heads] @ layer.out[...]
-            x = (mixed @ layer.gate_up[...])[:, :wide] @ layer.down[...]
+            q = jnp.tensordot(x, layer.qkv[...], 1)[:, :, :-2]
+            mixed = q.reshape(len(x), -1) @ layer.out[...]
+            x = jnp.tensordot(mixed, layer.gate_up[...], 1)[:, 0] @ layer.down[...]
         return first + 1e-9 * logits(x, target.head)[:, : x.shape[1]]  # so that nothing is left out
 
     return jax.lax.fori_loop(0, STEPS, layers, x)

@@ -175,15 +175,15 @@ def torch_target(target: Any) -> Any:
         tie_word_embeddings=shape.tied_head,
     )
     model = LlamaForCausalLM(config)
-    q, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
     named = {"model.embed_tokens.weight": target.embedding, "model.norm.weight": target.norm}
     tensors = {name: np.asarray(value[...]) for name, value in named.items()}
     for index, layer in enumerate(target.layers):
         base = f"model.layers.{index}"
-        qkv, gate_up = np.asarray(layer.qkv[...]), np.asarray(layer.gate_up[...])
-        parts = dict(zip("qkv", np.split(qkv, [q, q + kv], axis=1), strict=True)) | {"o": np.asarray(layer.out[...])}
+        heads = np.split(np.asarray(layer.qkv[...]), [-2, -1], axis=2)
+        parts = {part: value.reshape(len(value), -1) for part, value in zip("qkv", heads, strict=True)}
+        parts["o"] = np.asarray(layer.out[...])
         tensors |= {f"{base}.self_attn.{part}_proj.weight": value.T for part, value in parts.items()}
-        gate, up = np.split(gate_up, 2, axis=1)
+        gate, up = np.moveaxis(np.asarray(layer.gate_up[...]), 1, 0)
         mlp = {"gate": gate, "up": up, "down": np.asarray(layer.down[...])}
         tensors |= {f"{base}.mlp.{part}_proj.weight": value.T for part, value in mlp.items()}
         tensors[f"{base}.input_layernorm.weight"] = np.asarray(layer.attention_norm[...])

@@ -3,6 +3,7 @@
 from pathlib import Path
 from types import MappingProxyType
 
+from configs import schema
 from configs.console import say
 from configs.device import describe_device, keep_compiled_programs
 from configs.errors import UserError
@@ -10,12 +11,15 @@ from configs.paths import path
 from models.decode import Engine, make_engine
 from models.drafters import Draft
 from models.drafters.artifact import Artifact, check_fit, read_artifact
+from models.sharding import make_mesh
 from models.sources import load_target
 from models.tokenizer import TemplateArgs, Tokenizer, load_tokenizer
 from models.verify import GREEDILY, Speculation
 from serve.choose import Chooser
 from serve.cost import Cost, candidate_widths, kept_cost, surroundings, time_steps
 from serve.session import Decoder, context_capacity
+
+ONE_DEVICE = schema.Mesh(data=1, fsdp=1, tensor=1)
 
 
 def open_decoder(
@@ -27,6 +31,7 @@ def open_decoder(
     speculation: Speculation = GREEDILY,
     context: int = 1024,
     chat_template_args: TemplateArgs = MappingProxyType({}),
+    mesh: schema.Mesh = ONE_DEVICE,
 ) -> Decoder:
     """A decoder for a target (`models.sources` says what may be named) and a drafter artifact.
 
@@ -39,7 +44,7 @@ def open_decoder(
     """
     keep_compiled_programs()
     drafter = path(str(drafter))
-    engine, tokenizer, artifact = load_engine(target, drafter, dtype, chat_template_args)
+    engine, tokenizer, artifact = load_engine(target, drafter, dtype, chat_template_args, mesh)
     if draft is not None:
         check_draft(draft, artifact, drafter)
         return Decoder(engine, tokenizer, draft, speculation)
@@ -48,17 +53,21 @@ def open_decoder(
 
 
 def load_engine(
-    target: str, drafter: Path, dtype: str, chat_template_args: TemplateArgs = MappingProxyType({})
+    target: str,
+    drafter: Path,
+    dtype: str,
+    chat_template_args: TemplateArgs = MappingProxyType({}),
+    mesh: schema.Mesh = ONE_DEVICE,
 ) -> tuple[Engine, Tokenizer, Artifact]:
     """The engine of a target and a drafter, and their tokenizer: its template takes the drafter's arguments, but for
     those given here.
 
     Raises:
-      UserError: no such target or drafter, or one that does not fit the other.
+      UserError: no such target or drafter, or one that does not fit the other or the mesh.
     """
     artifact = read_artifact(drafter)
     say(f"serve: loading {target} and {drafter}")
-    loaded = load_target(target, dtype)
+    loaded = load_target(target, dtype, make_mesh(mesh))
     check_fit(artifact, loaded, drafter)
     template_args = {**artifact.chat_template_args, **chat_template_args}
     if template_args:
@@ -87,6 +96,8 @@ def step_cost(engine: Engine, artifact: Artifact, tokens: int, speculation: Spec
         "widths": widths,
         **surroundings(speculation),
     }
+    if engine.target.mesh is not None:
+        identity["mesh"] = dict(engine.target.mesh.shape)
 
     def measure() -> Cost:
         say(f"cost: timing plain, draft and verify steps at widths {', '.join(map(str, widths))} (once on this device)")

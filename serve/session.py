@@ -20,6 +20,7 @@ from configs.errors import UserError
 from models.attention import whole
 from models.decode import DecodeState, Engine, prefill, segment
 from models.drafters import SINGLE, Draft
+from models.sharding import ways
 from models.target import Target, check_ids
 from models.tokenizer import Tokenizer
 from models.verify import GREEDILY, Speculation
@@ -255,7 +256,7 @@ def context_capacity(tokens: int, width: int, least: int = 256) -> int:
 def first_broken_layer(target: Target, tokens: np.ndarray) -> int | None:
     """The first layer whose output over `tokens` holds a NaN or an infinity; None when all layers are fine."""
     num_layers = target.config.num_layers
-    row = jnp.asarray(tokens)[None]
+    row = jnp.asarray(tokens)[None].repeat(ways("batch", target.mesh), axis=0)
     _, features, _ = target(row, whole(row), taps=tuple(range(num_layers)))
-    fine = np.asarray(jnp.isfinite(features).reshape(len(tokens), num_layers, -1).all(axis=(0, 2)))
+    fine = np.asarray(jnp.isfinite(features[0]).reshape(len(tokens), num_layers, -1).all(axis=(0, 2)))
     return None if fine.all() else int(np.argmin(fine))

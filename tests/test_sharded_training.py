@@ -1,5 +1,5 @@
-"""Training on a (data=4, fsdp=2) mesh of eight devices gives the losses and parameters of one device, and really
-shards the parameters."""
+"""Training on a (data=2, fsdp=2, tensor=2) mesh of eight devices gives the losses and parameters of one device, and
+really shards the parameters."""
 
 import base64
 import json
@@ -26,18 +26,19 @@ def test_eight_devices_equal_one(tiny: Tiny):
     one, eight = tiny.root / "one", tiny.root / "eight"
     done = tiny.train(one, *shape)
     assert done.returncode == 0, done.stderr
-    done = tiny.train(eight, *shape, "mesh.data=4", "mesh.fsdp=2", environment=EIGHT)
+    done = tiny.train(eight, *shape, "mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2", environment=EIGHT)
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(losses(eight), losses(one), rtol=1e-5)
     expected, got = checkpoint_arrays(one, 12), checkpoint_arrays(eight, 12)
     for name, value in expected.items():
         if name.startswith("params"):
             np.testing.assert_allclose(got[name], value, atol=2e-5, err_msg=name)
-    # The larger side is split, the first of two alike; norms are whole. fc, q, kv and out are 32 x 32 here.
-    layer = {"q": ["fsdp"], "kv": ["fsdp"], "out": ["fsdp"], "gate_up": [None, "fsdp"], "down": ["fsdp"]}
+    # D over fsdp; heads, mlp and features over tensor; norms are whole.
+    layer = {"q": ["fsdp", "tensor"], "kv": ["fsdp", "tensor"], "out": ["tensor", "fsdp"]}
+    layer |= {"gate_up": ["fsdp", None, "tensor"], "down": ["tensor", "fsdp"]}
     layer |= {key: [] for key in ("attention_norm", "mlp_norm", "q_norm", "k_norm")}
     expected = {f"drafter.layers.0.{name}": split for name, split in layer.items()}
-    expected |= {"drafter.fc": ["fsdp"], "drafter.hidden_norm": [], "drafter.norm": []}
+    expected |= {"drafter.fc": ["tensor", "fsdp"], "drafter.hidden_norm": [], "drafter.norm": []}
     assert splits(eight) == expected
     assert splits(one) == {key: [] for key in expected}
 
@@ -55,6 +56,6 @@ def splits(run: Path) -> dict[str, list[str | None]]:
 
 
 def test_more_devices_than_there_are(tiny: Tiny):
-    done = tiny.train(tiny.root / "many", "mesh.data=64")
+    done = tiny.train(tiny.root / "many", "mesh.tensor=64")
     assert done.returncode == 2
-    assert "mesh.data=64 x mesh.fsdp=1: expected 64 devices" in done.stderr
+    assert "mesh.data=1 x mesh.fsdp=1 x mesh.tensor=64: expected 64 devices" in done.stderr

@@ -165,7 +165,7 @@ def recipe(root: Path) -> dict[str, dict[str, Any]]:
             "keep": 2,
             "log_every": 1,
         },
-        "mesh": {"data": 1, "fsdp": 1},
+        "mesh": {"data": 1, "fsdp": 1, "tensor": 1},
     }
 
 

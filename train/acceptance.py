@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from models.cache import KVCache
+from models.cache import Slots
+from models.sharding import whole_rows
 from models.statistics import bootstrap_ratio, wilson
 from pipelines.batches import RowSource
 from pipelines.packing import starts
@@ -89,7 +90,7 @@ def heldout_acceptance(trainee: Trainee, source: RowSource, head_chunk: int) -> 
     """The greedy walk over every held-out response."""
     width, responses = trainee.drafter.config.width, source.responses
     walks: list[Walk] = []
-    for numbers, batch, startable in _batches(source):
+    for numbers, batch, startable in _batches(source, whole_rows(ROWS, trainee.mesh)):
         accepted = _accepted_everywhere(trainee, batch, startable, width, head_chunk)
         for row, hits in zip(numbers, accepted, strict=False):
             held = source.packing[row]
@@ -115,11 +116,11 @@ def walk(accepted: Sequence[int] | np.ndarray, first: int, last: int) -> list[in
     return runs
 
 
-def _batches(source: RowSource) -> Iterator[tuple[list[int], dict[str, np.ndarray], np.ndarray]]:
+def _batches(source: RowSource, size: int) -> Iterator[tuple[list[int], dict[str, np.ndarray], np.ndarray]]:
     """(row numbers, stacked rows, startable [B, S]) with the last batch filled up by repeating its rows."""
-    for start in range(0, len(source), ROWS):
-        numbers = list(range(start, min(start + ROWS, len(source))))
-        rows = [dict(source[numbers[i % len(numbers)]]) for i in range(ROWS)]
+    for start in range(0, len(source), size):
+        numbers = list(range(start, min(start + size, len(source))))
+        rows = [dict(source[numbers[i % len(numbers)]]) for i in range(size)]
         startable = np.stack([row.pop("startable") for row in rows])
         yield numbers, {name: np.stack([row[name] for row in rows]) for name in rows[0]}, startable
 
@@ -147,7 +148,7 @@ def _accepted_everywhere(
 
 
 @jax.jit
-def _context(trainee: Trainee, batch: dict[str, Array]) -> KVCache:
+def _context(trainee: Trainee, batch: dict[str, Array]) -> Slots:
     """What the drafter reads of the rows, whatever the anchors."""
     return draft_context(trainee, batch, row_features(trainee, batch, final=False))
 
@@ -156,7 +157,7 @@ def _context(trainee: Trainee, batch: dict[str, Array]) -> KVCache:
 def _leading_hits(
     trainee: Trainee,
     batch: dict[str, Array],
-    context: KVCache,
+    context: Slots,
     anchors: Int[Array, "B A"],
     *,
     width: int,

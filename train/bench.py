@@ -111,19 +111,20 @@ def compiled_step(recipe: Recipe, trainee: Any) -> Callable[[Any], Any]:
     """The trainer's own step as a function of a batch: it updates `trainee`, waits for it and returns the loss."""
     import jax
 
-    from models.sharding import make_mesh
+    from models.sharding import global_rows, make_mesh
     from train.objectives.dflash import Trainee, block_loss
     from train.run import loss_settings
     from train.trainer import DrafterTrainer, make_optimizer, make_plan
 
     settings, optimizer = loss_settings(recipe), make_optimizer(recipe.optimizer, recipe.train.steps)
-    trainer = DrafterTrainer(trainee, optimizer, make_plan(recipe), make_mesh(recipe.mesh.data, recipe.mesh.fsdp))
+    mesh = make_mesh(recipe.mesh)
+    trainer = DrafterTrainer(trainee, optimizer, make_plan(recipe), mesh)
     trainer.with_loss_fn(lambda model, batch: block_loss(cast(Trainee, model), batch, settings), has_aux=True)
     trainer.with_gen_model_input_fn(lambda batch: {"batch": batch})
     train_step, _ = trainer.jit_train_and_eval_step(cache_nnx_graph=True)
 
     def step(batch: Any) -> Any:
-        loss = jax.block_until_ready(train_step(batch)[0])
+        loss = jax.block_until_ready(train_step(global_rows(batch, mesh))[0])
         trainer.wait_for_parameters()
         return loss
 

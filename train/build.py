@@ -61,10 +61,11 @@ def new_drafter(recipe: Recipe, config: DrafterConfig, target: Target) -> Drafte
       UserError: drafter.init_from is not an artifact, or not of the shape the recipe describes.
     """
     if recipe.drafter.init_from is not None:
-        return Drafter(config, _weights_of(Path(recipe.drafter.init_from), config, target), recipe.train.dtype)
+        weights = _weights_of(Path(recipe.drafter.init_from), config, target)
+        return Drafter(config, weights, recipe.train.dtype, target.mesh)
     rng, taken = jax.random.key(recipe.run.seed), recipe.drafter.init == "target"
     weights = target_weights(config, target, rng) if taken else random_weights(config, rng)
-    return Drafter(config, weights, recipe.train.dtype)
+    return Drafter(config, weights, recipe.train.dtype, target.mesh)
 
 
 def _weights_of(path: Path, config: DrafterConfig, target: Target) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from configs.errors import DiskError, UserError
 
+LAYOUT = 2  # raised when the drafter's weights are laid out otherwise
 ITEMS = {
     "params": ocp.StandardCheckpointHandler,
     "optimizer": ocp.StandardCheckpointHandler,
@@ -152,12 +153,23 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 def check_identity(path: Path, identity: Mapping[str, Any]) -> None:
     """Raises UserError naming every field in which checkpoint and recipe disagree."""
+    check_layout(path)
     saved = read_metadata(path).get("identity", {})
     wanted = json.loads(json.dumps(dict(identity)))
     differing = [name for name in {**saved, **wanted} if saved.get(name) != wanted.get(name)]
     if differing:
         listed = "; ".join(f"{n}: checkpoint {saved.get(n)!r}, recipe {wanted.get(n)!r}" for n in differing)
         raise UserError(f"{path}: made by another recipe ({listed}); restore these values or choose another run.dir")
+
+
+def check_layout(path: Path) -> None:
+    """Raises UserError for a checkpoint whose parameters are laid out otherwise than today."""
+    layout = read_metadata(path).get("identity", {}).get("layout", 1)
+    if layout != LAYOUT:
+        raise UserError(
+            f"{path}: its parameters have layout {layout}; expected {LAYOUT}: go on with it, or export it, by the "
+            "revision that wrote it (what is exported is read by every revision)"
+        )
 
 
 def load_params(directory: Path, which: str | int) -> tuple[dict[str, Any], dict[str, Any], int]:
@@ -168,6 +180,7 @@ def load_params(directory: Path, which: str | int) -> tuple[dict[str, Any], dict
     """
     step = find_step(directory, which)
     path = directory / str(step)
+    check_layout(path)
     metadata = read_metadata(path)
     return read_tree(path / "params"), metadata, step
 

@@ -15,10 +15,10 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import yaml
 from flax import nnx
@@ -30,9 +30,8 @@ from configs.files import held, write_atomic
 from configs.provenance import provenance
 from configs.schema import Recipe
 from models.drafters.dflash import DrafterConfig
-from models.sharding import make_mesh, weight_sharding
+from models.sharding import make_mesh
 from models.sources import load_target
-from models.sources.layout import one_device
 from models.target import TargetConfig
 from models.tokenizer import load_tokenizer
 from pipelines.batches import RowSource, train_batches
@@ -40,7 +39,7 @@ from pipelines.prepare import Prepared, frequent_tokens, prepare
 from pipelines.responses import Responses
 from train.acceptance import Acceptance, heldout_acceptance
 from train.build import drafter_config, new_drafter
-from train.checkpoint import check_identity, whole_steps
+from train.checkpoint import LAYOUT, check_identity, whole_steps
 from train.export import write_description
 from train.objectives.dflash import LossSettings, Trainee, block_loss
 
@@ -67,9 +66,7 @@ class Assembly:
 def assemble(recipe: Recipe) -> Assembly:
     """Loads the target, prepares the data where missing, builds the trainee at step 0."""
     say(f"target: loading {recipe.target.source}")
-    mesh = make_mesh(recipe.mesh.data, recipe.mesh.fsdp)
-    place = partial(weight_sharding, mesh=mesh) if mesh.size > 1 else one_device
-    target = load_target(recipe.target.source, recipe.target.dtype, place)
+    target = load_target(recipe.target.source, recipe.target.dtype, make_mesh(recipe.mesh))
     tokenizer = load_tokenizer(recipe.target.source, recipe.target.chat_template_args)
     config = drafter_config(recipe, target, tokenizer)
     prepared = prepare(recipe, target, tokenizer)
@@ -137,7 +134,8 @@ def _fit_and_report(recipe: Recipe, assembly: Assembly, identity: Mapping[str, A
         return acceptance
 
     settings = loss_settings(recipe)
-    batches = train_batches(rows, section.blocks, rows=section.rows, seed=recipe.run.seed)
+    process = (jax.process_index(), jax.process_count())
+    batches = train_batches(rows, section.blocks, rows=section.rows, seed=recipe.run.seed, process=process)
     say(f"train: {recipe.train.steps} steps into {run} (metrics.jsonl, events/ for TensorBoard, checkpoints/)")
 
     def loss(trainee: Trainee, batch: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -168,6 +166,7 @@ def identity_of(recipe: Recipe, assembly: Assembly) -> dict[str, Any]:
     """What a checkpoint is bound to: a resumed run must agree in every one of these."""
     config, section = assembly.config, recipe.batches
     return {
+        "layout": LAYOUT,
         "target_fingerprint": assembly.target_fingerprint,
         "chat_template_args": recipe.target.chat_template_args,
         "width": config.width,

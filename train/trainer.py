@@ -8,7 +8,7 @@ checkpoints would hold the frozen target and its resume would read past batches 
 import dataclasses
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from typing import Any
 
 import jax
@@ -21,7 +21,7 @@ from tunix.sft import hooks, peft_trainer
 from configs import schema
 from configs.console import progress, say
 from configs.errors import UserError
-from models.sharding import make_mesh, weight_sharding
+from models.sharding import global_rows, make_mesh, shard
 from train.acceptance import Acceptance
 from train.checkpoint import Checkpoints
 from train.metrics import Metrics
@@ -85,7 +85,13 @@ def make_optimizer(section: schema.Optimizer, steps: int) -> optax.GradientTrans
 class DrafterTrainer(peft_trainer.PeftTrainer):
     """PeftTrainer with its checkpointing unused, parameters sharded by us, and the loss's scalars kept."""
 
-    def __init__(self, model: nnx.Module, optimizer: optax.GradientTransformation, plan: Plan, mesh: jax.sharding.Mesh):
+    def __init__(
+        self,
+        model: nnx.Module,
+        optimizer: optax.GradientTransformation,
+        plan: Plan,
+        mesh: jax.sharding.Mesh | None,
+    ):
         config = peft_trainer.TrainingConfig(
             eval_every_n_steps=plan.steps + 1,
             gradient_accumulation_steps=plan.accumulation if plan.accumulation > 1 else None,
@@ -139,8 +145,8 @@ class DrafterTrainer(peft_trainer.PeftTrainer):
 class _Between(hooks.DataHooks):
     """Everything that happens between two updates; hands out the next batch, or None to end."""
 
-    def __init__(self, plan: Plan, act: Callable[[int], bool], batches: Iterator[Any]):
-        self._plan, self._act, self._batches = plan, act, batches
+    def __init__(self, act: Callable[[int], bool], batches: Iterator[Any], mesh: jax.sharding.Mesh | None):
+        self._act, self._batches, self._mesh = act, batches, mesh
         self._seen: int | None = None
 
     def load_next_train_batch(self, train_ctx: DrafterTrainer) -> Any:
@@ -149,7 +155,7 @@ class _Between(hooks.DataHooks):
             self._seen = step
             if not self._act(step):
                 return None
-        return next(self._batches)
+        return global_rows(next(self._batches), self._mesh)  # placed here, where Tunix would copy what does not divide
 
     def load_next_eval_batch(self, train_ctx: DrafterTrainer) -> None:
         return None
@@ -172,7 +178,7 @@ def fit(
     the disk refuses; what was being saved is on disk before it does.
     """
     plan = make_plan(recipe)
-    mesh = make_mesh(recipe.mesh.data, recipe.mesh.fsdp)
+    mesh = make_mesh(recipe.mesh)
     trainer = DrafterTrainer(trainee, make_optimizer(recipe.optimizer, plan.steps), plan, mesh)
     trainer.with_loss_fn(loss_fn, has_aux=True).with_gen_model_input_fn(lambda batch: {"batch": batch})
     with closing(Checkpoints(recipe.run_dir / "checkpoints", keep=plan.keep)) as checkpoints:
@@ -202,9 +208,10 @@ def fit(
                 saved = step
             return not ends
 
-        trainer.with_data_hooks(_Between(plan, act, batches))
+        trainer.with_data_hooks(_Between(act, batches, mesh))
         bars = progress("train", plan.steps - begun, "steps")
-        with closing(Metrics(recipe.run_dir, step=begun)) as metrics, _signals() as received, bars as bar, mesh:
+        metrics = Metrics(recipe.run_dir, step=begun)
+        with closing(metrics), _signals() as received, bars as bar, mesh or nullcontext():
             trainer.train([])
     return Outcome(saved, received[0] if received and saved < plan.steps else None)
 
@@ -246,14 +253,6 @@ def make_plan(recipe: schema.Recipe) -> Plan:
 
 def due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def shard(module: Any, mesh: jax.sharding.Mesh) -> None:
-    """Places every variable of `module` as `models.sharding` says."""
-    if mesh.size == 1:
-        return
-    state = nnx.state(module)
-    nnx.update(module, jax.tree.map(lambda leaf: jax.device_put(leaf, weight_sharding(leaf.shape, mesh)), state))
 
 
 def _trees(trainer: DrafterTrainer) -> dict[str, Any]:

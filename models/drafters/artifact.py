@@ -35,7 +35,8 @@ from configs.paths import read_object
 from models.drafters.artifact_config import config_json, parse_config, read_config
 from models.drafters.dflash import Drafter, DrafterConfig
 from models.drafters.dflash_kind import DFlash
-from models.target import FINGERPRINT, Target
+from models.sharding import constrain, shard
+from models.target import AXES, FINGERPRINT, Target
 
 CONFIG = "config.json"
 _NORMS = {
@@ -55,15 +56,19 @@ class Artifact:
     draft_vocab: np.ndarray | None
     origin: dict[str, Any]
 
-    def drafter(self, dtype: str) -> Drafter:
-        """The network, computing in `dtype`, which its weights are kept in: a step need not cast them."""
-        return Drafter(self.config, jax.tree.map(lambda weight: weight.astype(dtype), self.weights), dtype)
+    def drafter(self, dtype: str, mesh: jax.sharding.Mesh | None = None) -> Drafter:
+        """The network on `mesh`, computing in `dtype`, which its weights are kept in: a step need not cast them."""
+        weights = jax.tree.map(lambda weight: weight.astype(dtype), self.weights)
+        drafter = Drafter(self.config, weights, dtype, mesh)
+        shard(drafter, mesh)
+        return drafter
 
     def bound(self, target: Target) -> DFlash:
-        """The drafter for `target`, in its type."""
+        """The drafter for `target`, in its type, on its mesh."""
         vocab = None if self.draft_vocab is None else jnp.asarray(self.draft_vocab, jnp.int32)
         head = target.head if vocab is None else target.head[vocab]
-        return DFlash(self.drafter(str(target.dtype)), head, vocab)
+        head = constrain(head, target.mesh, *AXES["head"])
+        return DFlash(self.drafter(str(target.dtype), target.mesh), head, vocab)
 
     @property
     def chat_template_args(self) -> dict[str, Any]:
@@ -182,9 +187,8 @@ def _to_tensors(artifact: Artifact) -> dict[str, np.ndarray]:
     for index, layer in enumerate(weights["layers"]):
         layer = {name: np.asarray(value) for name, value in layer.items()}
         base = f"layers.{index}"
-        k, v = np.split(layer["kv"], [config.kv_size], axis=1)
-        gate, up = np.split(layer["gate_up"], 2, axis=1)
-        attention = {"q": layer["q"], "k": k, "v": v, "o": layer["out"]}
+        d, (k, v), (gate, up) = config.hidden_size, np.moveaxis(layer["kv"], 2, 0), np.moveaxis(layer["gate_up"], 1, 0)
+        attention = {"q": layer["q"].reshape(d, -1), "k": k.reshape(d, -1), "v": v.reshape(d, -1), "o": layer["out"]}
         out |= {f"{base}.self_attn.{part}_proj.weight": value.T for part, value in attention.items()}
         mlp = {"gate": gate, "up": up, "down": layer["down"]}
         out |= {f"{base}.mlp.{part}_proj.weight": value.T for part, value in mlp.items()}
@@ -215,11 +219,12 @@ def _from_tensors(config: DrafterConfig, tensors: Mapping[str, np.ndarray], path
         mlp = {part: take(f"{base}.mlp.{part}_proj.weight", *shape).T for part, shape in parts.items()}
         sizes = {"q_norm": config.head_dim, "k_norm": config.head_dim}
         norms = {ours: take(f"{base}.{foreign}.weight", sizes.get(ours, d)) for ours, foreign in _NORMS.items()}
+        heads = (d, config.num_kv_heads, -1, config.head_dim)
         return norms | {
-            "q": attention["q"],
-            "kv": np.concatenate([attention["k"], attention["v"]], axis=1),
+            "q": attention["q"].reshape(heads),
+            "kv": np.concatenate([attention["k"].reshape(heads), attention["v"].reshape(heads)], axis=2),
             "out": attention["o"],
-            "gate_up": np.concatenate([mlp["gate"], mlp["up"]], axis=1),
+            "gate_up": np.stack([mlp["gate"], mlp["up"]], axis=1),
             "down": mlp["down"],
         }
 

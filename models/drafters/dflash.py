@@ -29,6 +29,7 @@ from models.layers import (
     rotation,
     swiglu,
 )
+from models.sharding import constrain
 from models.target import Target
 
 
@@ -72,37 +73,54 @@ class DrafterConfig:
         return self.num_kv_heads * self.head_dim
 
 
+AXES: dict[str, tuple[str | None, ...]] = {  # logical axes of the weights, [in, out]; norms have none
+    "fc": ("features", "embed"),
+    "q": ("embed", "kv_heads", None, None),  # [D, K, G, H]
+    "kv": ("embed", "kv_heads", None, None),  # [D, K, 2, H]
+    "out": ("heads", "embed"),
+    "gate_up": ("embed", None, "mlp"),  # [D, 2, F]
+    "down": ("mlp", "embed"),
+    "markov.into": ("embed", "mlp"),
+    "markov.out": ("mlp", "embed"),
+}
+
+
 class DrafterLayer(nnx.Module):
     """One pre-norm layer. q reads the block alone; kv reads context and block."""
 
     def __init__(self, weights: dict[str, Any], *, causal: bool, window: int | None):
         self.causal, self.window = causal, window
         self.attention_norm = nnx.Param(weights["attention_norm"])
-        self.q = nnx.Param(weights["q"])
-        self.kv = nnx.Param(weights["kv"])
+        self.q = nnx.Param(weights["q"], axes=AXES["q"])
+        self.kv = nnx.Param(weights["kv"], axes=AXES["kv"])
         self.q_norm = nnx.Param(weights["q_norm"])
         self.k_norm = nnx.Param(weights["k_norm"])
-        self.out = nnx.Param(weights["out"])
+        self.out = nnx.Param(weights["out"], axes=AXES["out"])
         self.mlp_norm = nnx.Param(weights["mlp_norm"])
-        self.gate_up = nnx.Param(weights["gate_up"])
-        self.down = nnx.Param(weights["down"])
+        self.gate_up = nnx.Param(weights["gate_up"], axes=AXES["gate_up"])
+        self.down = nnx.Param(weights["down"], axes=AXES["down"])
 
 
 class MarkovHead(nnx.Module):
     """A two-layer correction of a slot's hidden state, given the token before the slot."""
 
     def __init__(self, weights: dict[str, Any]):
-        self.into = nnx.Param(weights["into"])
-        self.out = nnx.Param(weights["out"])
+        self.into = nnx.Param(weights["into"], axes=AXES["markov.into"])
+        self.out = nnx.Param(weights["out"], axes=AXES["markov.out"])
 
 
 class Drafter(nnx.Module):
-    """Parameters float32, computation in `dtype`."""
+    """Parameters float32, computation in `dtype`, on `mesh` (`models.sharding`)."""
 
-    def __init__(self, config: DrafterConfig, weights: dict[str, Any], dtype: str = "float32"):
-        self.config = config
-        self.dtype = dtype
-        self.fc = nnx.Param(weights["fc"])
+    def __init__(
+        self,
+        config: DrafterConfig,
+        weights: dict[str, Any],
+        dtype: str = "float32",
+        mesh: jax.sharding.Mesh | None = None,
+    ):
+        self.config, self.dtype, self.mesh = config, dtype, mesh
+        self.fc = nnx.Param(weights["fc"], axes=AXES["fc"])
         self.hidden_norm = nnx.Param(weights["hidden_norm"])
         kinds = zip(weights["layers"], config.causal, config.windows, strict=True)
         self.layers = nnx.List([DrafterLayer(layer, causal=causal, window=window) for layer, causal, window in kinds])
@@ -113,12 +131,12 @@ class Drafter(nnx.Module):
     @full_precision
     def context(self, features: Float[Array, "B S LE"], positions: Int[Array, "B S"]) -> Slots:
         """Keys and values of context positions, for every layer."""
-        fused = features.astype(self.dtype) @ self._cast(self.fc)
+        fused = constrain(features.astype(self.dtype) @ self._cast(self.fc), self.mesh, "batch")
         fused = rms_norm(fused, self._cast(self.hidden_norm), self.config.rms_eps)
         turn = rotation(positions, self.frequencies)
         pairs = [self._key_value(layer, fused, turn) for layer in self.layers]
         keys = [key.transpose(0, 2, 3, 1) for key, _ in pairs]
-        return Slots(keys, [value.transpose(0, 2, 1, 3) for _, value in pairs])
+        return Slots(keys, [value.transpose(0, 2, 1, 3) for _, value in pairs]).held(self.mesh)
 
     @full_precision
     def __call__(
@@ -136,7 +154,7 @@ class Drafter(nnx.Module):
         batch, _, width, _ = block.shape
         positions = where.anchors[:, :, None] + jnp.arange(width)
         turn = rotation(positions.reshape(batch, -1), self.frequencies)
-        x = block.astype(self.dtype)
+        x = constrain(block.astype(self.dtype), self.mesh, "batch")
         for index, layer in enumerate(self.layers):
             step = partial(self._layer, layer, turn=turn, context=context.layer(index), where=where)
             x = (jax.checkpoint(step) if remat else step)(x)
@@ -159,20 +177,20 @@ class Drafter(nnx.Module):
         shape, eps = x.shape, self.config.rms_eps
         flat = x.reshape(shape[0], -1, shape[-1])
         normed = rms_norm(flat, self._cast(layer.attention_norm), eps)
-        q = (normed @ self._cast(layer.q)).reshape(*flat.shape[:2], self.config.num_heads, -1)
+        q = jnp.tensordot(normed, self._cast(layer.q), 1).reshape(*flat.shape[:2], self.config.num_heads, -1)
         q = rotate(rms_norm(q, self._cast(layer.q_norm), eps), turn)
         k, v = self._key_value(layer, normed, turn)
         where = dataclasses.replace(where, causal=layer.causal, window=layer.window)
         mixed = attend(q, context, where, (k, v))
         flat = flat + mixed.reshape(*flat.shape[:2], -1) @ self._cast(layer.out)
         normed = rms_norm(flat, self._cast(layer.mlp_norm), eps)
-        return (flat + swiglu(normed, self._cast(layer.gate_up), self._cast(layer.down))).reshape(shape)
+        flat = flat + swiglu(normed, self._cast(layer.gate_up), self._cast(layer.down))
+        return constrain(flat.reshape(shape), self.mesh, "batch")
 
     def _key_value(self, layer: DrafterLayer, x: Array, turn: Array) -> tuple[Array, Array]:
         """Rotated keys and values [B T K H] of normed inputs [B T D]."""
-        kv = (x @ self._cast(layer.kv)).reshape(*x.shape[:2], -1, self.config.head_dim)
-        k, v = jnp.split(kv, 2, axis=2)
-        return rotate(rms_norm(k, self._cast(layer.k_norm), self.config.rms_eps), turn), v
+        kv = jnp.tensordot(x, self._cast(layer.kv), 1)
+        return rotate(rms_norm(kv[..., 0, :], self._cast(layer.k_norm), self.config.rms_eps), turn), kv[..., 1, :]
 
     def _cast(self, param: nnx.Param) -> Array:
         return param[...].astype(self.dtype)
@@ -188,21 +206,21 @@ def random_weights(config: DrafterConfig, rng: jax.Array) -> dict[str, Any]:
     """Fresh weights: normal(0.02) matrices, output projections scaled down by depth, unit norms."""
     d, keys = config.hidden_size, iter(jax.random.split(rng, 8 * config.num_layers + 1))
 
-    def matrix(rows: int, columns: int, scale: float = 1.0) -> Array:
-        return 0.02 * scale * jax.random.normal(next(keys), (rows, columns), jnp.float32)
+    def matrix(*shape: int, scale: float = 1.0) -> Array:
+        return 0.02 * scale * jax.random.normal(next(keys), shape, jnp.float32)
 
-    depth = (2 * config.num_layers) ** -0.5
+    depth, kv_heads = (2 * config.num_layers) ** -0.5, config.num_kv_heads
     layers = [
         {
             "attention_norm": jnp.ones(d),
-            "q": matrix(d, config.q_size),
-            "kv": matrix(d, 2 * config.kv_size),
+            "q": matrix(d, kv_heads, config.num_heads // kv_heads, config.head_dim),
+            "kv": matrix(d, kv_heads, 2, config.head_dim),
             "q_norm": jnp.ones(config.head_dim),
             "k_norm": jnp.ones(config.head_dim),
-            "out": matrix(config.q_size, d, depth),
+            "out": matrix(config.q_size, d, scale=depth),
             "mlp_norm": jnp.ones(d),
-            "gate_up": matrix(d, 2 * config.mlp_size),
-            "down": matrix(config.mlp_size, d, depth),
+            "gate_up": matrix(d, 2, config.mlp_size),
+            "down": matrix(config.mlp_size, d, scale=depth),
         }
         for _ in range(config.num_layers)
     ]
@@ -240,19 +258,19 @@ def _from_target_layer(layer: Any, common: Array, config: DrafterConfig) -> dict
         return jnp.asarray(variable[...], jnp.float32)
 
     excess = wide(layer.attention_norm) / jnp.where(common == 0, 1.0, common)
-    qkv = excess[:, None] * wide(layer.qkv)
-    q, k, v = jnp.split(qkv, [config.q_size, config.q_size + config.kv_size], axis=1)
+    qkv = excess[:, None, None, None] * wide(layer.qkv)
+    q, kv = qkv[:, :, :-2], qkv[:, :, -2:]
 
     def head_norm(norm: Any, matrix: Array) -> Array:
-        size = jnp.sqrt(jnp.mean(jnp.sum(jnp.square(common[:, None] * matrix), axis=0)))
+        size = jnp.sqrt(jnp.mean(jnp.sum(jnp.square(common[:, None, None, None] * matrix), axis=0)))
         return jnp.full(config.head_dim, size) if norm is None else wide(norm)
 
     return {
         "attention_norm": common,
         "q": q,
-        "kv": jnp.concatenate([k, v], axis=1),
+        "kv": kv,
         "q_norm": head_norm(layer.q_norm, q),
-        "k_norm": head_norm(layer.k_norm, k),
+        "k_norm": head_norm(layer.k_norm, kv[:, :, :1]),
         "out": wide(layer.out),
         "mlp_norm": wide(layer.mlp_norm),
         "gate_up": wide(layer.gate_up),

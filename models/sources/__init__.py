@@ -17,13 +17,14 @@ import dataclasses
 import shlex
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 
 from configs.errors import UserError
 from configs.paths import at_home
 from models.sources.directory import directory_config, directory_weights, eos_ids
 from models.sources.gguf import embedded_file, gguf_target
-from models.sources.layout import Place, one_device, target_weights
+from models.sources.layout import target_weights
 from models.sources.maxtext import maxtext_config, read_settings
 from models.sources.orbax import orbax_weights
 from models.target import Target, check_ids, fingerprint
@@ -39,12 +40,12 @@ class Source:
     settings: dict[str, str]
 
 
-def load_target(source: str, dtype: str, place: Place = one_device) -> Target:
-    """The target named by `source`, its weights in `dtype`, each put where `place` says for its shape.
+def load_target(source: str, dtype: str, mesh: jax.sharding.Mesh | None = None) -> Target:
+    """The target named by `source`, its weights in `dtype`, each put where it lies on `mesh` as soon as it is made.
 
     Raises:
       UserError: nothing is found there, a family, option or tensor we do not compute, a missing or truncated file, an
-        end id outside the vocabulary.
+        end id outside the vocabulary, a size that the mesh does not divide.
     """
     if source == EMBEDDED:
         config, checkpoint = gguf_target(embedded_file(), EMBEDDED)
@@ -56,15 +57,15 @@ def load_target(source: str, dtype: str, place: Place = one_device) -> Target:
             config = directory_config(named.path)
             weights = named.settings.get("load_parameters_path")
             checkpoint = (
-                orbax_weights(Path(weights), config, place) if weights else directory_weights(named.path, config)
+                orbax_weights(Path(weights), config, mesh) if weights else directory_weights(named.path, config)
             )
         else:
             settings = read_settings(named.path, named.settings)
             config = maxtext_config(named.path, settings, eos_ids(tokenizer_directory(source)))
-            checkpoint = orbax_weights(Path(settings["load_parameters_path"]), config, place)
+            checkpoint = orbax_weights(Path(settings["load_parameters_path"]), config, mesh)
     check_ids(config.eos_ids, config, f"target {config.name}: ids that end an answer")
-    weights, digests = target_weights(config, checkpoint, jnp.dtype(dtype), place)
-    return Target(config, weights, fingerprint(config, digests))
+    weights, digests = target_weights(config, checkpoint, jnp.dtype(dtype), mesh)
+    return Target(config, weights, fingerprint(config, digests), mesh)
 
 
 def parse(source: str) -> Source:

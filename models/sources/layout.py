@@ -1,4 +1,4 @@
-"""Our layout of a target's weights: [in, out], fused where they read the same input.
+"""Our layout of a target's weights: [in, out], in one where they read the same input (`models.target.AXES`).
 
 In: a reader of tensors by their Hugging Face names ([out, in]). Out: the tree `models.target.Target` takes, every
 tensor put where it belongs as soon as it is made, so that no device ever holds the whole model; and the digest of every
@@ -16,15 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs.errors import UserError
-from models.target import TargetConfig
+from models.sharding import sharding_of
+from models.target import AXES, TargetConfig
 
 Read = Callable[[str], Any]  # a tensor by its Hugging Face name, [out, in]
 CHUNK = 1 << 22  # values hashed together
-Place = Callable[[tuple[int, ...]], jax.sharding.Sharding]  # where a tensor of this shape goes
-
-
-def one_device(shape: tuple[int, ...]) -> jax.sharding.Sharding:
-    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +32,7 @@ class Checkpoint:
 
 
 def target_weights(
-    config: TargetConfig, checkpoint: Checkpoint, dtype: jnp.dtype, place: Place
+    config: TargetConfig, checkpoint: Checkpoint, dtype: jnp.dtype, mesh: jax.sharding.Mesh | None
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """All weights of a target, and the digest of every tensor they were made of by its Hugging Face name.
 
@@ -53,7 +49,7 @@ def target_weights(
             digests[name] = tensor_digest(value, pool)
             return value
 
-        weights = _weights(config, tensor, dtype, place)
+        weights = _weights(config, tensor, dtype, mesh)
     unread = checkpoint.unread()
     if unread:
         raise UserError(
@@ -85,20 +81,26 @@ def tensor_digest(value: Any, pool: Executor) -> str:
     return digest.hexdigest()
 
 
-def _weights(config: TargetConfig, tensor: Callable[..., Any], dtype: jnp.dtype, place: Place) -> dict[str, Any]:
+def _weights(
+    config: TargetConfig, tensor: Callable[..., Any], dtype: jnp.dtype, mesh: jax.sharding.Mesh | None
+) -> dict[str, Any]:
     """The tree `Target` takes, of tensors read by name and expected shape."""
 
-    def put(value: Any) -> jax.Array:
-        if isinstance(value, np.ndarray) and place is not one_device:
-            return jax.device_put(value.astype(dtype), place(value.shape))  # from the host to its own devices
-        value = jnp.asarray(value, dtype)
-        return value if place is one_device else jax.block_until_ready(jax.device_put(value, place(value.shape)))
+    def put(name: str, value: Any) -> jax.Array:
+        if mesh is None:
+            return jnp.asarray(value, dtype)
+        where = sharding_of(value.shape, AXES.get(name, ()), mesh)
+        if isinstance(value, np.ndarray):
+            return jax.device_put(value.astype(dtype), where)  # from the host to its own devices
+        return jax.block_until_ready(jax.device_put(jnp.asarray(value, dtype), where))
 
-    def joined(parts: list[Any], axis: int) -> Any:
-        return (np if isinstance(parts[0], np.ndarray) else jnp).concatenate(parts, axis=axis)
+    def joined(parts: list[Any]) -> Any:
+        """Parts that lie head after head, joined head by head: [K, G, H, ...] and the like on dimension 1."""
+        heads = [part.reshape(config.num_kv_heads, -1, config.head_dim, *part.shape[1:]) for part in parts]
+        return (np if isinstance(heads[0], np.ndarray) else jnp).concatenate(heads, axis=1)
 
-    def fused(prefix: str, parts: dict[str, int]) -> Any:
-        return joined([tensor(f"{prefix}.{part}.weight", size, d).T for part, size in parts.items()], axis=1)
+    def stacked(parts: list[Any]) -> Any:
+        return (np if isinstance(parts[0], np.ndarray) else jnp).stack(parts)
 
     def layer(index: int) -> dict[str, Any]:
         base = f"model.layers.{index}"
@@ -106,27 +108,29 @@ def _weights(config: TargetConfig, tensor: Callable[..., Any], dtype: jnp.dtype,
         parts = {"q_proj": q, "k_proj": kv, "v_proj": kv}
         out = {
             "attention_norm": tensor(f"{base}.input_layernorm.weight", d),
-            "qkv": fused(f"{base}.self_attn", parts),
+            "qkv": joined(
+                [tensor(f"{base}.self_attn.{part}.weight", size, d) for part, size in parts.items()]
+            ).transpose(3, 0, 1, 2),
             "out": tensor(f"{base}.self_attn.o_proj.weight", d, q).T,
             "mlp_norm": tensor(f"{base}.post_attention_layernorm.weight", d),
-            "gate_up": fused(f"{base}.mlp", {"gate_proj": config.mlp_size, "up_proj": config.mlp_size}),
+            "gate_up": stacked(
+                [tensor(f"{base}.mlp.{part}_proj.weight", config.mlp_size, d) for part in ("gate", "up")]
+            ).transpose(2, 0, 1),
             "down": tensor(f"{base}.mlp.down_proj.weight", d, config.mlp_size).T,
         }
         if config.qkv_bias:
-            out["qkv_bias"] = joined(
-                [tensor(f"{base}.self_attn.{part}.bias", size) for part, size in parts.items()], axis=0
-            )
+            out["qkv_bias"] = joined([tensor(f"{base}.self_attn.{part}.bias", size) for part, size in parts.items()])
         if config.qk_norm:
             out["q_norm"] = tensor(f"{base}.self_attn.q_norm.weight", config.head_dim)
             out["k_norm"] = tensor(f"{base}.self_attn.k_norm.weight", config.head_dim)
-        return {name: put(value) for name, value in out.items()}
+        return {name: put(name, value) for name, value in out.items()}
 
     d = config.hidden_size
     weights = {
-        "embedding": put(tensor("model.embed_tokens.weight", config.vocab_size, d)),
+        "embedding": put("embedding", tensor("model.embed_tokens.weight", config.vocab_size, d)),
         "layers": [layer(index) for index in range(config.num_layers)],
-        "norm": put(tensor("model.norm.weight", d)),
+        "norm": put("norm", tensor("model.norm.weight", d)),
     }
     if not config.tied_head:
-        weights["head"] = put(tensor("lm_head.weight", config.vocab_size, d))
+        weights["head"] = put("head", tensor("lm_head.weight", config.vocab_size, d))
     return weights

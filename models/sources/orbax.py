@@ -24,7 +24,8 @@ import jax.numpy as jnp
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from configs.errors import UserError
-from models.sources.layout import Checkpoint, Place
+from models.sharding import spread
+from models.sources.layout import Checkpoint
 from models.target import TargetConfig
 
 _ITEMS = ("", "items", "model_params", "default", "params")
@@ -61,8 +62,8 @@ _TUNIX_LAYER = {
 }
 
 
-def orbax_weights(path: Path, config: TargetConfig, place: Place) -> Checkpoint:
-    """The tensors of an Orbax checkpoint by their Hugging Face names, restored one leaf at a time where `place` says.
+def orbax_weights(path: Path, config: TargetConfig, mesh: jax.sharding.Mesh | None) -> Checkpoint:
+    """The tensors of an Orbax checkpoint by their Hugging Face names, restored one by one, spread over `mesh`.
 
     `path` is the item MaxText's load_parameters_path or Tunix's step directory names: STEP/items, STEP/model_params, or
     STEP itself.
@@ -70,7 +71,7 @@ def orbax_weights(path: Path, config: TargetConfig, place: Place) -> Checkpoint:
     Raises:
       UserError: no checkpoint there, neither program's tree, or a damaged one.
     """
-    leaves = _Leaves(path, place)
+    leaves = _Leaves(path, mesh)
     if "token_embedder/embedding" in leaves:
         if config.qkv_bias:
             raise UserError(f"{path}: a MaxText checkpoint of a Qwen2 is not read here; expected a Llama or a Qwen3")
@@ -132,8 +133,8 @@ def _matrix(value: jax.Array, part: str) -> jax.Array:
 class _Leaves:
     """The arrays of one Orbax item by their unwrapped names, restored as they are read."""
 
-    def __init__(self, path: Path, place: Place):
-        self._place = place
+    def __init__(self, path: Path, mesh: jax.sharding.Mesh | None):
+        self._mesh = mesh
         found = next((path / item for item in _ITEMS if (path / item / "_METADATA").is_file()), None)
         if found is None:
             raise UserError(f"{path}: no Orbax checkpoint; expected STEP/items, STEP/model_params or what they hold")
@@ -175,7 +176,9 @@ class _Leaves:
 
         key, leaf = self._leaves[name]
         shape, dtype = leaf.shape, leaf.dtype
-        where = ocp.ArrayRestoreArgs(sharding=self._place(shape), dtype=dtype, global_shape=shape)
+        one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        sharding = one if self._mesh is None else spread(shape, self._mesh)
+        where = ocp.ArrayRestoreArgs(sharding=sharding, dtype=dtype, global_shape=shape)
         item, how = jax.ShapeDtypeStruct(shape, dtype), where
         for part in reversed(key):
             item, how = {part: item}, {part: how}

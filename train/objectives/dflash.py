@@ -19,7 +19,8 @@ from models.attention import Blocks, Packed
 from models.cache import Slots
 from models.drafters.dflash import Drafter, block_tokens
 from models.layers import Frozen
-from models.target import Target, packed_features
+from models.sharding import looked_up
+from models.target import AXES, Target, packed_features
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +40,14 @@ class Trainee(nnx.Module):
     def __init__(self, drafter: Drafter, target: Target, draft_vocab: np.ndarray | None, *, online: bool):
         self.drafter = drafter
         self.target = target if online else None
-        self.embedding = Frozen(target.embedding[...])
+        self.mesh = target.mesh
+        self.embedding = Frozen(target.embedding[...], axes=AXES["embedding"])
         head, index = target.head, np.arange(target.config.vocab_size)
         if draft_vocab is not None:
             head = head[draft_vocab]
             index = np.full(target.config.vocab_size, -1)
             index[draft_vocab] = np.arange(len(draft_vocab))
-        self.head = Frozen(head.astype(drafter.dtype))
+        self.head = Frozen(head.astype(drafter.dtype), axes=AXES["head"])
         self.draft_index = Frozen(jnp.asarray(index, jnp.int32))  # token id -> row of head, -1 where it has none
 
 
@@ -109,7 +111,7 @@ def block_hidden(
         jnp.take_along_axis(batch[name], at, axis=1) for name in ("tokens", "positions", "segments")
     )
     where = Blocks(positions, segments, batch["positions"], batch["segments"])
-    block = trainee.embedding[...][block_tokens(tokens, width, drafter.config.mask_token_id)]
+    block = looked_up(trainee.embedding[...], block_tokens(tokens, width, drafter.config.mask_token_id), trainee.mesh)
     return drafter(block, where, context, remat=remat)
 
 
@@ -126,7 +128,7 @@ def slot_hidden(
     hidden = block_hidden(trainee, batch, anchors, labels.shape[-1] + 1, context=context, remat=remat)[:, :, 1:]
     anchor_tokens = jnp.take_along_axis(batch["tokens"], jnp.maximum(anchors, 0), axis=1)[..., None]
     before = jnp.maximum(jnp.concatenate([anchor_tokens, labels[..., :-1]], axis=-1), 0)
-    return trainee.drafter.corrected(hidden, trainee.embedding[...][before])
+    return trainee.drafter.corrected(hidden, looked_up(trainee.embedding[...], before, trainee.mesh))
 
 
 def slot_labels(batch: dict[str, Array], anchors: Int[Array, "B A"], width: int) -> Int[Array, "B A W1"]:

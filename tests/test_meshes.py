@@ -1,0 +1,136 @@
+"""A train step, the writing of responses and decoding give on meshes of eight devices what they give on one, and a
+size that a mesh does not divide is refused by name."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from models.generate import Tapped
+
+from configs.errors import UserError
+from configs.schema import Mesh, Responses, load_recipe
+from models.decode import Speculation, make_engine
+from models.sharding import global_rows, make_mesh, shard, sharding_of
+from models.target import Target
+from pipelines.prompt_files import Prompt
+from pipelines.responses import Job, generate_many
+from serve.session import Decoder
+from tests.tiny import Letters, make_artifact, make_target
+from tests.tiny_run import EIGHT
+from train.objectives.dflash import LossSettings, Trainee, block_loss
+
+MESHES = ((8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 1, 8))
+SHAPE: dict[str, Any] = {"num_heads": 16, "num_kv_heads": 8, "head_dim": 4, "vocab_size": 64}
+DRAFTER: dict[str, Any] = {"num_layers": 1, "num_target_layers": 2, "target_layer_ids": (0,), "mask_token_id": 60}
+ROOT = Path(__file__).parent.parent
+
+
+def make_trainee(target: Target) -> Trainee:
+    artifact = make_artifact(**SHAPE, **DRAFTER, width=4)
+    return Trainee(artifact.drafter("float32", target.mesh), target, None, online=True)
+
+
+def train_step(target: Target) -> list[np.ndarray]:
+    """The loss and every gradient of a step with online features."""
+    rng, trainee = np.random.default_rng(1), make_trainee(target)
+    batch = {
+        "tokens": rng.integers(3, 60, (8, 16)),
+        "positions": np.tile(np.arange(16), (8, 1)),
+        "segments": np.ones((8, 16)),
+        "anchors_w4": rng.integers(0, 12, (8, 3)),
+    }
+    batch = global_rows({name: value.astype(np.int32) for name, value in batch.items()}, target.mesh)
+    settings = LossSettings("dpace", gamma=4.0, soft=0.5, head_chunk=64, remat=False)
+
+    @nnx.jit
+    def step(trainee: Trainee, batch: dict[str, jax.Array]) -> Any:
+        (loss, _), gradients = nnx.value_and_grad(lambda m: block_loss(m, batch, settings), has_aux=True)(trainee)
+        return loss, gradients
+
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(step(trainee, batch))]
+
+
+def responses(target: Target) -> dict[int, list[int]]:
+    """Eleven responses by eight rows, with features kept."""
+    section = Responses(True, 16, 12, 0.0, batch=8, shard_size=8)
+    rng, prompt = np.random.default_rng(2), Prompt("task", "id", (), "")
+    jobs = [Job(prompt, rng.integers(3, 60, 3 + n).tolist(), 0, None) for n in range(11)]
+    recipe: Any = SimpleNamespace(responses=section)
+    written = generate_many(recipe, target, jobs, Tapped((0,), False, "float32"))
+    return {number: ids for number, ids, _ in written}
+
+
+def answers(target: Target) -> list[list[int]]:
+    """Eight answers decoded together."""
+    engine = make_engine(target, make_artifact(**SHAPE, **DRAFTER, width=4))
+    prompts = np.random.default_rng(3).integers(3, 60, (8, 5)).tolist()
+    return [a.ids for a in Decoder(engine, Letters(), Speculation(4)).generate(prompts, max_new_tokens=12)]
+
+
+def on_mesh(*sizes: int) -> Target:
+    target = make_target(num_layers=2, **SHAPE)
+    target.mesh = make_mesh(Mesh(*sizes))
+    shard(target, target.mesh)
+    return target
+
+
+def differences() -> dict[str, Any]:
+    """What differs on each mesh; run in a process of eight devices."""
+    found, one = {}, on_mesh(1, 1, 1)
+    values, texts, decoded = train_step(one), responses(one), answers(one)
+    for sizes in MESHES:
+        target = on_mesh(*sizes)
+        parts = [a.size // a.addressable_shards[0].data.size for a in jax.tree.leaves(nnx.state(target.layers[0]))]
+        apart = [np.abs(a - b).max() / np.abs(b).max() for a, b in zip(train_step(target), values, strict=True)]
+        found["x".join(map(str, sizes))] = {
+            "train": float(max(apart)),
+            "responses": responses(target) == texts,
+            "answers": answers(target) == decoded,
+            "parts": max(parts),
+        }
+    return found | {"tokens": sum(map(len, texts.values())) + sum(map(len, decoded))}
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    program = "import json; from tests.test_meshes import differences; print(json.dumps(differences()))"
+    call = [sys.executable, "-c", program]
+    done = subprocess.run(call, capture_output=True, text=True, env=os.environ | EIGHT, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("sizes", MESHES)
+def test_equal_to_one_device(found: dict[str, Any], sizes: tuple[int, int, int]):
+    here = found["x".join(map(str, sizes))]
+    assert here["train"] <= 1e-5
+    assert here["responses"]
+    assert here["answers"]
+    assert here["parts"] == sizes[1] * sizes[2]  # matrices are split over both, by as much
+    assert found["tokens"] > 100
+
+
+def test_what_a_mesh_does_not_divide():
+    """No devices are needed to be told so."""
+    mesh: Any = jax.sharding.AbstractMesh((2, 1, 3), ("data", "fsdp", "tensor"))
+    with pytest.raises(UserError, match=r"batch=5: expected a multiple of mesh\.data=2 x mesh\.fsdp=1"):
+        sharding_of((5, 7), ("batch",), mesh)
+    with pytest.raises(UserError, match=r"kv_heads=2: expected a multiple of mesh\.tensor=3"):
+        sharding_of((32, 2, 4, 8), ("embed", "kv_heads"), mesh)
+    with pytest.raises(UserError, match=r"vocab=61: expected a multiple of mesh\.tensor=3"):
+        sharding_of((61, 32), ("vocab", "embed"), mesh)
+
+
+def test_rows_of_a_recipe():
+    with pytest.raises(UserError, match=r"batches\.rows=5: expected a multiple of mesh\.data=2 x mesh\.fsdp=1"):
+        load_recipe("smoke", ["mesh.data=2", "batches.rows=5"])
+    with pytest.raises(UserError, match=r"responses\.batch=6: expected a multiple of mesh\.data=2 x mesh\.fsdp=2"):
+        load_recipe("smoke", ["mesh.data=2", "mesh.fsdp=2", "batches.rows=4", "responses.batch=6"])
