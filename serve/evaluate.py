@@ -75,7 +75,7 @@ class Evaluator:
         self.sampling = speculation.sampling
         self.plain = self._decoder(None)
         self._warm: set[int] = set()
-        self._turn = itertools.count()
+        self._asked = itertools.count()
 
     def task(self, name: str, prompts: Sequence[Prompt], advance: Any) -> list[tuple[Question, Answer, Answer]]:
         """Plain and speculative answers of a task. A chooser starts anew with each and learns over its answers."""
@@ -104,24 +104,24 @@ class Evaluator:
 
     def questions(self, prompt: Prompt) -> list[Question]:
         """The conversation so far at every user turn without an answer; plain answers fill in as they are known."""
-        said, out = [], []
+        messages, out = [], []
         turns = prompt.chat()
         for index, turn in enumerate(turns):
-            said.append(turn)
+            messages.append(turn)
             following = turns[index + 1]["role"] if index + 1 < len(turns) else "user"
             if turn["role"] == "user" and following == "user":
-                ids = encode_prompt(self.tokenizer, prompt, said)
+                ids = encode_prompt(self.tokenizer, prompt, messages)
                 check_room(self.engine.target, prompt, ids, self.max_new_tokens)
                 out.append(Question(prompt.task, prompt.id, turn["content"], ids))
                 if index + 1 < len(turns):
                     (answer,) = self.plain.generate([ids], max_new_tokens=self.max_new_tokens, seeds=[self.seed])
-                    said.append({"role": "assistant", "content": answer.text})
+                    messages.append({"role": "assistant", "content": answer.text})
         return out
 
     def pair(self, question: Question, speculative: Decoder) -> tuple[Answer, Answer]:
         """Plain and speculative; they take turns at going first."""
         self.warm(question, speculative)
-        if next(self._turn) % 2 == 0:
+        if next(self._asked) % 2 == 0:
             return self.answer(question, None), self.answer(question, speculative)
         fast = self.answer(question, speculative)
         return self.answer(question, None), fast
