@@ -1,4 +1,7 @@
-"""Speculative decoding writes exactly what the plain loop writes, whatever the drafts are."""
+"""Speculative decoding writes exactly what the plain loop writes, whatever the drafts are and wherever keys and values
+lie: the plain loop keeps them in slots, the other also in pages, in any order."""
+
+import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,6 +9,7 @@ import pytest
 
 import models.decode
 from models.attention import Chain
+from models.cache import Pages
 from models.decode import COPY_LEAST, Speculation, make_engine, ngram_match, ngram_tokens, speculative_segment, start
 from models.generate import empty_rows, insert, plain_segment
 from models.verify import verify_greedy
@@ -23,10 +27,12 @@ def padded(prompts):
     return jnp.asarray(rows), jnp.asarray([len(p) for p in prompts], jnp.int32)
 
 
-def plain(target, prompts, new=NEW):
+def plain(target, prompts, new=NEW, page=None):
     rows, lengths = padded(prompts)
     numbers = jnp.arange(len(prompts))
-    state = insert(target, empty_rows(target, len(prompts), 128), numbers, rows, lengths, lengths + new, numbers)
+    state = insert(
+        target, empty_rows(target, len(prompts), 128, page=page), numbers, rows, lengths, lengths + new, numbers
+    )
     return outputs(plain_segment(target, state, 1000), prompts)
 
 
@@ -35,10 +41,24 @@ def outputs(state, prompts):
     return [tokens[i, len(p) : length[i]].tolist() for i, p in enumerate(prompts)]
 
 
-def speculate(engine, prompts, how, new=NEW):
+def speculate(engine, prompts, how, new=NEW, page=None):
     rows, lengths = padded(prompts)
-    state = start(engine, rows, lengths, lengths + new, lengths, capacity=128)
+    state = start(engine, rows, lengths, lengths + new, lengths, capacity=128, page=page)
+    if page is not None:
+        state = dataclasses.replace(state, cache=shuffled(state.cache))
     return speculative_segment(engine, state, 1000, how)
+
+
+def shuffled(pages: Pages) -> Pages:
+    """The same rows, their pages anywhere in a pool that has some to spare, which hold what is no number."""
+    size, spare = len(pages.values[0]), 7
+    places = np.random.default_rng(5).permutation(size + spare)[:size]
+
+    def moved(pool):
+        return jnp.full((size + spare, *pool.shape[1:]), jnp.nan).at[places].set(pool)
+
+    keys, values = [moved(pool) for pool in pages.keys], [moved(pool) for pool in pages.values]
+    return Pages(keys, values, jnp.asarray(places, jnp.int32)[pages.table])
 
 
 PROMPTS = [np.random.default_rng(seed).integers(3, 60, 5 + 4 * seed).tolist() for seed in range(4)]
@@ -52,21 +72,26 @@ HOWS = {f"width {width}": Speculation(width) for width in (1, 2, 3, 6)} | {
 
 
 @pytest.mark.parametrize("how", HOWS.values(), ids=HOWS)
-@pytest.mark.parametrize("markov", [None, 24])
-def test_random_drafter(how: Speculation, markov: int | None):
+@pytest.mark.parametrize(("markov", "page"), [(None, None), (24, None), (None, 5)])
+def test_random_drafter(how: Speculation, markov: int | None, page: int | None):
     target = make_target()
     engine = make_engine(target, make_artifact(markov_size=markov))
     expected = plain(target, PROMPTS)
     assert len({len(text) for text in expected}) > 1, "some answers end early, some at the limit"
-    state = speculate(engine, PROMPTS, how)
+    state = speculate(engine, PROMPTS, how, page=page)
     assert outputs(state, PROMPTS) == expected
     for prompt, text in zip(PROMPTS, expected, strict=True):
-        assert outputs(speculate(engine, [prompt], how), [prompt]) == [text], "batch mates change nothing"
+        assert outputs(speculate(engine, [prompt], how, page=page), [prompt]) == [text], "batch mates change nothing"
+
+
+def test_the_plain_loop_over_pages():
+    target = make_target()
+    assert plain(target, PROMPTS, page=5) == plain(target, PROMPTS)
 
 
 @pytest.mark.parametrize("new", [1, 7, NEW])
-@pytest.mark.parametrize("rate", [0.0, 0.5, 0.9, 1.0])
-def test_scripted_drafts(monkeypatch: pytest.MonkeyPatch, rate: float, new: int):
+@pytest.mark.parametrize(("rate", "page"), [(0.0, None), (0.5, None), (0.9, None), (1.0, None), (0.9, 6)])
+def test_scripted_drafts(monkeypatch: pytest.MonkeyPatch, rate: float, page: int | None, new: int):
     """Drafts right with probability `rate`, past the end of the answer too: ends and stops fall inside runs."""
     target = make_target()
     answers = plain(target, PROMPTS, NEW)
@@ -84,7 +109,7 @@ def test_scripted_drafts(monkeypatch: pytest.MonkeyPatch, rate: float, new: int)
     monkeypatch.setattr(models.decode, "speculative_segment", models.decode.speculative_segment.__wrapped__)
     rows, lengths = padded(PROMPTS)
     engine = make_engine(target, make_artifact())
-    state = start(engine, rows, lengths, lengths + new, lengths, capacity=128)
+    state = start(engine, rows, lengths, lengths + new, lengths, capacity=128, page=page)
     state = models.decode.speculative_segment(engine, state, 1000, Speculation(width))
     expected = [text[:new] for text in answers]
     assert outputs(state, PROMPTS) == expected

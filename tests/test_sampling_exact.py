@@ -87,15 +87,16 @@ def counted(state, counts, prompt: Sequence[int] = PROMPT):
         counts[text] = counts.get(text, 0) + 1
 
 
-@pytest.mark.parametrize("how", CASES.values(), ids=CASES)
-def test_speculative(how: Speculation):
+@pytest.mark.parametrize(("how", "page"), [(how, None) for how in CASES.values()] + [(CASES["block"], 3)])
+def test_speculative(how: Speculation, page: int | None):
     target, artifact = tiny()
     engine, counts, steps = make_engine(target, artifact), {}, 0
     rows = jnp.tile(jnp.asarray(PROMPT), (ROWS, 1))
     length = jnp.full(ROWS, len(PROMPT))
     for part in range(SAMPLES // ROWS):
         seeds = jnp.arange(ROWS) + part * ROWS
-        state = speculative_segment(engine, start(engine, rows, length, length + NEW, seeds, capacity=16), 100, how)
+        state = start(engine, rows, length, length + NEW, seeds, capacity=16, page=page)
+        state = speculative_segment(engine, state, 100, how)
         counted(state, counts)
         steps += int(state.num_steps.sum())
     assert_distributed(counts, enumerated(target, how.sampling))
@@ -126,14 +127,15 @@ def test_copying(how: Speculation):
     assert_distributed(counts, enumerated(target, how.sampling, COPYING))
 
 
-@pytest.mark.parametrize("sampling", [WARM, NUCLEUS, TOP_K])
-def test_plain(sampling: Sampling):
+@pytest.mark.parametrize(("sampling", "page"), [(WARM, None), (NUCLEUS, None), (TOP_K, None), (NUCLEUS, 3)])
+def test_plain(sampling: Sampling, page: int | None):
     target, _ = tiny()
     counts: dict[tuple[int, ...], int] = {}
     rows = jnp.tile(jnp.asarray(PROMPT), (ROWS, 1))
     length, places = jnp.full(ROWS, len(PROMPT)), jnp.arange(ROWS)
     for part in range(SAMPLES // ROWS):
-        state = insert(target, empty_rows(target, ROWS, 16), places, rows, length, length + NEW, places + part * ROWS)
+        empty = empty_rows(target, ROWS, 16, page=page)
+        state = insert(target, empty, places, rows, length, length + NEW, places + part * ROWS)
         counted(plain_segment(target, state, 100, sampling), counts)
     assert_distributed(counts, enumerated(target, sampling))
 
