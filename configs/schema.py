@@ -57,6 +57,7 @@ class Responses:
 class Features:
     mode: Literal["cached", "online"]
     dtype: Literal["float16", "bfloat16", "float32"]  # of the cache
+    attention: Literal["dense", "splash"]  # of the target over packed rows; splash is a TPU kernel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,6 +243,13 @@ def _check_ranges(recipe: Recipe, where: str) -> None:
             f"{where}: batches.blocks: expected widths from 2 to drafter.width={width}, the widest equal to it, "
             f"with at least one anchor each; got {blocks}"
         )
+    if recipe.features.attention == "splash":
+        length, devices = recipe.batches.row_length, math.prod(dataclasses.asdict(recipe.mesh).values())
+        if length % 128 or devices > 1:
+            raise RecipeError(
+                f"{where}: features.attention=splash: expected a batches.row_length that 128 divides and a mesh of one "
+                f"device, got {length} and {devices}; change them, or take features.attention=dense"
+            )
 
 
 def find_recipe(name: str) -> Path:
