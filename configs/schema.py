@@ -67,6 +67,7 @@ class Responses:
 class Features:
     mode: Literal["cached", "online"]
     dtype: Literal["float16", "bfloat16", "float32"]  # of the cache
+    attention: Literal["dense", "splash"]  # of the target over packed rows; splash is a TPU kernel
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -250,6 +251,13 @@ def _build(raw: dict[str, Any], where: str) -> Recipe:
         if rows % (mesh.data * mesh.fsdp):
             over = f"mesh.data={mesh.data} x mesh.fsdp={mesh.fsdp}"
             raise RecipeError(f"{where}: {key}={rows}: expected a multiple of {over}, which split the rows")
+    if recipe.features.attention == "splash":
+        length, devices = recipe.batches.row_length, mesh.data * mesh.fsdp * mesh.tensor
+        if length % 128 or devices > 1:
+            raise RecipeError(
+                f"{where}: features.attention=splash: expected a batches.row_length that 128 divides and a mesh of one "
+                f"device, got {length} and {devices}; change them, or take features.attention=dense"
+            )
     return recipe
 
 

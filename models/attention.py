@@ -12,7 +12,7 @@ writes it makes XLA write it twice, and copy the whole of it every step.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,8 @@ from models.cache import Cache
 CHUNK = 256  # positions of a cache read together
 FEW = 8  # rows; more of them are read whole: a piece is a copy, which costs many rows more than what it leaves out
 HIDDEN = -1e30  # the score of what may not be seen
+Kernel = Literal["dense", "splash"]
+SPLASH_ROW = 128  # splash takes rows of a multiple of so many positions
 
 
 @struct.dataclass
@@ -35,6 +37,7 @@ class Packed:
 
     positions: Int[Array, "B S"]  # in their text
     segments: Int[Array, "B S"]
+    kernel: Kernel = struct.field(pytree_node=False, default="dense")
 
     def mask(self) -> Bool[Array, "B S S"]:
         same = self.segments[:, :, None] == self.segments[:, None, :]
@@ -174,6 +177,8 @@ def attend(
     num_heads, reach = q.shape[2], seen.capacity
     if isinstance(where, Packed):
         keys, values = seen.read(0, reach)
+        if where.kernel == "splash":
+            return _splash(q, keys, values, where.segments)
         return _dense(q, keys, values, where.mask())
     if isinstance(where, Blocks):
         assert own is not None
@@ -206,6 +211,37 @@ def _dense(
         "bkqs,bksh->bkqh", weights.reshape(*grouped.shape[:3], -1), values, preferred_element_type=jnp.float32
     )
     return _ungroup_heads(mixed.astype(q.dtype), num_heads)
+
+
+def _splash(
+    q: Float[Array, "B T N H"],
+    keys: Float[Array, "B K H S"],
+    values: Float[Array, "B K S H"],
+    segments: Int[Array, "B S"],
+) -> Float[Array, "B T N H"]:
+    """The same as `_dense` of a `Packed`, by JAX's TPU kernel, which never holds all scores; without gradient.
+
+    Elsewhere than on a TPU the kernel is interpreted, which is slow. Blocks could take it too: keys and values of
+    [context; blocks] in one row, and a mask of the same form as theirs, made for every batch from its anchors.
+    """
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    length, num_heads, head_dim = q.shape[1:]
+    block = next(size for size in (512, 256, SPLASH_ROW) if length % size == 0)
+    mask = splash.MultiHeadMask([splash.CausalMask((length, length))] * num_heads)
+    sizes = splash.BlockSizes(block_q=block, block_kv=block)
+
+    def on(interpret: bool) -> Callable[..., Array]:
+        kernel = splash.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=interpret)
+
+        def row(q: Array, keys: Array, values: Array, segments: Array) -> Array:
+            return kernel(q, keys, values, segment_ids=splash.SegmentIds(segments, segments))
+
+        return jax.vmap(row)
+
+    parts = ((q * head_dim**-0.5).transpose(0, 2, 1, 3), keys.swapaxes(2, 3), values, segments)
+    mixed = jax.lax.platform_dependent(*parts, tpu=on(interpret=False), default=on(interpret=True))
+    return mixed.transpose(0, 2, 1, 3)
 
 
 def _blocks(

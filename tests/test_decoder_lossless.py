@@ -1,4 +1,7 @@
-"""Speculative decoding writes exactly what the plain loop writes, whatever the drafts are."""
+"""Speculative decoding writes exactly what the plain loop writes, whatever the drafts are and wherever keys and values
+lie: the plain loop keeps them in slots, the other also in pages, in any order."""
+
+import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,6 +9,7 @@ import pytest
 
 import models.decode
 from models.attention import Chain
+from models.cache import Pages
 from models.decode import Engine, empty_state, insert, make_engine, prefill, segment
 from models.drafters import Draft, Nothing, Proposal
 from models.drafters.ngram import COPY_LEAST, ngram_match, ngram_tokens
@@ -24,11 +28,12 @@ def padded(prompts):
     return jnp.asarray(rows), jnp.asarray([len(p) for p in prompts], jnp.int32)
 
 
-def plain(target, prompts, new=NEW):
+def plain(target, prompts, new=NEW, page=None):
     rows, lengths = padded(prompts)
     numbers = jnp.arange(len(prompts))
     engine = Engine(target, Nothing())
-    state = insert(engine, empty_state(engine, len(prompts), 128), numbers, rows, lengths, lengths + new, numbers)
+    empty = empty_state(engine, len(prompts), 128, page)
+    state = insert(engine, empty, numbers, rows, lengths, lengths + new, numbers)
     return outputs(segment(engine, state, 1000), prompts)
 
 
@@ -37,10 +42,24 @@ def outputs(state, prompts):
     return [tokens[i, len(p) : length[i]].tolist() for i, p in enumerate(prompts)]
 
 
-def speculate(engine, prompts, draft, new=NEW):
+def speculate(engine, prompts, draft, new=NEW, page=None):
     rows, lengths = padded(prompts)
-    state = prefill(engine, rows, lengths, lengths + new, lengths, capacity=128)
+    state = prefill(engine, rows, lengths, lengths + new, lengths, capacity=128, page=page)
+    if page is not None:
+        state = dataclasses.replace(state, cache=shuffled(state.cache))
     return segment(engine, state, 1000, draft)
+
+
+def shuffled(pages: Pages) -> Pages:
+    """The same rows, their pages anywhere in a pool that has some to spare, which hold what is no number."""
+    size, spare = len(pages.values[0]), 7
+    places = np.random.default_rng(5).permutation(size + spare)[:size]
+
+    def moved(pool):
+        return jnp.full((size + spare, *pool.shape[1:]), jnp.nan).at[places].set(pool)
+
+    keys, values = [moved(pool) for pool in pages.keys], [moved(pool) for pool in pages.values]
+    return Pages(keys, values, jnp.asarray(places, jnp.int32)[pages.table])
 
 
 PROMPTS = [np.random.default_rng(seed).integers(3, 60, 5 + 4 * seed).tolist() for seed in range(4)]
@@ -54,21 +73,26 @@ DRAFTS = {f"width {width}": Draft("drafter", width) for width in (1, 2, 3, 6)} |
 
 
 @pytest.mark.parametrize("draft", DRAFTS.values(), ids=DRAFTS)
-@pytest.mark.parametrize("markov", [None, 24])
-def test_random_drafter(draft: Draft, markov: int | None):
+@pytest.mark.parametrize(("markov", "page"), [(None, None), (24, None), (None, 5)])
+def test_random_drafter(draft: Draft, markov: int | None, page: int | None):
     target = make_target()
     engine = make_engine(target, make_artifact(markov_size=markov))
     expected = plain(target, PROMPTS)
     assert len({len(text) for text in expected}) > 1, "some answers end early, some at the limit"
-    state = speculate(engine, PROMPTS, draft)
+    state = speculate(engine, PROMPTS, draft, page=page)
     assert outputs(state, PROMPTS) == expected
     for prompt, text in zip(PROMPTS, expected, strict=True):
-        assert outputs(speculate(engine, [prompt], draft), [prompt]) == [text], "batch mates change nothing"
+        assert outputs(speculate(engine, [prompt], draft, page=page), [prompt]) == [text], "batch mates change nothing"
+
+
+def test_the_plain_loop_over_pages():
+    target = make_target()
+    assert plain(target, PROMPTS, page=5) == plain(target, PROMPTS)
 
 
 @pytest.mark.parametrize("new", [1, 7, NEW])
-@pytest.mark.parametrize("rate", [0.0, 0.5, 0.9, 1.0])
-def test_scripted_drafts(monkeypatch: pytest.MonkeyPatch, rate: float, new: int):
+@pytest.mark.parametrize(("rate", "page"), [(0.0, None), (0.5, None), (0.9, None), (1.0, None), (0.9, 6)])
+def test_scripted_drafts(monkeypatch: pytest.MonkeyPatch, rate: float, page: int | None, new: int):
     """Drafts right with probability `rate`, past the end of the answer too: ends and stops fall inside runs."""
     target = make_target()
     answers = plain(target, PROMPTS, NEW)
@@ -87,7 +111,7 @@ def test_scripted_drafts(monkeypatch: pytest.MonkeyPatch, rate: float, new: int)
     width = {0.0: 3, 0.5: 4, 0.9: 5, 1.0: 6}[rate]
     rows, lengths = padded(PROMPTS)
     engine = make_engine(target, make_artifact())
-    state = prefill(engine, rows, lengths, lengths + new, lengths, capacity=128)
+    state = prefill(engine, rows, lengths, lengths + new, lengths, capacity=128, page=page)
     state = segment.__wrapped__(engine, state, 1000, Draft("drafter", width))
     expected = [text[:new] for text in answers]
     assert outputs(state, PROMPTS) == expected

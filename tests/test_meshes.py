@@ -13,11 +13,12 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from models.generate import Tapped
 
 from configs.errors import UserError
 from configs.schema import Mesh, Responses, load_recipe
-from models.decode import Speculation, make_engine
+from models.decode import make_engine
+from models.drafters import Draft
+from models.recorder import Tapped
 from models.sharding import global_rows, make_mesh, shard, sharding_of
 from models.target import Target
 from pipelines.prompt_files import Prompt
@@ -60,7 +61,8 @@ def train_step(target: Target) -> list[np.ndarray]:
 
 def responses(target: Target) -> dict[int, list[int]]:
     """Eleven responses by eight rows, with features kept."""
-    section = Responses(True, 16, 12, 0.0, batch=8, shard_size=8)
+    limits = {"max_prompt_tokens": 16, "max_new_tokens": 12, "temperature": 0.0}
+    section = Responses(regenerate=True, **limits, batch=8, shard_size=8)
     rng, prompt = np.random.default_rng(2), Prompt("task", "id", (), "")
     jobs = [Job(prompt, rng.integers(3, 60, 3 + n).tolist(), 0, None) for n in range(11)]
     recipe: Any = SimpleNamespace(responses=section)
@@ -72,12 +74,12 @@ def answers(target: Target) -> list[list[int]]:
     """Eight answers decoded together."""
     engine = make_engine(target, make_artifact(**SHAPE, **DRAFTER, width=4))
     prompts = np.random.default_rng(3).integers(3, 60, (8, 5)).tolist()
-    return [a.ids for a in Decoder(engine, Letters(), Speculation(4)).generate(prompts, max_new_tokens=12)]
+    return [a.ids for a in Decoder(engine, Letters(), Draft("drafter", 4)).generate(prompts, max_new_tokens=12)]
 
 
-def on_mesh(*sizes: int) -> Target:
+def on_mesh(data: int, fsdp: int, tensor: int) -> Target:
     target = make_target(num_layers=2, **SHAPE)
-    target.mesh = make_mesh(Mesh(*sizes))
+    target.mesh = make_mesh(Mesh(data=data, fsdp=fsdp, tensor=tensor))
     shard(target, target.mesh)
     return target
 

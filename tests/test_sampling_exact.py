@@ -86,8 +86,11 @@ def counted(state, counts, prompt: Sequence[int] = PROMPT):
         counts[text] = counts.get(text, 0) + 1
 
 
-@pytest.mark.parametrize(("width", "speculation"), CASES.values(), ids=CASES)
-def test_speculative(width: int | str, speculation: Speculation):
+PAGED = [(*case, None) for case in CASES.values()] + [(*CASES["block"], 3)]
+
+
+@pytest.mark.parametrize(("width", "speculation", "page"), PAGED, ids=[*CASES, "block, paged"])
+def test_speculative(width: int | str, speculation: Speculation, page: int | None):
     draft = Draft("ngram", 4) if width == "ngram" else Draft("drafter", width)
     target, artifact = tiny()
     engine, counts, steps = make_engine(target, artifact), {}, 0
@@ -95,7 +98,7 @@ def test_speculative(width: int | str, speculation: Speculation):
     length = jnp.full(ROWS, len(PROMPT))
     for part in range(SAMPLES // ROWS):
         seeds = jnp.arange(ROWS) + part * ROWS
-        fresh = prefill(engine, rows, length, length + NEW, seeds, capacity=16)
+        fresh = prefill(engine, rows, length, length + NEW, seeds, capacity=16, page=page)
         state = segment(engine, fresh, 100, draft, speculation)
         counted(state, counts)
         steps += int(state.rows.num_steps.sum())
@@ -156,15 +159,15 @@ def test_copying_alone(draft: Draft):
     assert_distributed(counts, enumerated(target, WARM, COPYING))
 
 
-@pytest.mark.parametrize("sampling", [WARM, NUCLEUS, TOP_K])
-def test_plain(sampling: Sampling):
+@pytest.mark.parametrize(("sampling", "page"), [(WARM, None), (NUCLEUS, None), (TOP_K, None), (NUCLEUS, 3)])
+def test_plain(sampling: Sampling, page: int | None):
     target, artifact = tiny()
     engine = make_engine(target, artifact).plain
     counts: dict[tuple[int, ...], int] = {}
     rows = jnp.tile(jnp.asarray(PROMPT), (ROWS, 1))
     length, seeds = jnp.full(ROWS, len(PROMPT)), jnp.arange(ROWS)
     for part in range(SAMPLES // ROWS):
-        state = prefill(engine, rows, length, length + NEW, seeds + part * ROWS, capacity=16)
+        state = prefill(engine, rows, length, length + NEW, seeds + part * ROWS, capacity=16, page=page)
         counted(segment(engine, state, 100, SINGLE, Speculation(sampling)), counts)
     assert_distributed(counts, enumerated(target, sampling))
 

@@ -132,7 +132,7 @@ def recipe(root: Path) -> dict[str, dict[str, Any]]:
             "batch": 8,
             "shard_size": 8,
         },
-        "features": {"mode": "cached", "dtype": "float32"},
+        "features": {"mode": "cached", "dtype": "float32", "attention": "dense"},
         "drafter": {
             "num_layers": 1,
             "target_layer_ids": None,

@@ -76,7 +76,8 @@ def assemble(recipe: Recipe) -> Assembly:
         vocab = frequent_tokens(written, config.draft_vocab_size, target.config.eos_ids)
         config = dataclasses.replace(config, draft_vocab_size=len(vocab))
     drafter = new_drafter(recipe, config, target)
-    trainee = Trainee(drafter, target, vocab, online=recipe.features.mode == "online")
+    section = recipe.features
+    trainee = Trainee(drafter, target, vocab, online=section.mode == "online", attention=section.attention)
     return Assembly(trainee, prepared, vocab, target.config, target.fingerprint)
 
 

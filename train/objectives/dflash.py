@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from models import layers
-from models.attention import Blocks, Packed
+from models.attention import Blocks, Kernel, Packed
 from models.cache import Slots
 from models.drafters.dflash import Drafter, block_tokens
 from models.layers import Frozen
@@ -37,8 +37,16 @@ class LossSettings:
 class Trainee(nnx.Module):
     """The drafter with what it borrows from the target, frozen: embedding, LM head, the target itself when online."""
 
-    def __init__(self, drafter: Drafter, target: Target, draft_vocab: np.ndarray | None, *, online: bool):
-        self.drafter = drafter
+    def __init__(
+        self,
+        drafter: Drafter,
+        target: Target,
+        draft_vocab: np.ndarray | None,
+        *,
+        online: bool,
+        attention: Kernel = "dense",  # of the target
+    ):
+        self.drafter, self.attention = drafter, attention
         self.target = target if online else None
         self.mesh = target.mesh
         self.embedding = Frozen(target.embedding[...], axes=AXES["embedding"])
@@ -85,7 +93,7 @@ def row_features(trainee: Trainee, batch: dict[str, Array], *, final: bool) -> F
     if trainee.target is None:
         return batch["features"]
     taps = trainee.drafter.config.target_layer_ids
-    where = Packed(batch["positions"], batch["segments"])
+    where = Packed(batch["positions"], batch["segments"], trainee.attention)
     return packed_features(trainee.target, batch["tokens"], where, taps=taps, final=final)
 
 
