@@ -32,6 +32,7 @@ TABLE: dict[str, str | tuple[str, ...]] = {
     "vocab": "tensor",
 }
 Axes = Sequence[str | None]  # logical axes of an array's first dimensions
+AnyMesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
 Tree = TypeVar("Tree")
 
 
@@ -56,7 +57,7 @@ def make_mesh(sizes: schema.Mesh) -> jax.sharding.Mesh | None:
     return jax.make_mesh(shape, MESH, axis_types=(AxisType.Auto,) * len(MESH), devices=jax.devices()[:count])
 
 
-def ways(axis: str, mesh: jax.sharding.Mesh | None) -> int:
+def ways(axis: str, mesh: AnyMesh | None) -> int:
     """Into how many parts a logical axis is split."""
     return 1 if mesh is None else math.prod(mesh.shape[part] for part in _parts(axis))
 
@@ -66,7 +67,7 @@ def whole_rows(count: int, mesh: jax.sharding.Mesh | None) -> int:
     return -(-count // ways("batch", mesh)) * ways("batch", mesh)
 
 
-def sharding_of(shape: Sequence[int], axes: Axes, mesh: jax.sharding.Mesh) -> NamedSharding:
+def sharding_of(shape: Sequence[int], axes: Axes, mesh: AnyMesh) -> NamedSharding:
     """Where an array of this shape lies.
 
     Raises:
