@@ -29,7 +29,8 @@ TABLE: dict[str, str | tuple[str, ...]] = {
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
-    "vocab": "tensor",
+    "vocab": "tensor",  # of the embedding
+    "head_rows": ("fsdp", "tensor"),  # the vocabulary of an LM head: states come to it, which are less than it is
 }
 CACHE = ("batch", "kv_heads")  # of keys and values; the dimensions after these are whole
 Axes = Sequence[str | None]  # logical axes of an array's first dimensions
