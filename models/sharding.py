@@ -97,7 +97,7 @@ def looked_up(
     return constrain(parts, mesh, "batch")
 
 
-def shard(module: nnx.Module, mesh: jax.sharding.Mesh | None) -> None:
+def shard(module: Any, mesh: jax.sharding.Mesh | None) -> None:
     """Puts every variable of `module` where its axes say; one without lies whole on every device."""
     if mesh is None:
         return
