@@ -29,7 +29,8 @@ TABLE: dict[str, str | tuple[str, ...]] = {
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
-    "vocab": "tensor",
+    "vocab": "tensor",  # of the embedding
+    "head_rows": ("fsdp", "tensor"),  # the vocabulary of an LM head: states come to it, which are less than it is
 }
 Axes = Sequence[str | None]  # logical axes of an array's first dimensions
 AnyMesh = jax.sharding.Mesh | jax.sharding.AbstractMesh

@@ -62,7 +62,7 @@ class TargetConfig:
 
 AXES: dict[str, tuple[str | None, ...]] = {  # logical axes of the weights, [in, out]; norms have none
     "embedding": ("vocab", "embed"),
-    "head": ("vocab", "embed"),
+    "head": ("head_rows", None),
     "qkv": ("embed", "kv_heads", None, None),  # [D, K, G+2, H]: the G queries of a key/value head, its key, its value
     "qkv_bias": ("kv_heads", None, None),
     "out": ("heads", "embed"),

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from models.sharding import global_rows, make_mesh, shard, sharding_of
 from models.target import Target
 from pipelines.prompt_files import Prompt
 from pipelines.responses import Job, generate_many
+from serve.load import mesh_of
 from serve.session import Decoder
 from tests.tiny import Letters, make_artifact, make_target
 from tests.tiny_run import EIGHT
@@ -122,13 +124,23 @@ def test_equal_to_one_device(found: dict[str, Any], sizes: tuple[int, int, int])
 
 def test_what_a_mesh_does_not_divide():
     """No devices are needed to be told so."""
-    mesh: Any = jax.sharding.AbstractMesh((2, 1, 3), ("data", "fsdp", "tensor"))
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1] * 6).reshape(2, 1, 3), ("data", "fsdp", "tensor"))
     with pytest.raises(UserError, match=r"batch=5: expected a multiple of mesh\.data=2 x mesh\.fsdp=1"):
         sharding_of((5, 7), ("batch",), mesh)
     with pytest.raises(UserError, match=r"kv_heads=2: expected a multiple of mesh\.tensor=3"):
         sharding_of((32, 2, 4, 8), ("embed", "kv_heads"), mesh)
-    with pytest.raises(UserError, match=r"vocab=61: expected a multiple of mesh\.tensor=3"):
-        sharding_of((61, 32), ("vocab", "embed"), mesh)
+    with pytest.raises(UserError, match=r"head_rows=61: expected a multiple of mesh\.fsdp=1 x mesh\.tensor=3"):
+        sharding_of((61, 32), ("head_rows", None), mesh)
+
+
+def test_mesh_of_a_command():
+    assert mesh_of(Namespace(mesh="tensor=2,data=1")) == Mesh(data=1, fsdp=1, tensor=2)
+    assert mesh_of(Namespace(mesh="")) == Mesh(data=1, fsdp=1, tensor=1)
+    with pytest.raises(UserError, match=r"--mesh data=2: data and fsdp split rows, .* one row at a time"):
+        mesh_of(Namespace(mesh="data=2"))
+    for wrong in ("model=2", "tensor=0", "tensor", "tensor=2,,x"):
+        with pytest.raises(UserError, match=r"--mesh .*: expected data=N, fsdp=N or tensor=N"):
+            mesh_of(Namespace(mesh=wrong))
 
 
 def test_rows_of_a_recipe():

@@ -24,11 +24,11 @@ from tests.test_target_parity import LENGTH, forward, torch_model
 from tests.tiny import TARGET
 from tests.tiny_run import EIGHT
 
-IDS = np.random.default_rng(1).integers(0, 97, (2, LENGTH))
+IDS = np.random.default_rng(1).integers(0, 96, (2, LENGTH))
 MAXTEXT_YML = """
 model_name: tiny
 decoder_block: {block}
-vocab_size: 97
+vocab_size: 96
 base_emb_dim: 32
 base_num_decoder_layers: 4
 base_num_query_heads: 4
@@ -92,7 +92,7 @@ def maxtext_tree(family: str, tensors: dict[str, np.ndarray], *, scanned: bool) 
         decoder["layers"] = stack(layers)
     else:
         decoder |= {f"layers_{index}": value for index, value in enumerate(layers)}
-    padding = np.full((31, 32), 9.0, np.float32)
+    padding = np.full((32, 32), 9.0, np.float32)
     return {
         "token_embedder": {"embedding": np.concatenate([tensors["model.embed_tokens.weight"], padding])},
         "decoder": decoder,
@@ -223,7 +223,7 @@ def tunix_model(module: Any, family: str, folder: Path) -> nnx.Module:
     tied = {"use_tied_embedding": True} if family == "qwen2" else {}
     config = module.ModelConfig(
         num_layers=4,
-        vocab_size=97,
+        vocab_size=96,
         embed_dim=32,
         hidden_dim=48,
         num_heads=4,

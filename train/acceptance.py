@@ -167,5 +167,5 @@ def _leading_hits(
     labels = slot_labels(batch, anchors, width)
     hidden = slot_hidden(trainee, batch, anchors, labels, context=context)
     rows = jnp.where(labels >= 0, trainee.draft_index[...][labels], -1)
-    _, _, hit = head_cross_entropy(hidden, trainee.head[...], rows, head_chunk)
+    _, _, hit = head_cross_entropy(hidden, trainee.head[...], rows, head_chunk, mesh=trainee.mesh)
     return jnp.cumprod(hit, axis=-1).sum(axis=-1)

@@ -6,6 +6,7 @@ the response, or whose token the draft vocabulary lacks, weigh nothing.
 """
 
 import dataclasses
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -19,7 +20,7 @@ from models.attention import Blocks, Kernel, Packed
 from models.cache import Slots
 from models.drafters.dflash import Drafter, block_tokens
 from models.layers import Frozen
-from models.sharding import looked_up
+from models.sharding import constrain, looked_up
 from models.target import AXES, Target, packed_features
 
 
@@ -73,7 +74,13 @@ def block_loss(
         rows = jnp.where(labels >= 0, trainee.draft_index[...][labels], -1)
         teacher = None if final is None else slot_teachers(final, anchors, width)
         loss, hard, hit = head_cross_entropy(
-            hidden, trainee.head[...], rows, settings.head_chunk, teacher=teacher, soft=settings.soft
+            hidden,
+            trainee.head[...],
+            rows,
+            settings.head_chunk,
+            teacher=teacher,
+            soft=settings.soft,
+            mesh=trainee.mesh,
         )
         weights = slot_weights(hard, labels >= 0, rows >= 0, settings)
         total = total + jnp.sum(weights * loss)
@@ -192,35 +199,42 @@ def head_cross_entropy(
     *,
     teacher: Float[Array, "B A W1 D"] | None = None,
     soft: float = 0.0,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[Float[Array, "B A W1"], Float[Array, "B A W1"], Bool[Array, "B A W1"]]:
     """The loss of each slot, its cross-entropy against its head row alone, and whether that row's logit is highest.
 
     The label is `soft` times the target's distribution over the head's rows (`teacher` holds the target's final
-    hidden states) and 1 - soft times the row. At most `chunk` slots' logits exist at a time. Slots with row -1 get
-    0, 0 and False.
+    hidden states) and 1 - soft times the row. At most `chunk` slots' logits exist at a time (or one slot's of each
+    row, where there are more rows), as many of every row, so that a mesh has work for all its devices. Slots with row
+    -1 get 0, 0 and False.
     """
-    num_chunks = -(-rows.size // chunk)
-    chunk = -(-rows.size // num_chunks)  # as many, of equal size: the last one would be mostly padding
-    padding = num_chunks * chunk - rows.size
+    batch, size = rows.shape[0], rows[0].size
+    num_chunks = -(-size // max(1, chunk // batch))
+    each = -(-size // num_chunks)  # of a row, as many in every chunk: the last one would be mostly padding
+    padding = num_chunks * each - size
 
-    def chunked(states: Array) -> Array:
-        flat = states.reshape(-1, states.shape[-1]).astype(hidden.dtype)
-        return jnp.pad(flat, ((0, padding), (0, 0))).reshape(-1, chunk, states.shape[-1])
+    def chunked(values: Array, fill: int = 0) -> Array:
+        flat = values.reshape(batch, size, *values.shape[rows.ndim :])
+        flat = jnp.pad(flat, ((0, 0), (0, padding), *[(0, 0)] * (flat.ndim - 2)), constant_values=fill)
+        parts = flat.reshape(batch, num_chunks, each, *flat.shape[2:]).swapaxes(0, 1)
+        return constrain(parts, mesh, None, "batch")
 
-    labels = jnp.pad(rows.reshape(-1), (0, padding), constant_values=-1).reshape(-1, chunk)
-    parts = (chunked(hidden), labels) if teacher is None else (chunked(hidden), labels, chunked(teacher))
-    out = jax.lax.map(lambda part: _chunk_cross_entropy(part[0], head, part[1], (*part[2:], soft)), parts)
-    loss, hard, hit = (value.reshape(-1)[: rows.size].reshape(rows.shape) for value in out)
+    states = (hidden,) if teacher is None else (hidden, teacher)
+    parts = (chunked(rows, -1), *[chunked(value.astype(hidden.dtype)) for value in states])
+    out = jax.lax.map(lambda part: _chunk_cross_entropy(part[1], head, part[0], (*part[2:], soft), mesh), parts)
+    loss, hard, hit = (value.swapaxes(0, 1).reshape(batch, -1)[:, :size].reshape(rows.shape) for value in out)
     return loss, hard, hit
 
 
-@jax.custom_vjp
-def _chunk_cross_entropy(hidden: Array, head: Array, labels: Array, teaching: tuple) -> tuple[Array, Array, Array]:
-    return _chunk_forward(hidden, head, labels, teaching)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _chunk_cross_entropy(
+    hidden: Array, head: Array, labels: Array, teaching: tuple, mesh: jax.sharding.Mesh | None
+) -> tuple[Array, Array, Array]:
+    return _chunk_forward(hidden, head, labels, teaching, mesh)[0]
 
 
 def _chunk_forward(
-    hidden: Array, head: Array, labels: Array, teaching: tuple
+    hidden: Array, head: Array, labels: Array, teaching: tuple, mesh: jax.sharding.Mesh | None
 ) -> tuple[tuple[Array, Array, Array], Array]:
     """Loss, hard loss and hit, and the loss's gradient by the hidden state, taken while the logits are here.
 
@@ -228,30 +242,33 @@ def _chunk_forward(
     in place of the four that recomputing would take.
     """
     *teacher, soft = teaching
-    logits = layers.logits(hidden, head)
+    hidden, labels = (constrain(value, mesh, "replica") for value in (hidden, labels))
+    logits = constrain(layers.logits(hidden, head), mesh, "replica", None, "head_rows")
     valid, label = labels >= 0, jnp.maximum(labels, 0)
     top = logits.max(axis=-1)
-    exponent = jnp.exp(logits - top[:, None])
+    exponent = jnp.exp(logits - top[..., None])
     total = exponent.sum(axis=-1)
-    chosen = jnp.take_along_axis(logits, label[:, None], axis=-1)[:, 0]
+    chosen = jnp.take_along_axis(logits, label[..., None], axis=-1)[..., 0]
     hard = jnp.where(valid, jnp.log(total) + top - chosen, 0.0)
-    loss, error = hard, exponent / total[:, None]  # becomes what was expected less what was wanted
+    loss, error = hard, exponent / total[..., None]  # becomes what was expected less what was wanted
     if teacher:
-        belief = jax.nn.softmax(layers.logits(teacher[0], head), axis=-1)
+        belief = jax.nn.softmax(layers.logits(constrain(teacher[0], mesh, "replica"), head), axis=-1)
         smooth = jnp.log(total) + top - jnp.sum(belief * logits, axis=-1)
         loss = jnp.where(valid, soft * smooth + (1 - soft) * hard, 0.0)
         error = error - soft * belief
     # The label's share goes off here, not off the matmul's result: near the end of training both are almost its head
     # row, and their difference would be rounding alone.
-    error = error - (1 - soft) * (jnp.arange(head.shape[0]) == label[:, None])
+    error = error - (1 - soft) * (jnp.arange(head.shape[0]) == label[..., None])
     with layers.matmul_precision(head.dtype):
-        gradient = jnp.einsum("tv,vd->td", error.astype(head.dtype), head, preferred_element_type=jnp.float32)
-    gradient = jnp.where(valid[:, None], gradient, 0.0)
+        gradient = jnp.einsum("btv,vd->btd", error.astype(head.dtype), head, preferred_element_type=jnp.float32)
+    gradient = constrain(jnp.where(valid[..., None], gradient, 0.0), mesh, "batch")
     return (loss, hard, valid & (chosen >= top)), gradient.astype(hidden.dtype)
 
 
-def _chunk_backward(gradient: Array, cotangents: tuple[Array, Any, Any]) -> tuple[Array, None, None, None]:
-    return (cotangents[0][:, None] * gradient).astype(gradient.dtype), None, None, None
+def _chunk_backward(
+    mesh: jax.sharding.Mesh | None, gradient: Array, cotangents: tuple[Array, Any, Any]
+) -> tuple[Array, None, None, None]:
+    return (cotangents[0][..., None] * gradient).astype(gradient.dtype), None, None, None
 
 
 _chunk_cross_entropy.defvjp(_chunk_forward, _chunk_backward)
