@@ -66,18 +66,18 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -
     return tuple(frequencies.astype(np.float32).tolist())
 
 
-def rotation(positions: Int[Array, "B T"], frequencies: tuple[float, ...]) -> Float[Array, "2 B T H2"]:
+def rotary(positions: Int[Array, "B T"], frequencies: tuple[float, ...]) -> Float[Array, "2 B T H2"]:
     """cos and sin of every position's angles, float32."""
     angles = positions[..., None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)
     return jnp.stack([jnp.cos(angles), jnp.sin(angles)])
 
 
-def rotate(x: Float[Array, "B T M H"], rotation: Float[Array, "2 B T H2"]) -> Float[Array, "B T M H"]:
-    """`x` turned by its positions, split-half convention (first half pairs with second half)."""
-    cos, sin = rotation[:, :, :, None, :]
+def apply_rotary(x: Float[Array, "B T M H"], rotary: Float[Array, "2 B T H2"]) -> Float[Array, "B T M H"]:
+    """`x` rotated by its positions, split-half convention (first half pairs with second half)."""
+    cos, sin = rotary[:, :, :, None, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
 
 
 def rms_norm(x: Float[Array, "*b D"], scale: Float[Array, " D"], eps: float) -> Float[Array, "*b D"]:

@@ -23,12 +23,12 @@ from models.cache import Cache, Slots, empty_pages, empty_slots
 from models.layers import (
     Frozen,
     RopeScaling,
+    apply_rotary,
     full_precision,
     logits,
     rms_norm,
     rope_frequencies,
-    rotate,
-    rotation,
+    rotary,
     swiglu,
 )
 from models.sharding import constrain, looked_up
@@ -144,10 +144,10 @@ class Target(nnx.Module):
         Without a cache the tokens are `Packed` rows. With one they are a `Chain` or `Tree`, whose keys and values are
         written at where.start..where.start + T - 1 of each row before anything is read.
         """
-        x, tapped, turn = self.embed(tokens), {}, rotation(where.positions, self.frequencies)
+        x, tapped, angles = self.embed(tokens), {}, rotary(where.positions, self.frequencies)
         read: list[Cache] = []
         for index, layer in enumerate(self.layers):
-            q, k, v = self._project(layer, x, turn)
+            q, k, v = self._project(layer, x, angles)
             seen = Slots([k], [v])
             if cache is not None:
                 assert not isinstance(where, Packed)
@@ -162,7 +162,7 @@ class Target(nnx.Module):
         features = jnp.concatenate(chosen, axis=-1) if chosen else jnp.zeros((*x.shape[:2], 0), x.dtype)
         return x, features, None if cache is None else cache.of(read)
 
-    def _project(self, layer: TargetLayer, x: Array, turn: Array) -> tuple[Array, Array, Array]:
+    def _project(self, layer: TargetLayer, x: Array, angles: Array) -> tuple[Array, Array, Array]:
         """Rotated queries [B T N H], rotated keys [B K H T], values [B K T H]."""
         config = self.config
         normed = rms_norm(x, layer.attention_norm[...], config.rms_eps)
@@ -173,7 +173,7 @@ class Target(nnx.Module):
         if layer.q_norm is not None and layer.k_norm is not None:
             q = rms_norm(q, layer.q_norm[...], config.rms_eps)
             k = rms_norm(k, layer.k_norm[...], config.rms_eps)
-        return rotate(q, turn), rotate(k, turn).transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
+        return apply_rotary(q, angles), apply_rotary(k, angles).transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
 
 
 @partial(jax.jit, static_argnames=("taps", "final"))

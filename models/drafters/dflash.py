@@ -22,11 +22,11 @@ from models.attention import Drafting, attend
 from models.cache import Cache, Slots
 from models.layers import (
     RopeScaling,
+    apply_rotary,
     full_precision,
     rms_norm,
     rope_frequencies,
-    rotate,
-    rotation,
+    rotary,
     swiglu,
 )
 from models.sharding import constrain
@@ -133,8 +133,8 @@ class Drafter(nnx.Module):
         """Keys and values of context positions, for every layer."""
         fused = constrain(features.astype(self.dtype) @ self._cast(self.fc), self.mesh, "batch")
         fused = rms_norm(fused, self._cast(self.hidden_norm), self.config.rms_eps)
-        turn = rotation(positions, self.frequencies)
-        pairs = [self._key_value(layer, fused, turn) for layer in self.layers]
+        angles = rotary(positions, self.frequencies)
+        pairs = [self._key_value(layer, fused, angles) for layer in self.layers]
         keys = [key.transpose(0, 2, 3, 1) for key, _ in pairs]
         return Slots(keys, [value.transpose(0, 2, 1, 3) for _, value in pairs]).held(self.mesh)
 
@@ -153,10 +153,10 @@ class Drafter(nnx.Module):
         """
         batch, _, width, _ = block.shape
         positions = where.anchors[:, :, None] + jnp.arange(width)
-        turn = rotation(positions.reshape(batch, -1), self.frequencies)
+        angles = rotary(positions.reshape(batch, -1), self.frequencies)
         x = constrain(block.astype(self.dtype), self.mesh, "batch")
         for index, layer in enumerate(self.layers):
-            step = partial(self._layer, layer, turn=turn, context=context.layer(index), where=where)
+            step = partial(self._layer, layer, angles=angles, context=context.layer(index), where=where)
             x = (jax.checkpoint(step) if remat else step)(x)
         return rms_norm(x, self._cast(self.norm), self.config.rms_eps)
 
@@ -173,13 +173,13 @@ class Drafter(nnx.Module):
         change = jax.nn.silu(seen @ self._cast(self.markov.into)) @ self._cast(self.markov.out)
         return hidden + self._cast(self.norm) * change
 
-    def _layer(self, layer: DrafterLayer, x: Array, *, turn: Array, context: Cache, where: Drafting) -> Array:
+    def _layer(self, layer: DrafterLayer, x: Array, *, angles: Array, context: Cache, where: Drafting) -> Array:
         shape, eps = x.shape, self.config.rms_eps
         flat = x.reshape(shape[0], -1, shape[-1])
         normed = rms_norm(flat, self._cast(layer.attention_norm), eps)
         q = jnp.tensordot(normed, self._cast(layer.q), 1).reshape(*flat.shape[:2], self.config.num_heads, -1)
-        q = rotate(rms_norm(q, self._cast(layer.q_norm), eps), turn)
-        k, v = self._key_value(layer, normed, turn)
+        q = apply_rotary(rms_norm(q, self._cast(layer.q_norm), eps), angles)
+        k, v = self._key_value(layer, normed, angles)
         where = dataclasses.replace(where, causal=layer.causal, window=layer.window)
         mixed = attend(q, context, where, (k, v))
         flat = flat + mixed.reshape(*flat.shape[:2], -1) @ self._cast(layer.out)
@@ -187,10 +187,10 @@ class Drafter(nnx.Module):
         flat = flat + swiglu(normed, self._cast(layer.gate_up), self._cast(layer.down))
         return constrain(flat.reshape(shape), self.mesh, "batch")
 
-    def _key_value(self, layer: DrafterLayer, x: Array, turn: Array) -> tuple[Array, Array]:
+    def _key_value(self, layer: DrafterLayer, x: Array, angles: Array) -> tuple[Array, Array]:
         """Rotated keys and values [B T K H] of normed inputs [B T D]."""
         kv = jnp.tensordot(x, self._cast(layer.kv), 1)
-        return rotate(rms_norm(kv[..., 0, :], self._cast(layer.k_norm), self.config.rms_eps), turn), kv[..., 1, :]
+        return apply_rotary(rms_norm(kv[..., 0, :], self._cast(layer.k_norm), self.config.rms_eps), angles), kv[..., 1, :]
 
     def _cast(self, param: nnx.Param) -> Array:
         return param[...].astype(self.dtype)
