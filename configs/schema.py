@@ -72,6 +72,7 @@ class Features:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Drafter:
+    kind: Literal["dflash"]  # which rule drafts, see models.drafters
     num_layers: int = Field(ge=1)
     target_layer_ids: Ids | None  # taps; the DFlash default when null
     width: int = Field(ge=2)  # W: one anchor and W-1 drafted tokens

@@ -15,6 +15,7 @@ from pipelines.responses import Response
 from tests.tiny import make_artifact, make_target
 from tests.tiny_run import on_disk
 from train.acceptance import heldout_acceptance, walk
+from train.objectives import objective_of
 from train.objectives.dflash import Trainee, block_hidden, draft_context
 
 
@@ -31,7 +32,9 @@ def test_equals_one_block_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     # Answers made of what the drafter says, so that something is accepted.
     responses = [Response(r.task, r.id, r.prompt_ids, tuple(_drafted(trainee, r)), True) for r in probe]
     monkeypatch.setattr("train.acceptance.ANCHORS", 8)
-    acceptance = heldout_acceptance(trainee, RowSource(on_disk(tmp_path, responses), None, 40), head_chunk=16)
+    acceptance = heldout_acceptance(
+        objective_of("dflash"), trainee, RowSource(on_disk(tmp_path, responses), None, 40), head_chunk=16
+    )
     expected = sorted((r.task, _walk_alone(trainee, r)) for r in responses)
     assert sorted((walk.task, walk.runs) for walk in acceptance.walks) == expected
     assert max(max(runs) for _, runs in expected) > 1

@@ -10,6 +10,7 @@ from pipelines.responses import Response
 from tests.tiny import make_artifact, make_target
 from tests.tiny_run import on_disk
 from train import acceptance
+from train.objectives import dflash, objective_of
 from train.objectives.dflash import Trainee
 
 
@@ -20,14 +21,15 @@ def test_features_once_a_batch_of_rows(tmp_path: Path, monkeypatch: pytest.Monke
     rng = np.random.default_rng(0)
     written = [Response("t", str(n), (5, 6), tuple(rng.integers(3, 60, 30).tolist()), True) for n in range(6)]
     monkeypatch.setattr(acceptance, "ANCHORS", 8)
-    for name in ("_context", "_leading_hits", "row_features"):
-        real = getattr(acceptance, name)
+    for name in ("read_rows", "leading_hits", "row_features"):
+        real = getattr(dflash, name)
 
         def noted(*arguments, name=name, real=real, **options):
             calls.append(name)
             return real(*arguments, **options)
 
-        monkeypatch.setattr(acceptance, name, noted)
-    acceptance.heldout_acceptance(trainee, RowSource(on_disk(tmp_path, written), None, 44), head_chunk=16)
-    first, second = ["_context", "row_features", *["_leading_hits"] * 4], ["_context", *["_leading_hits"] * 4]
+        monkeypatch.setattr(dflash, name, noted)
+    rows = RowSource(on_disk(tmp_path, written), None, 44)
+    acceptance.heldout_acceptance(objective_of("dflash"), trainee, rows, head_chunk=16)
+    first, second = ["read_rows", "row_features", *["leading_hits"] * 4], ["read_rows", *["leading_hits"] * 4]
     assert calls == first + second, "and the second batch runs what was traced for the first"

@@ -134,6 +134,7 @@ def recipe(root: Path) -> dict[str, dict[str, Any]]:
         },
         "features": {"mode": "cached", "dtype": "float32", "attention": "dense"},
         "drafter": {
+            "kind": "dflash",
             "num_layers": 1,
             "target_layer_ids": None,
             "width": 4,

@@ -8,21 +8,19 @@ acceptance of that one sample.) In: a trainee and packed held-out rows. Out: `Ac
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
-from models.cache import Slots
 from models.sharding import whole_rows
 from models.statistics import bootstrap_ratio, wilson
 from pipelines.batches import RowSource
 from pipelines.packing import starts
-from train.objectives.dflash import Trainee, draft_context, head_cross_entropy, row_features, slot_hidden, slot_labels
+from train.objectives import Objective
 
 ROWS = 4
 ANCHORS = 32  # per row and call
@@ -86,12 +84,15 @@ class Acceptance:
         return {"width": self.width, "tau": self.tau, "tasks": self.tasks(), "slots": self.slots()}
 
 
-def heldout_acceptance(trainee: Trainee, source: RowSource, head_chunk: int) -> Acceptance:
+def heldout_acceptance(objective: Objective, trainee: Any, source: RowSource, head_chunk: int) -> Acceptance:
     """The greedy walk over every held-out response."""
-    width, responses = trainee.drafter.config.width, source.responses
+    hits_at, responses = partial(objective.leading_hits, head_chunk=head_chunk), source.responses
     walks: list[Walk] = []
     for numbers, batch, startable in _batches(source, whole_rows(ROWS, trainee.mesh)):
-        accepted = _accepted_everywhere(trainee, batch, startable, width, head_chunk)
+        rows = {name: jnp.asarray(values) for name, values in batch.items()}
+        context = objective.read_rows(trainee, rows)
+        rows.pop("features", None)
+        accepted = _everywhere(startable, partial(hits_at, trainee, rows, context))
         for row, hits in zip(numbers, accepted, strict=False):
             held = source.packing[row]
             for number, begin in zip(held.tolist(), starts(responses.lengths[held]), strict=True):
@@ -99,7 +100,7 @@ def heldout_acceptance(trainee: Trainee, source: RowSource, head_chunk: int) -> 
                 first = begin + len(response.prompt_ids) - 1
                 last = begin + response.length - 1
                 walks.append(Walk(response.task, walk(hits, first, last)))
-    return Acceptance(width, walks)
+    return Acceptance(trainee.width, walks)
 
 
 def walk(accepted: Sequence[int] | np.ndarray, first: int, last: int) -> list[int]:
@@ -125,47 +126,17 @@ def _batches(source: RowSource, size: int) -> Iterator[tuple[list[int], dict[str
         yield numbers, {name: np.stack([row[name] for row in rows]) for name in rows[0]}, startable
 
 
-def _accepted_everywhere(
-    trainee: Trainee, batch: dict[str, np.ndarray], startable: np.ndarray, width: int, head_chunk: int
-) -> np.ndarray:
+def _everywhere(startable: np.ndarray, hits_at: Callable[[Array], Array]) -> np.ndarray:
     """[B, S]: leading correct drafts of a block anchored at each startable position, 0 elsewhere."""
     out = np.zeros(startable.shape, np.int32)
-    arrays = {name: jnp.asarray(values) for name, values in batch.items()}
-    context = _context(trainee, arrays)
-    arrays.pop("features", None)
     places = [np.flatnonzero(row) for row in startable]
     for start in range(0, max(map(len, places)), ANCHORS):
         anchors = np.full((len(places), ANCHORS), -1, np.int32)
         for row, place in enumerate(places):
             part = place[start : start + ANCHORS]
             anchors[row, : len(part)] = part
-        asked = jnp.asarray(anchors)
-        hits = np.asarray(_leading_hits(trainee, arrays, context, asked, width=width, head_chunk=head_chunk))
+        hits = np.asarray(hits_at(jnp.asarray(anchors)))
         for row in range(len(places)):
             used = anchors[row] >= 0
             out[row, anchors[row][used]] = hits[row][used]
     return out
-
-
-@jax.jit
-def _context(trainee: Trainee, batch: dict[str, Array]) -> Slots:
-    """What the drafter reads of the rows, whatever the anchors."""
-    return draft_context(trainee, batch, row_features(trainee, batch, final=False))
-
-
-@partial(jax.jit, static_argnames=("width", "head_chunk"))
-def _leading_hits(
-    trainee: Trainee,
-    batch: dict[str, Array],
-    context: Slots,
-    anchors: Int[Array, "B A"],
-    *,
-    width: int,
-    head_chunk: int,
-) -> Int[Array, "B A"]:
-    """How many slots from the first on would draft the response's own token."""
-    labels = slot_labels(batch, anchors, width)
-    hidden = slot_hidden(trainee, batch, anchors, labels, context=context)
-    rows = jnp.where(labels >= 0, trainee.draft_index[...][labels], -1)
-    _, _, hit = head_cross_entropy(hidden, trainee.head[...], rows, head_chunk, mesh=trainee.mesh)
-    return jnp.cumprod(hit, axis=-1).sum(axis=-1)

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 from configs.console import command, say
 from configs.schema import Recipe, load_recipe
@@ -112,14 +112,16 @@ def compiled_step(recipe: Recipe, trainee: Any) -> Callable[[Any], Any]:
     import jax
 
     from models.sharding import global_rows, make_mesh
-    from train.objectives.dflash import Trainee, block_loss
-    from train.run import loss_settings
+    from train.objectives import objective_of
     from train.trainer import DrafterTrainer, make_optimizer, make_plan
 
-    settings, optimizer = loss_settings(recipe), make_optimizer(recipe.optimizer, recipe.train.steps)
+    loss, optimizer = (
+        objective_of(recipe.drafter.kind).loss_of(recipe),
+        make_optimizer(recipe.optimizer, recipe.train.steps),
+    )
     mesh = make_mesh(recipe.mesh)
     trainer = DrafterTrainer(trainee, optimizer, make_plan(recipe), mesh)
-    trainer.with_loss_fn(lambda model, batch: block_loss(cast(Trainee, model), batch, settings), has_aux=True)
+    trainer.with_loss_fn(loss, has_aux=True)
     trainer.with_gen_model_input_fn(lambda batch: {"batch": batch})
     train_step, _ = trainer.jit_train_and_eval_step(cache_nnx_graph=True)
 

@@ -38,17 +38,16 @@ from pipelines.batches import RowSource, train_batches
 from pipelines.prepare import Prepared, frequent_tokens, prepare
 from pipelines.responses import Responses
 from train.acceptance import Acceptance, heldout_acceptance
-from train.build import drafter_config, new_drafter
 from train.checkpoint import LAYOUT, check_identity, whole_steps
 from train.export import write_description
-from train.objectives.dflash import LossSettings, Trainee, block_loss
+from train.objectives import objective_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Assembly:
     """Everything a recipe describes, loaded and prepared."""
 
-    trainee: Trainee
+    trainee: Any
     prepared: Prepared
     draft_vocab: np.ndarray | None
     target: TargetConfig
@@ -68,22 +67,16 @@ def assemble(recipe: Recipe) -> Assembly:
     say(f"target: loading {recipe.target.source}")
     target = load_target(recipe.target.source, recipe.target.dtype, make_mesh(recipe.mesh))
     tokenizer = load_tokenizer(recipe.target.source, recipe.target.chat_template_args)
-    config = drafter_config(recipe, target, tokenizer)
+    objective = objective_of(recipe.drafter.kind)
+    config = objective.drafter_config(recipe, target, tokenizer)
     prepared = prepare(recipe, target, tokenizer)
     vocab = None
     if config.draft_vocab_size is not None:
         written = Responses(prepared.responses / "train")
         vocab = frequent_tokens(written, config.draft_vocab_size, target.config.eos_ids)
         config = dataclasses.replace(config, draft_vocab_size=len(vocab))
-    drafter = new_drafter(recipe, config, target)
-    section = recipe.features
-    trainee = Trainee(drafter, target, vocab, online=section.mode == "online", attention=section.attention)
+    trainee = objective.make_trainee(recipe, config, target, vocab)
     return Assembly(trainee, prepared, vocab, target.config, target.fingerprint)
-
-
-def loss_settings(recipe: Recipe) -> LossSettings:
-    section = recipe.loss
-    return LossSettings(section.weighting, section.gamma, section.soft, section.head_chunk, recipe.train.remat)
 
 
 def train_drafter(recipe: Recipe, *, resume: bool = False) -> Path:
@@ -111,6 +104,7 @@ def train(recipe: Recipe, *, config: str, overrides: Sequence[str], resume: bool
             check_identity(run / "checkpoints" / str(begun), identity)
         describe_run(recipe, run, begun)
         origin = {
+            "kind": recipe.drafter.kind,
             "target": assembly.target.name,
             "target_fingerprint": assembly.target_fingerprint,
             "chat_template_args": recipe.target.chat_template_args,
@@ -123,28 +117,23 @@ def train(recipe: Recipe, *, config: str, overrides: Sequence[str], resume: bool
 def _fit_and_report(recipe: Recipe, assembly: Assembly, identity: Mapping[str, Any], *, command: str) -> int:
     from train.trainer import fit
 
-    run, section = recipe.run_dir, recipe.batches
+    run, section, objective = recipe.run_dir, recipe.batches, objective_of(recipe.drafter.kind)
     rows = assembly.rows("train", section.row_length)
     say(f"batches: {rows.describe()}")
     heldout = assembly.rows("heldout", section.row_length)
 
     def evaluate(model: nnx.Module, step: int) -> Acceptance:
-        assert isinstance(model, Trainee)
-        acceptance = heldout_acceptance(model, heldout, recipe.loss.head_chunk)
+        acceptance = heldout_acceptance(objective, model, heldout, recipe.loss.head_chunk)
         say(f"train: step {step}: held-out tau {acceptance.tau:.3f} ({_per_task(acceptance)})")
         return acceptance
 
-    settings = loss_settings(recipe)
     process = (jax.process_index(), jax.process_count())
     batches = train_batches(rows, section.blocks, rows=section.rows, seed=recipe.run.seed, process=process)
     say(f"train: {recipe.train.steps} steps into {run} (metrics.jsonl, events/ for TensorBoard, checkpoints/)")
 
-    def loss(trainee: Trainee, batch: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return block_loss(trainee, batch, settings)
-
     outcome = fit(
         assembly.trainee,
-        loss,
+        objective.loss_of(recipe),
         batches,
         recipe=recipe,
         identity=identity,
@@ -168,6 +157,7 @@ def identity_of(recipe: Recipe, assembly: Assembly) -> dict[str, Any]:
     config, section = assembly.config, recipe.batches
     return {
         "layout": LAYOUT,
+        "kind": recipe.drafter.kind,
         "target_fingerprint": assembly.target_fingerprint,
         "chat_template_args": recipe.target.chat_template_args,
         "width": config.width,

@@ -190,7 +190,8 @@ class Drafter(nnx.Module):
     def _key_value(self, layer: DrafterLayer, x: Array, angles: Array) -> tuple[Array, Array]:
         """Rotated keys and values [B T K H] of normed inputs [B T D]."""
         kv = jnp.tensordot(x, self._cast(layer.kv), 1)
-        return apply_rotary(rms_norm(kv[..., 0, :], self._cast(layer.k_norm), self.config.rms_eps), angles), kv[..., 1, :]
+        k = rms_norm(kv[..., 0, :], self._cast(layer.k_norm), self.config.rms_eps)
+        return apply_rotary(k, angles), kv[..., 1, :]
 
     def _cast(self, param: nnx.Param) -> Array:
         return param[...].astype(self.dtype)

@@ -6,8 +6,9 @@ the response, or whose token the draft vocabulary lacks, weigh nothing.
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +16,17 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from configs.schema import Recipe
 from models import layers
 from models.attention import Blocks, Kernel, Packed
 from models.cache import Slots
-from models.drafters.dflash import Drafter, block_tokens
+from models.drafters.dflash import Drafter, DrafterConfig, block_tokens
 from models.layers import Frozen
 from models.sharding import constrain, looked_up
 from models.target import AXES, Target, packed_features
+from train.objectives.dflash_build import drafter_config, new_drafter
+
+__all__ = ["drafter_config", "leading_hits", "loss_of", "make_trainee", "read_rows"]  # `train.objectives.Objective`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +63,50 @@ class Trainee(nnx.Module):
             index[draft_vocab] = np.arange(len(draft_vocab))
         self.head = Frozen(head.astype(drafter.dtype), axes=AXES["head"])
         self.draft_index = Frozen(jnp.asarray(index, jnp.int32))  # token id -> row of head, -1 where it has none
+
+    @property
+    def width(self) -> int:
+        return self.drafter.config.width
+
+
+def make_trainee(recipe: Recipe, config: DrafterConfig, target: Target, draft_vocab: np.ndarray | None) -> Trainee:
+    """The drafter at step 0, with what it borrows of the target."""
+    section = recipe.features
+    online, kernel = section.mode == "online", cast(Kernel, section.attention)
+    return Trainee(new_drafter(recipe, config, target), target, draft_vocab, online=online, attention=kernel)
+
+
+def loss_of(recipe: Recipe) -> Callable[[Trainee, dict[str, Array]], tuple[Array, dict[str, Array]]]:
+    """The loss as the recipe weights it, a function of trainee and batch."""
+    settings = loss_settings(recipe)
+
+    def loss(trainee: Trainee, batch: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+        return block_loss(trainee, batch, settings)
+
+    return loss
+
+
+def loss_settings(recipe: Recipe) -> LossSettings:
+    section = recipe.loss
+    return LossSettings(section.weighting, section.gamma, section.soft, section.head_chunk, recipe.train.remat)
+
+
+@jax.jit
+def read_rows(trainee: Trainee, batch: dict[str, Array]) -> Slots:
+    """What the drafter reads of a batch's rows, whatever the anchors."""
+    return draft_context(trainee, batch, row_features(trainee, batch, final=False))
+
+
+@partial(jax.jit, static_argnames="head_chunk")
+def leading_hits(
+    trainee: Trainee, batch: dict[str, Array], context: Slots, anchors: Int[Array, "B A"], *, head_chunk: int
+) -> Int[Array, "B A"]:
+    """How many slots from the first on would draft the response's own token."""
+    labels = slot_labels(batch, anchors, trainee.width)
+    hidden = slot_hidden(trainee, batch, anchors, labels, context=context)
+    rows = jnp.where(labels >= 0, trainee.draft_index[...][labels], -1)
+    _, _, hit = head_cross_entropy(hidden, trainee.head[...], rows, head_chunk)
+    return jnp.cumprod(hit, axis=-1).sum(axis=-1)
 
 
 def block_loss(
