@@ -41,7 +41,7 @@ BENCH_TASKS ?= $(if $(TASK_DIR),gsm8k$(,)humaneval$(,)mt-bench$(,)alpaca-eval$(,
 BENCH_PYTHON = $(if $(wildcard $(PEERS_VENV)/.peers),$(PEERS_VENV),$(VENV))/bin/python
 BENCH_FLAGS := --target smollm2-135m --drafter $(DRAFTER) --tasks $(BENCH_TASKS) $(if $(TASK_DIR),--task-dir $(TASK_DIR))
 
-.PHONY: help setup test test-slow test-peers demo bench-train bench-decode bench-peers lint types clean
+.PHONY: help setup test test-slow test-peers demo bench-train bench-data bench-decode bench-peers lint types clean
 
 help:
 	@echo "make setup         the environment in $(VENV)"
@@ -49,6 +49,7 @@ help:
 	@echo "make test          the default test suite   (test-slow: the longer ones)"
 	@echo "make test-peers    against z-lab's dflash, speculators, llama.cpp, MaxText (environments of their own; $(PYTHON312))"
 	@echo "make bench-train   speed of a training step"
+	@echo "make bench-data    speed and memory of writing, packing and reading 200,000 responses"
 	@echo "make bench-decode  speed of the decoder, part by part and per task, with DRAFTER=$(DRAFTER)"
 	@echo "                   (beside llama.cpp too, once make bench-peers has made $(PEERS_VENV))"
 	@echo "make bench-peers   beside z-lab's decoder and speculators' training step, in PyTorch (in $(PEERS_VENV))"
@@ -107,6 +108,10 @@ demo: setup
 bench-train: setup
 	@echo "bench-train: a training step with cached and with online features"
 	$(BIN)/python -m train.bench
+
+bench-data: setup
+	@echo "bench-data: synthetic responses in a temporary directory (0.6 GB, gone at its end)"
+	$(BIN)/python -m pipelines.bench
 
 bench-decode: $(DRAFTER) setup
 	@echo "bench-decode: close other work first; this times the machine"

@@ -1,4 +1,6 @@
-"""Attention of both networks: dense where all keys are at hand, in pieces of a cache as far as its rows reach.
+"""Attention of both networks: `attend`, told by a `where` who sees whom. Nothing else makes a mask.
+
+Dense where all keys are at hand; in pieces of a cache, as far as its rows reach, where they are not.
 
 A cache has room for more than its rows hold, and a step of a few tokens is so little work that reading the rest would
 show. So a cache is read CHUNK positions at a time, in a loop that ends where the longest row does, with the softmax
@@ -10,17 +12,142 @@ writes it makes XLA write it twice, and copy the whole of it every step.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from models.masks import context_mask
+from models.cache import Cache
 
 CHUNK = 256  # positions of a cache read together
 FEW = 8  # rows; more of them are read whole: a piece is a copy, which costs many rows more than what it leaves out
 HIDDEN = -1e30  # the score of what may not be seen
+Kernel = Literal["dense", "splash"]
+SPLASH_ROW = 128  # splash takes rows of a multiple of so many positions
+
+
+@struct.dataclass
+class Packed:
+    """Rows of several texts, one after the other: a token sees those of its own segment, up to itself.
+
+    Example, segments 1 1 2 2: token 1 sees 0 1, token 3 sees 2 3.
+    """
+
+    positions: Int[Array, "B S"]  # in their text
+    segments: Int[Array, "B S"]
+    kernel: Kernel = struct.field(pytree_node=False, default="dense")
+
+    def mask(self) -> Bool[Array, "B S S"]:
+        same = self.segments[:, :, None] == self.segments[:, None, :]
+        return same & jnp.tril(jnp.ones((self.segments.shape[1],) * 2, bool))
+
+
+@struct.dataclass
+class Chain:
+    """T consecutive tokens of every row over a cache that holds them already: a token sees the positions up to its own.
+
+    Example, positions 5 6: the first sees 0..5, the second 0..6.
+    """
+
+    positions: Int[Array, "B T"]
+
+    @property
+    def start(self) -> Int[Array, " B"]:
+        """Where the tokens lie in the cache, the first of them."""
+        return self.positions[:, 0]
+
+    @property
+    def reach(self) -> Int[Array, ""]:
+        return self.positions.max() + 1
+
+    def mask(self, places: Int[Array, " C"]) -> Bool[Array, "B T C"]:
+        return places <= self.positions[..., None]
+
+
+@struct.dataclass
+class Tree:
+    """An anchor and N nodes of every row over a cache that holds them already, node i at root + i (the anchor is 0).
+
+    A node sees the positions before the root, its ancestors and itself; its own position is as far behind the root as
+    it has ancestors. `parents[:, i - 1]` is the parent of node i, less than i.
+
+    Example, root 7, parents 0 0 1: node 3 sees 0..6, the anchor at 7, node 1 at 8 and itself at 10, not node 2 at 9;
+    its position is 9. A chain has parents 0 1 2.
+    """
+
+    root: Int[Array, " B"]
+    parents: Int[Array, "B N"]
+
+    @property
+    def start(self) -> Int[Array, " B"]:
+        return self.root
+
+    @property
+    def positions(self) -> Int[Array, "B T"]:
+        return self.root[:, None] + self.ancestors().sum(axis=-1, dtype=jnp.int32) - 1
+
+    @property
+    def reach(self) -> Int[Array, ""]:
+        return self.root.max() + self.parents.shape[1] + 1
+
+    def ancestors(self) -> Bool[Array, "B T T"]:
+        """Which nodes are which node's ancestors or itself: paths of up to 1, 2, 4, ... steps."""
+        size = self.parents.shape[1] + 1
+        above = jnp.pad(self.parents, ((0, 0), (1, 0)))[..., None] == jnp.arange(size)
+        seen = above | jnp.eye(size, dtype=bool)
+        for _ in range((size - 1).bit_length()):
+            seen = (seen[..., None] & seen[..., None, :, :]).any(axis=-2)
+        return seen
+
+    def mask(self, places: Int[Array, " C"]) -> Bool[Array, "B T C"]:
+        size = self.parents.shape[1] + 1
+        node = places - self.root[:, None]
+        seen = jnp.take_along_axis(self.ancestors(), jnp.clip(node, 0, size - 1)[:, None], axis=2)
+        return (node < 0)[:, None] | (seen & (node < size)[:, None])
+
+
+@struct.dataclass
+class Blocks:
+    """A blocks of every row over packed rows of context: a slot sees its own block, and its text before the anchor.
+
+    In the block it sees every slot, or if `causal` those up to itself; with a `window`, of block and context what is
+    less than that away from it. The anchor's own position is not context: it is seen as the block's first slot alone.
+
+    Example, width 3, one text of 6, anchors 1 and 4 (c: context seen, a: anchor, m: masked slot):
+
+        block at 1: c . . . . .   and its own a m m
+        block at 4: c c c c . .   and its own a m m
+
+    With window 3 the anchor at 4 sees positions 2 and 3, slot 1 position 3, slot 2 none.
+    """
+
+    anchors: Int[Array, "B A"]  # their positions
+    anchor_segments: Int[Array, "B A"]
+    positions: Int[Array, "B S"]  # of the context
+    segments: Int[Array, "B S"]
+    causal: bool = struct.field(pytree_node=False, default=False)
+    window: int | None = struct.field(pytree_node=False, default=None)
+
+    def mask(self, width: int) -> Bool[Array, "B A #W S"]:
+        """Context, by slot."""
+        same = self.anchor_segments[:, :, None] == self.segments[:, None, :]
+        distance = jnp.where(same, self.anchors[:, :, None] - self.positions[:, None, :], 0)
+        return _context_mask(distance, width, self.window)
+
+
+@struct.dataclass
+class Block:
+    """The same for one block a row over a cache, which holds the context before the anchor and has no gradient."""
+
+    anchors: Int[Array, "B 1"]
+    causal: bool = struct.field(pytree_node=False, default=False)
+    window: int | None = struct.field(pytree_node=False, default=None)
+
+
+Where = Packed | Chain | Tree  # of the target's tokens
+Drafting = Blocks | Block  # of the drafter's
 
 
 class Partial(NamedTuple):
@@ -31,69 +158,117 @@ class Partial(NamedTuple):
     mixed: Float[Array, "B K GT H"]
 
 
-def attention(
+def whole(tokens: Int[Array, "B S"]) -> Packed:
+    """Where every row is one text from its beginning on."""
+    return Packed(jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape), jnp.zeros_like(tokens))
+
+
+def attend(
+    q: Float[Array, "B T N H"],
+    seen: Cache,
+    where: Where | Drafting,
+    own: tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]] | None = None,
+) -> Float[Array, "B T N H"]:
+    """Attention of rotated queries over one layer's keys and values `seen`; query head n reads key head n // G.
+
+    `seen` holds the tokens themselves (`Packed`), a cache with them in it (`Chain`, `Tree`), or the context of blocks,
+    whose `own` keys and values are beside it (`Blocks`, whose T are A blocks of W, and `Block`).
+    """
+    num_heads, reach = q.shape[2], seen.capacity
+    if isinstance(where, Packed):
+        keys, values = seen.read(0, reach)
+        if where.kernel == "splash":
+            return _splash(q, keys, values, where.segments)
+        return _dense(q, keys, values, where.mask())
+    if isinstance(where, Blocks):
+        assert own is not None
+        return _blocks(q, *own, *seen.read(0, reach), where)
+    grouped = _group_heads(q, seen.num_kv_heads)
+    if isinstance(where, Block):
+        assert own is not None
+        part = _block(grouped, *own, seen, where)
+    else:
+        part = _over_cache(grouped, seen, reach=where.reach, visible=where.mask)
+    return _ungroup_heads((part.mixed / part.total).astype(q.dtype), num_heads)
+
+
+def _dense(
     q: Float[Array, "B T N H"],
     keys: Float[Array, "B K H S"],
     values: Float[Array, "B K S H"],
     mask: Bool[Array, "B T S"],
 ) -> Float[Array, "B T N H"]:
-    """Grouped-query attention; query head n reads key/value head n // G. True in `mask` means visible.
+    """All keys at once, written as matmuls of [G*T, H] by [H, S] per key/value head.
 
-    Written as matmuls of [G*T, H] by [H, S] per key/value head: XLA's CPU backend runs this five times faster than
-    the same einsum with the group dimension left apart.
+    XLA's CPU backend runs this five times faster than the same einsum with the group dimension left apart.
     """
     batch, num_tokens, num_heads, _ = q.shape
-    grouped = group_heads(q, keys.shape[1])
+    grouped = _group_heads(q, keys.shape[1])
     scores = jnp.einsum("bkqh,bkhs->bkqs", grouped, keys, preferred_element_type=jnp.float32)
     scores = scores.reshape(batch, keys.shape[1], -1, num_tokens, mask.shape[-1])
     weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, HIDDEN), axis=-1).astype(values.dtype)
     mixed = jnp.einsum(
         "bkqs,bksh->bkqh", weights.reshape(*grouped.shape[:3], -1), values, preferred_element_type=jnp.float32
     )
-    return ungroup_heads(mixed.astype(q.dtype), num_heads)
+    return _ungroup_heads(mixed.astype(q.dtype), num_heads)
 
 
-def cached_attention(
+def _splash(
     q: Float[Array, "B T N H"],
     keys: Float[Array, "B K H S"],
     values: Float[Array, "B K S H"],
-    positions: Int[Array, "B T"],
+    segments: Int[Array, "B S"],
 ) -> Float[Array, "B T N H"]:
-    """The same over a cache indexed by position, causal: a query at position p sees the positions up to p."""
-    part = _over_cache(
-        group_heads(q, keys.shape[1]),
-        keys,
-        values,
-        reach=positions.max() + 1,
-        visible=lambda places: places <= positions[..., None],
-    )
-    return ungroup_heads((part.mixed / part.total).astype(q.dtype), q.shape[2])
+    """The same as `_dense` of a `Packed`, by JAX's TPU kernel, which never holds all scores; without gradient.
+
+    Elsewhere than on a TPU the kernel is interpreted, which is slow. Blocks could take it too: keys and values of
+    [context; blocks] in one row, and a mask of the same form as theirs, made for every batch from its anchors.
+    """
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    length, num_heads, head_dim = q.shape[1:]
+    block = next(size for size in (512, 256, SPLASH_ROW) if length % size == 0)
+    mask = splash.MultiHeadMask([splash.CausalMask((length, length))] * num_heads)
+    sizes = splash.BlockSizes(block_q=block, block_kv=block)
+
+    def on(interpret: bool) -> Callable[..., Array]:
+        kernel = splash.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=interpret)
+
+        def row(q: Array, keys: Array, values: Array, segments: Array) -> Array:
+            return kernel(q, keys, values, segment_ids=splash.SegmentIds(segments, segments))
+
+        return jax.vmap(row)
+
+    parts = ((q * head_dim**-0.5).transpose(0, 2, 1, 3), keys.swapaxes(2, 3), values, segments)
+    mixed = jax.lax.platform_dependent(*parts, tpu=on(interpret=False), default=on(interpret=True))
+    return mixed.transpose(0, 2, 1, 3)
 
 
-def block_attention(
-    q: Float[Array, "B A W N H"],
-    k: Float[Array, "B A W K H"],
-    v: Float[Array, "B A W K H"],
+def _blocks(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
     context_keys: Float[Array, "B K H S"],
     context_values: Float[Array, "B K S H"],
-    visible: Bool[Array, "B A #W S"],
-    inside: Bool[Array, "W W"],
-) -> Float[Array, "B A W N H"]:
-    """Attention of every block over [context; its own block]: one softmax over both, mixed in float32.
+    where: Blocks,
+) -> Float[Array, "B T N H"]:
+    """One softmax over [context; own block] of every block, mixed in float32.
 
     The two parts stay apart (no [Q, S + W] concatenation); they share the maximum and the sum. Weights and partial sums
     are float32 whatever the values are: the parts may cancel, and the scores' gradients do where values are alike.
     Weights are normed before they mix, so that the gradient meets the values as it came, in their own type.
     """
-    batch, num_anchors, width, num_heads, head_dim = q.shape
-    num_kv_heads, wide = k.shape[3], jnp.float32
-    grouped = group_heads(q.reshape(batch, -1, num_heads, head_dim), num_kv_heads)
+    (batch, num_queries, num_heads, head_dim), num_anchors = q.shape, where.anchors.shape[1]
+    num_kv_heads, width, wide = k.shape[2], num_queries // num_anchors, jnp.float32
+    k, v = (part.reshape(batch, num_anchors, width, num_kv_heads, head_dim) for part in (k, v))
+    visible = where.mask(width)
+    grouped = _group_heads(q, num_kv_heads)
     outer = jnp.einsum("bkqh,bkhs->bkqs", grouped, context_keys, preferred_element_type=wide)
     outer = outer.reshape(batch, num_kv_heads, -1, num_anchors, width, visible.shape[-1])
     outer = jnp.where(visible[:, None, None], outer, HIDDEN)
     local = grouped.reshape(*outer.shape[:5], head_dim)
     inner = jnp.einsum("bkgawh,baukh->bkgawu", local, k, preferred_element_type=wide)
-    inner = jnp.where(inside, inner, HIDDEN)
+    inner = jnp.where(_block_mask(width, where), inner, HIDDEN)
 
     top = jnp.maximum(outer.max(axis=-1, keepdims=True), inner.max(axis=-1, keepdims=True))
     outer, inner = (jnp.exp(part - jax.lax.stop_gradient(top)) for part in (outer, inner))
@@ -101,35 +276,42 @@ def block_attention(
     flat = (outer / total).reshape(*grouped.shape[:3], -1)
     mixed = jnp.einsum("bkqs,bksh->bkqh", flat, context_values.astype(wide)).reshape(local.shape)
     mixed = mixed + jnp.einsum("bkgawu,baukh->bkgawh", inner / total, v.astype(wide))
-    mixed = mixed.astype(v.dtype).reshape(grouped.shape)
-    return ungroup_heads(mixed, num_heads).reshape(q.shape)
+    return _ungroup_heads(mixed.astype(v.dtype).reshape(grouped.shape), num_heads)
 
 
-def cached_block_attention(
-    q: Float[Array, "B W N H"],
+def _block(
+    grouped: Float[Array, "B K GT H"],
     k: Float[Array, "B W K H"],
     v: Float[Array, "B W K H"],
-    context_keys: Float[Array, "B K H S"],
-    context_values: Float[Array, "B K S H"],
-    anchors: Int[Array, " B"],
-    inside: Bool[Array, "W W"],
-    *,
-    window: int | None,
-) -> Float[Array, "B W N H"]:
-    """The same for one block a row, whose context is a cache indexed by position: what lies before `anchors`.
-
-    It is read as far as it reaches, and has no gradient.
-    """
+    context: Cache,
+    where: Block,
+) -> Partial:
+    """The same of one block a row over a cache, read as far as it reaches."""
+    batch, width = k.shape[:2]
 
     def visible(places: Int[Array, " C"]) -> Bool[Array, "B W C"]:
-        mask = context_mask((anchors[:, None] - places)[:, None], q.shape[1], window)[:, 0]
-        return jnp.broadcast_to(mask, (q.shape[0], q.shape[1], len(places)))
+        mask = _context_mask((where.anchors - places)[:, None], width, where.window)[:, 0]
+        return jnp.broadcast_to(mask, (batch, width, len(places)))
 
-    grouped = group_heads(q, k.shape[2])
-    outer = _over_cache(grouped, context_keys, context_values, reach=anchors.max(), visible=visible)
-    own = jnp.broadcast_to(inside, (q.shape[0], *inside.shape))
-    part = _joined(outer, _partial(grouped, k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3), own))
-    return ungroup_heads((part.mixed / part.total).astype(q.dtype), q.shape[2])
+    outer = _over_cache(grouped, context, reach=where.anchors.max(), visible=visible)
+    inside = jnp.broadcast_to(_block_mask(width, where), (batch, width, width))
+    return _joined(outer, _partial(grouped, k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3), inside))
+
+
+def _context_mask(distance: Int[Array, "B A S"], width: int, window: int | None) -> Bool[Array, "B A #W S"]:
+    """Context each slot of a block may read, by how far before the anchor it lies: 1 or more away."""
+    mask = (distance > 0)[:, :, None]
+    if window is None:
+        return mask
+    return mask & (distance[:, :, None] + jnp.arange(width)[:, None] < window)
+
+
+def _block_mask(width: int, where: Drafting) -> Bool[Array, "W W"]:
+    """Attention inside a block."""
+    slots = jnp.arange(width)
+    apart = slots[:, None] - slots
+    mask = apart >= 0 if where.causal else jnp.ones((width, width), bool)
+    return mask if where.window is None else mask & (jnp.abs(apart) < where.window)
 
 
 def _partial(
@@ -156,8 +338,7 @@ def _joined(first: Partial, second: Partial) -> Partial:
 
 def _over_cache(
     grouped: Float[Array, "B K GT H"],
-    keys: Float[Array, "B K H S"],
-    values: Float[Array, "B K S H"],
+    seen: Cache,
     *,
     reach: Int[Array, ""],
     visible: Callable[[Array], Array],
@@ -167,32 +348,29 @@ def _over_cache(
     `visible` maps positions [C] to a mask [B T C]. Where CHUNK does not divide the capacity the last piece begins
     earlier; what it holds of the one before is hidden.
     """
-    batch, _, capacity, _ = values.shape
-    size = min(CHUNK, capacity) if batch <= FEW else capacity
+    capacity = seen.capacity
+    size = min(CHUNK, capacity) if grouped.shape[0] <= FEW else capacity
 
-    def piece(buffer: Array, begin: Array, axis: int) -> Array:
-        return buffer if size == capacity else jax.lax.dynamic_slice_in_dim(buffer, begin, size, axis)
-
-    def read(index: Array, seen: Partial) -> Partial:
+    def read(index: Array, before: Partial) -> Partial:
         begin = jnp.minimum(index * size, capacity - size)
         places = begin + jnp.arange(size)
         mask = visible(places) & (places >= index * size)
-        return _joined(seen, _partial(grouped, piece(keys, begin, axis=3), piece(values, begin, axis=2), mask))
+        return _joined(before, _partial(grouped, *seen.read(begin, size), mask))
 
     none = jnp.zeros((*grouped.shape[:3], 1), jnp.float32)
     nothing = Partial(none + HIDDEN, none, jnp.zeros(grouped.shape, jnp.float32))
     return jax.lax.fori_loop(0, -(-reach // size), read, nothing)
 
 
-def group_heads(q: Float[Array, "B T N H"], num_kv_heads: int) -> Float[Array, "B K GT H"]:
+def _group_heads(q: Float[Array, "B T N H"], num_kv_heads: int) -> Float[Array, "B K GT H"]:
     """Scaled queries, gathered under the key/value head they read."""
     batch, num_tokens, num_heads, head_dim = q.shape
     q = (q * head_dim**-0.5).reshape(batch, num_tokens, num_kv_heads, num_heads // num_kv_heads, head_dim)
     return q.transpose(0, 2, 3, 1, 4).reshape(batch, num_kv_heads, -1, head_dim)
 
 
-def ungroup_heads(x: Float[Array, "B K GT H"], num_heads: int) -> Float[Array, "B T N H"]:
-    """The inverse arrangement of `group_heads`."""
+def _ungroup_heads(x: Float[Array, "B K GT H"], num_heads: int) -> Float[Array, "B T N H"]:
+    """The inverse arrangement of `_group_heads`."""
     batch, num_kv_heads, _, head_dim = x.shape
     x = x.reshape(batch, num_kv_heads, num_heads // num_kv_heads, -1, head_dim)
     return x.transpose(0, 3, 1, 2, 4).reshape(batch, -1, num_heads, head_dim)

@@ -1,102 +1,83 @@
-"""The speculative decoder: draft a block, verify it in one target forward, commit what was accepted; all on device.
+"""The decode loop, all on device: draft a block, verify it in one target forward, commit what was accepted.
 
 One step at anchor position p = length - 1 (the last committed token, not yet fed to the target):
 
-    draft    the drafter fills slots 1..W-1 of the block at p from the features of positions < p
-    verify   the target reads anchor and drafts, positions p..p+W-1, and says its own token after each
-    commit   accepted drafts and the bonus token; length grows by accepted + 1
+    propose  a drafter proposes what follows the anchor, in slots 1..W-1 of a block, from what it read of positions < p
+    verify   the target reads the block, each slot after its parent, and says its own token after every slot
+    commit   accepted tokens and the bonus token; length grows by accepted + 1
 
-With `Speculation.copy` a step copies instead where every row's last tokens occurred before: what followed them then is
-the draft.
+Plain decoding is the same loop at width 1 with no drafter: it is what speculation is measured against, and with a
+recorder in the drafter's place it writes the responses that drafters are trained on. A segment is a `lax.while_loop` of
+steps; the host looks in only between segments.
 
-Both caches are addressed by absolute position and valid below `length - 1` alone (see `models.cache`): rows that
-rejected tokens wrote are overwritten by the next step before anything may see them. Positions therefore follow the
-accepted length and nothing else.
-
-When sampling, the draws of a step are fixed by the row's seed and the step's anchor position.
+The target's cache and the drafter's state are addressed by absolute position and count below `length - 1` alone: what
+rejected tokens wrote is overwritten by the next step before anything may see it. Positions therefore follow the
+accepted length and nothing else. When sampling, the draws of a step are fixed by the row's seed and the step's anchor
+position.
 """
 
 import dataclasses
-import math
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from models import cache as kv_cache
-from models.cache import KVCache
+from models.attention import Chain, Tree
+from models.cache import Cache, Slots
+from models.drafters import SINGLE, Draft, Nothing, Proposal
 from models.drafters.artifact import Artifact
-from models.drafters.dflash import Drafter, block_tokens
-from models.generate import is_eos, placed
-from models.layers import logits
-from models.sampling import GREEDY, Sampling, distribution, draw, keys
-from models.sharding import CACHE, constrain
-from models.target import AXES, Target
-from models.verify import all_finite, verify_block, verify_greedy, verify_tokens
+from models.drafters.ngram import COPY_LEAST, Ngram, ngram_match
+from models.rows import Rows, commit, make_rows
+from models.sampling import distribution, keys
+from models.sharding import constrain
+from models.target import Target
+from models.verify import GREEDILY, Speculation, Verdict, all_finite, verify_block, verify_greedy, verify_tokens
 
 
 @struct.dataclass
 class Engine:
-    """A target and its drafter, with the LM head rows the drafter is read through."""
+    """A target, and who drafts for it."""
 
     target: Target
-    drafter: Drafter
-    head: Float[Array, "Vd D"]
-    draft_vocab: Int[Array, " Vd"] | None  # token id of each head row; None when rows are token ids
+    drafter: Any  # a `models.drafters.Kind`
 
-
-NOT_FINITE = -1  # a draft that is no token
-COPY_LEAST, COPY_MOST = 2, 3  # a row can copy where its last so many tokens occurred before; no more are compared
-
-
-@dataclasses.dataclass(frozen=True)
-class Speculation:
-    """How a step drafts and verifies. Every value of it is a program of its own."""
-
-    width: int  # of the verified block; 1: nothing is drafted, and the drafter's context kept up to date
-    drafts: Literal["drafter", "ngram"] = "drafter"
-    sampling: Sampling = GREEDY
-    deterministic: bool = False  # the drafter's most likely tokens, where it could draw its own
-    block: bool = False  # block verification instead of token by token; matters when sampling
-    copy: int = 0  # width of n-gram drafts that replace the others in steps where every row can copy; 0: in none
-
-
-GREEDILY = Speculation(1)
+    @property
+    def plain(self) -> "Engine":
+        """The same target with nobody to draft."""
+        return Engine(self.target, Nothing())
 
 
 @struct.dataclass
 class DecodeState:
-    """Rows being decoded. Invariant: both caches hold positions < length - 1."""
+    """Rows being decoded, with what target and drafter know of their positions below length - 1."""
 
-    tokens: Int[Array, "B S"]
-    length: Int[Array, " B"]  # tokens committed, prompt included
-    stop: Int[Array, " B"]  # length at which the row ends
-    done: Bool[Array, " B"]
-    seed: Int[Array, " B"]
-    fault: Int[Array, " B"]  # length at which what is not finite ended the row; less than 0: the drafter's; 0: none
-    cache: KVCache  # the target's
-    context: KVCache  # the drafter's, of features
-    num_steps: Int[Array, " B"]
-    runs: Int[Array, "B S"]  # tokens committed by each step
-    copied: Bool[Array, "B S"]  # which steps copied by `Speculation.copy`
-
-
-Carry = tuple[Array, DecodeState]  # of a segment's loops: steps taken, and the rows after them
+    rows: Rows
+    cache: Cache
+    drafter: Any
 
 
 def make_engine(target: Target, artifact: Artifact) -> Engine:
     """The decoder's constants; the drafter computes in the target's type."""
-    vocab = None if artifact.draft_vocab is None else jnp.asarray(artifact.draft_vocab, jnp.int32)
-    head = target.head if vocab is None else target.head[vocab]
-    head = constrain(head, target.mesh, *AXES["head"])
-    return Engine(target, artifact.drafter(str(target.dtype), target.mesh), head, vocab)
+    return Engine(target, artifact.bound(target))
 
 
-@partial(jax.jit, static_argnames="capacity")
-def start(
+@partial(jax.jit, static_argnames=("batch", "capacity", "page"))
+def empty_state(engine: Engine, batch: int, capacity: int, page: int | None = None) -> DecodeState:
+    """`batch` finished rows with room for `capacity` positions each, to be filled by `insert`.
+
+    The target's cache has pages of `page` positions, or slots.
+    """
+    one = jnp.ones(batch, jnp.int32)
+    rows = make_rows(jnp.zeros((batch, capacity), jnp.int32), one, one, 0 * one)
+    cache = engine.target.empty_cache(batch, capacity, page)
+    return _placed(DecodeState(rows, cache, engine.drafter.init_state(batch, capacity)), engine.target)
+
+
+@partial(jax.jit, static_argnames=("capacity", "page"))
+def prefill(
     engine: Engine,
     prompts: Int[Array, "B P"],
     lengths: Int[Array, " B"],
@@ -105,249 +86,230 @@ def start(
     *,
     capacity: int,
     reach: int | Int[Array, ""] = 0,
+    page: int | None = None,
 ) -> DecodeState:
     """A state with the prompts (padded on the right to P) prefilled; `capacity` >= stop + width.
 
+    The target's cache has pages of `page` positions, or slots.
+
     Prompts are read in chunks, by one program whatever their lengths; with `reach`, the text after them up to there
     too. A small chunk wastes little on a short prompt; an accelerator reads all weights for every chunk and wants large
-    ones.
+    ones. The last chunk begins earlier where they do not divide the capacity.
     """
-    target, config = engine.target, engine.drafter.config
     batch, size = prompts.shape
     tokens = jnp.zeros((batch, capacity), jnp.int32).at[:, :size].set(prompts)
-    chunk = math.gcd(64 if jax.default_backend() == "cpu" else 512, capacity)
+    chunk = min(64 if jax.default_backend() == "cpu" else 512, capacity)
 
-    def read(index: Array, caches: tuple[KVCache, KVCache]) -> tuple[KVCache, KVCache]:
-        cache, context = caches
-        positions = jnp.broadcast_to(index * chunk + jnp.arange(chunk), (batch, chunk))
-        piece = jax.lax.dynamic_slice_in_dim(tokens, index * chunk, chunk, axis=1)
-        _, features, cache = target(piece, positions, cache=cache, taps=config.target_layer_ids)
-        assert cache is not None
-        return cache, kv_cache.write(context, engine.drafter.context(features, positions), positions[:, 0])
+    def read(index: Array, known: tuple[Cache, Any]) -> tuple[Cache, Any]:
+        cache, drafter = known
+        begin = jnp.minimum(index * chunk, capacity - chunk)
+        piece, positions = jax.lax.dynamic_slice_in_dim(tokens, begin, chunk, axis=1), _positions(begin, batch, chunk)
+        _, features, cache = forward(engine, piece, Chain(positions), cache)
+        return cache, engine.drafter.read(drafter, features, piece, positions)
 
-    shape = (batch, config.num_kv_heads, capacity, config.head_dim)
-    context = kv_cache.empty_cache(config.num_layers, shape, target.dtype)
-    empty = target.empty_cache(batch, capacity), constrain(context, target.mesh, *CACHE)
-    cache, context = jax.lax.fori_loop(0, -(-jnp.maximum(lengths.max(), reach) // chunk), read, empty)
-    zero = jnp.zeros(batch, jnp.int32)
-    state = DecodeState(
-        tokens=tokens,
-        length=lengths,
-        stop=stops,
-        done=lengths >= stops,
-        seed=seeds,
-        fault=zero,
-        cache=cache,
-        context=context,
-        num_steps=zero,
-        runs=jnp.zeros((batch, capacity), jnp.int32),
-        copied=jnp.zeros((batch, capacity), bool),
-    )
-    return placed(state, target)
+    known = engine.target.empty_cache(batch, capacity, page), engine.drafter.init_state(batch, capacity)
+    cache, drafter = jax.lax.fori_loop(0, -(-jnp.maximum(lengths.max(), reach) // chunk), read, known)
+    return _placed(DecodeState(make_rows(tokens, lengths, stops, seeds), cache, drafter), engine.target)
 
 
-@partial(jax.jit, static_argnames="how", donate_argnames="state")
-def speculative_segment(engine: Engine, state: DecodeState, num_steps: int | Array, how: Speculation) -> DecodeState:
+@partial(jax.jit, donate_argnames="state")
+def insert(
+    engine: Engine,
+    state: DecodeState,
+    numbers: Int[Array, " R"],
+    prompts: Int[Array, "R P"],
+    lengths: Int[Array, " R"],
+    stops: Int[Array, " R"],
+    seeds: Int[Array, " R"],
+) -> DecodeState:
+    """`state` with prompts (padded on the right to P) prefilled into the rows of these numbers; >= B: dropped."""
+    new = prefill(engine, prompts, lengths, stops, seeds, capacity=prompts.shape[1])
+
+    def put(all: Array, some: Array) -> Array:
+        return all.at[(numbers, *(slice(size) for size in some.shape[1:]))].set(some, mode="drop")
+
+    rows, drafter = jax.tree.map(put, (state.rows, state.drafter), (new.rows, new.drafter))
+    assert isinstance(new.cache, Slots)
+    return _placed(DecodeState(rows, state.cache.insert(new.cache, numbers), drafter), engine.target)
+
+
+Copying = Literal["none", "all", "some"]  # of the unfinished rows of a step
+
+
+@partial(jax.jit, static_argnames=("draft", "speculation"), donate_argnames="state")
+def segment(
+    engine: Engine,
+    state: DecodeState,
+    num_steps: int | Array,
+    draft: Draft = SINGLE,
+    speculation: Speculation = GREEDILY,
+) -> DecodeState:
     """`state` after up to `num_steps` draft-verify-commit steps; ends early when all rows are done.
 
-    Steps that copy and steps that draft are loops of their own inside one: a conditional would copy both caches.
+    Steps in which all rows copy, none or some are loops of their own inside one, since only the first need no drafter:
+    a conditional would copy the caches.
     """
 
-    def unfinished(carry: Carry) -> Array:
-        step, state = carry
-        return (step < num_steps) & ~jnp.all(state.done)
+    def unfinished(carry: tuple[Array, DecodeState]) -> Array:
+        count, state = carry
+        return (count < num_steps) & ~jnp.all(state.rows.done)
 
-    def drafts(carry: Carry) -> Carry:
-        step, state = carry
-        return step + 1, speculative_step(engine, state, how)
+    def run(carry: tuple[Array, DecodeState], copying: Copying) -> tuple[Array, DecodeState]:
+        def applies(carry: tuple[Array, DecodeState]) -> Array:
+            rows = carry[1].rows
+            copies = can_copy(rows)
+            every, none = jnp.all(rows.done | copies), jnp.all(rows.done | ~copies)
+            return unfinished(carry) & {"none": none, "all": every, "some": ~(every | none)}[copying]
 
-    def copies(carry: Carry) -> Carry:
-        step, state = carry
-        rows = jnp.arange(state.done.shape[0])
-        copied = state.copied.at[rows, state.num_steps].set(~state.done, mode="drop")
-        plan = dataclasses.replace(how, drafts="ngram", width=how.copy)
-        return step + 1, speculative_step(engine, dataclasses.replace(state, copied=copied), plan)
+        def advance(carry: tuple[Array, DecodeState]) -> tuple[Array, DecodeState]:
+            return carry[0] + 1, step(engine, carry[1], draft, speculation, copying)
 
-    def can_copy(carry: Carry) -> Array:
-        state = carry[1]
-        return jnp.all(state.done | (ngram_match(state.tokens, state.length)[1] >= COPY_LEAST))
+        return jax.lax.while_loop(applies if draft.copy else unfinished, advance, carry)
 
-    def both(carry: Carry) -> Carry:
-        carry = jax.lax.while_loop(lambda carry: unfinished(carry) & can_copy(carry), copies, carry)
-        return jax.lax.while_loop(lambda carry: unfinished(carry) & ~can_copy(carry), drafts, carry)
+    def runs(carry: tuple[Array, DecodeState]) -> tuple[Array, DecodeState]:
+        alone = state.rows.done.shape[0] == 1
+        for copying in ("all", "none") if alone else ("all", "none", "some"):
+            carry = run(carry, copying)
+        return carry
 
-    state = jax.lax.while_loop(unfinished, both if how.copy else drafts, (jnp.int32(0), state))[1]
-    return placed(state, engine.target)
+    begin = jnp.int32(0), state
+    end = jax.lax.while_loop(unfinished, runs, begin) if draft.copy else run(begin, "none")
+    return _placed(end[1], engine.target)
 
 
-@partial(jax.jit, static_argnames="how", donate_argnames="state")
-def replay(engine: Engine, state: DecodeState, how: Speculation) -> DecodeState:
+@partial(jax.jit, static_argnames="width", donate_argnames="state")
+def replay(engine: Engine, state: DecodeState, width: int) -> DecodeState:
     """`state` walked to its stops through text it holds already: each step commits what the text confirms of its draft.
 
     Where the text is the target's own greedy text, these are the steps decoding takes, for the price of drafting alone.
-    `state` is `start`'s over prompts and answers, read to their ends, with the prompts' lengths as its lengths.
+    `state` is `prefill`'s over prompts and answers, read to their ends, with the prompts' lengths as its lengths.
     """
+    draft = Draft("drafter", width)
 
-    def advance(state: DecodeState) -> DecodeState:
-        drafts, _ = draft(engine, state, how, keys(state.seed, state.length - 1))
-        places = jnp.minimum(state.length[:, None] + jnp.arange(how.width), state.tokens.shape[1] - 1)
-        accepted, committed = verify_greedy(drafts, jnp.take_along_axis(state.tokens, places, axis=1))
-        lost = (drafts == NOT_FINITE).any(axis=1) & ~state.done
-        state = dataclasses.replace(state, fault=jnp.where(lost, -state.length, state.fault), done=state.done | lost)
-        return commit(state, accepted, committed, engine.target.config.eos_ids)
+    def advance(rows: Rows) -> Rows:
+        at = dataclasses.replace(state, rows=rows)
+        proposal, _ = propose(engine, at, draft, GREEDILY, keys(rows.seed, rows.length - 1), "none")
+        places = jnp.minimum(rows.length[:, None] + jnp.arange(width), rows.tokens.shape[1] - 1)
+        verdict = verify_greedy(proposal.tokens, jnp.take_along_axis(rows.tokens, places, axis=1))
+        lost = ~proposal.finite & ~rows.done
+        rows = dataclasses.replace(rows, fault=jnp.where(lost, -rows.length, rows.fault), done=rows.done | lost)
+        return commit(rows, verdict.accepted, verdict.tokens, engine.target.config.eos_ids)
 
-    return jax.lax.while_loop(lambda state: ~jnp.all(state.done), advance, state)
+    rows = jax.lax.while_loop(lambda rows: ~jnp.all(rows.done), advance, state.rows)
+    return dataclasses.replace(state, rows=rows)
 
 
-def speculative_step(engine: Engine, state: DecodeState, how: Speculation) -> DecodeState:
+def step(
+    engine: Engine,
+    state: DecodeState,
+    draft: Draft,
+    speculation: Speculation = GREEDILY,
+    copying: Copying = "none",
+) -> DecodeState:
     """One step for every unfinished row."""
-    anchor = jnp.take_along_axis(state.tokens, state.length[:, None] - 1, axis=1)
-    draws = jax.vmap(lambda key: jax.random.split(key, 2))(keys(state.seed, state.length - 1))
-    drafts, q = draft(engine, state, how, draws[:, 0])
-    said, features, cache = verify(engine, jnp.concatenate([anchor, drafts], axis=1), state)
-    if how.sampling.greedy:
-        accepted, committed = verify_greedy(drafts, jnp.argmax(said, axis=-1).astype(jnp.int32))
-    else:
-        rule = verify_block if how.block and how.width > 1 else verify_tokens
-        assert q is not None
-        accepted, committed = jax.vmap(rule)(draws[:, 1], drafts, q, distribution(said, how.sampling))
-    broken, lost = ~all_finite(said) & ~state.done, (drafts == NOT_FINITE).any(axis=1) & ~state.done
-    context = engine.drafter.context(features, _block_positions(state, how.width))
-    state = dataclasses.replace(
-        state,
-        cache=cache,
-        context=kv_cache.write(state.context, context, state.length - 1),
-        fault=jnp.where(broken, state.length, jnp.where(lost, -state.length, state.fault)),
-        done=state.done | broken | lost,
+    rows = state.rows
+    draws = jax.vmap(lambda key: jax.random.split(key, 2))(keys(rows.seed, rows.length - 1))
+    proposal, copied = propose(engine, state, draft, speculation, draws[:, 0], copying)
+    block = jnp.concatenate([rows.anchors[:, None], jnp.maximum(proposal.tokens, 0)], axis=1)
+    root, parents = rows.length - 1, proposal.parents
+    positions = root[:, None] + jnp.arange(block.shape[1])
+    where = Chain(positions) if parents is None else Tree(root, parents)
+    hidden, features, cache = forward(engine, block, where, state.cache)
+    logits = engine.target.logits(hidden)
+    verdict = verify(draws[:, 1], proposal, logits, speculation)
+    if verdict.path is not None:  # what was accepted comes to lie side by side, as a chain's does
+        cache = cache.keep(root, verdict.path[:, 1:])
+        block = jnp.take_along_axis(block, verdict.path, axis=1)
+        features = jnp.take_along_axis(features, verdict.path[..., None], axis=1)
+    broken, lost = ~all_finite(logits) & ~rows.done, ~proposal.finite & ~rows.done
+    rows = dataclasses.replace(
+        rows,
+        copied=rows.copied.at[jnp.arange(len(copied)), rows.num_steps].set(copied & ~rows.done, mode="drop"),
+        fault=jnp.where(broken, rows.length, jnp.where(lost, -rows.length, rows.fault)),
+        done=rows.done | broken | lost,
     )
-    return commit(state, accepted, committed, engine.target.config.eos_ids)
+    return DecodeState(
+        rows=commit(rows, verdict.accepted, verdict.tokens, engine.target.config.eos_ids),
+        cache=cache,
+        drafter=engine.drafter.read(state.drafter, features, block, positions),
+    )
 
 
-def draft(
-    engine: Engine, state: DecodeState, how: Speculation, key: Key[Array, " B"]
-) -> tuple[Int[Array, "B W1"], Float[Array, "B W1 V"] | None]:
-    """Drafts for slots 1..W-1 of every row's block, and the distributions they were drawn from (None when greedy).
-
-    NOT_FINITE in place of a row's drafts where the drafter's states are.
-    """
-    if how.drafts == "drafter" and how.width > 1:
-        hidden = block_hidden(engine, state, how.width)[:, 1:]
-        tokens, q = _drafter_tokens(engine, state, how, key, hidden)
-        tokens = jnp.where(jnp.isfinite(hidden).all(axis=(1, 2))[:, None], tokens, NOT_FINITE)
+def propose(
+    engine: Engine,
+    state: DecodeState,
+    draft: Draft,
+    speculation: Speculation,
+    key: Key[Array, " B"],
+    copying: Copying,
+) -> tuple[Proposal, Bool[Array, " B"]]:
+    """What the rows' blocks hold after their anchors, and which rows copied."""
+    rows = state.rows
+    given = {"key": key, "speculation": speculation}
+    copies = jnp.broadcast_to(copying == "all", rows.done.shape)
+    if copying == "all":
+        return Ngram().propose(engine.target, None, rows, width=draft.copy, **given), copies
+    if draft.width == 1:
+        drafted = nothing_proposed(engine, rows, speculation)
+    elif draft.kind == "ngram":
+        drafted = Ngram().propose(engine.target, None, rows, width=draft.width, **given)
     else:
-        tokens, q = ngram_tokens(state.tokens, state.length, how.width), None
-    if q is None and not how.sampling.greedy:
-        q = jax.nn.one_hot(tokens, engine.target.config.vocab_size)
-    return tokens, q
+        drafted = engine.drafter.propose(engine.target, state.drafter, rows, width=draft.width, **given)
+    if copying == "none":
+        return drafted, copies
+    copied = Ngram().propose(engine.target, None, rows, width=draft.copy, **given)
+    size, copies = draft.widest - 1, can_copy(rows)
+
+    def either(one: Array, other: Array) -> Array:
+        return jnp.where(copies.reshape(-1, *(1,) * (one.ndim - 1)), one, other)
+
+    return jax.tree.map(either, copied.padded(size), drafted.padded(size)), copies
 
 
-def block_hidden(engine: Engine, state: DecodeState, width: int) -> Float[Array, "B W D"]:
-    """The drafter's final hidden states of every row's block."""
-    config, position = engine.drafter.config, state.length - 1
-    anchor = jnp.take_along_axis(state.tokens, position[:, None], axis=1)[:, 0]
-    block = engine.target.embed(block_tokens(anchor, width, config.mask_token_id))[:, None]
-    return engine.drafter(block, position[:, None], state.context, None)[:, 0]
+def nothing_proposed(engine: Engine, rows: Rows, speculation: Speculation) -> Proposal:
+    """A block of the anchor alone."""
+    batch = rows.done.shape[0]
+    q = None if speculation.sampling.greedy else jnp.zeros((batch, 0, engine.target.config.vocab_size))
+    return Proposal(jnp.zeros((batch, 0), jnp.int32), None, q, jnp.ones(batch, bool))
 
 
-def _drafter_tokens(
-    engine: Engine, state: DecodeState, how: Speculation, key: Key[Array, " B"], hidden: Float[Array, "B W1 D"]
-) -> tuple[Int[Array, "B W1"], Float[Array, "B W1 V"] | None]:
-    """Slot after slot, each given the token before it where the drafter has a Markov head."""
-    anchor = jnp.take_along_axis(state.tokens, state.length[:, None] - 1, axis=1)[:, 0]
-    drawn = not (how.sampling.greedy or how.deterministic)
-
-    def choose(before: Array, hidden: Array, slot: Array) -> tuple[Array, Array | None]:
-        scores = logits(engine.drafter.corrected(hidden, engine.target.embed(before)), engine.head)
-        if not drawn:
-            return _token_ids(engine, jnp.argmax(scores, axis=-1)), None
-        q = distribution(scores, how.sampling)
-        slots = jnp.broadcast_to(slot, q.shape[:-1])
-        places = jax.vmap(lambda k, s, row: draw(jax.random.fold_in(k, s), row))(key, slots, q)
-        return _token_ids(engine, places), _over_vocabulary(engine, q)
-
-    if engine.drafter.markov is None and not drawn:
-        return _token_ids(engine, jnp.argmax(logits(hidden, engine.head), axis=-1)), None
-
-    def next_slot(before: Array, slot: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array | None]]:
-        token, q = choose(before, *slot)
-        return token, (token, q)
-
-    slots = (hidden.swapaxes(0, 1), jnp.arange(how.width - 1))
-    _, (tokens, q) = jax.lax.scan(next_slot, anchor, slots)
-    return tokens.swapaxes(0, 1), None if q is None else q.swapaxes(0, 1)
+def can_copy(rows: Rows) -> Bool[Array, " B"]:
+    """Which rows' last tokens occurred before."""
+    return ngram_match(rows.tokens, rows.length)[1] >= COPY_LEAST
 
 
-def _token_ids(engine: Engine, rows: Int[Array, "*b"]) -> Int[Array, "*b"]:
-    return (rows if engine.draft_vocab is None else engine.draft_vocab[rows]).astype(jnp.int32)
-
-
-def _over_vocabulary(engine: Engine, q: Float[Array, "*b Vd"]) -> Float[Array, "*b V"]:
-    """`q` with zeros for the tokens the draft vocabulary lacks."""
-    if engine.draft_vocab is None:
-        return q
-    return jnp.zeros((*q.shape[:-1], engine.target.config.vocab_size)).at[..., engine.draft_vocab].set(q)
-
-
-def ngram_tokens(tokens: Int[Array, "B S"], length: Int[Array, " B"], width: int) -> Int[Array, "B W1"]:
-    """Prompt lookup: what followed the latest earlier occurrence of the row's last tokens, over and over at its end.
-
-    Examples: row 5 6 7 5 6, width 3 -> 7 5; row 5 6 6, width 4 -> 6 6 6.
-    """
-    place, _ = ngram_match(tokens, length)
-    period = jnp.maximum(length[:, None] - 1 - place, 1)
-    return jnp.take_along_axis(tokens, place + 1 + jnp.arange(width - 1) % period, axis=1)
-
-
-def ngram_match(tokens: Int[Array, "B S"], length: Int[Array, " B"]) -> tuple[Int[Array, "B 1"], Int[Array, " B"]]:
-    """Where the row's last tokens occurred before (the place of the last one), and how many of them, up to COPY_MOST.
-
-    The longest match wins, then the latest.
-    """
-    places = jnp.arange(tokens.shape[1])
-    last = length[:, None] - 1
-    matched, score = jnp.ones(tokens.shape, bool), jnp.zeros(tokens.shape, jnp.int32)
-    for back in range(COPY_MOST):
-        wanted = jnp.take_along_axis(tokens, jnp.maximum(last - back, 0), axis=1)
-        matched = matched & (jnp.roll(tokens, back, axis=1) == wanted) & (places >= back) & (places < last)
-        score = score + matched
-    best = jnp.argmax(score * tokens.shape[1] + places * (score > 0), axis=1)[:, None]
-    return best, jnp.take_along_axis(score, best, axis=1)[:, 0]
+def forward(
+    engine: Engine, tokens: Int[Array, "B T"], where: Chain | Tree, cache: Cache
+) -> tuple[Float[Array, "B T D"], Float[Array, "B T LE"], Cache]:
+    """The target's hidden states after T tokens, what the drafter reads of them, and the cache with them in it."""
+    hidden, features, filled = engine.target(tokens, where, cache=cache, taps=engine.drafter.taps)
+    assert filled is not None
+    if engine.drafter.final:
+        features = jnp.concatenate([features, engine.target.normed(hidden)], axis=-1)
+    return hidden, features, filled
 
 
 def verify(
-    engine: Engine, block: Int[Array, "B W"], state: DecodeState
-) -> tuple[Float[Array, "B W V"], Float[Array, "B W LD"], KVCache]:
-    """The target's logits after each token of the block, the block's features, and the cache with the block in it."""
-    positions = _block_positions(state, block.shape[1])
-    taps = engine.drafter.config.target_layer_ids
-    hidden, features, cache = engine.target(block, positions, cache=state.cache, taps=taps)
-    assert cache is not None
-    return engine.target.logits(hidden), features, cache
+    key: Key[Array, " B"], proposal: Proposal, logits: Float[Array, "B W V"], speculation: Speculation
+) -> Verdict:
+    """What is kept of every row's proposal, the target having said `logits` after each slot of its block."""
+    if speculation.sampling.greedy:
+        return verify_greedy(proposal.tokens, jnp.argmax(logits, axis=-1).astype(jnp.int32), proposal.parents)
+    assert proposal.q is not None
+    p = distribution(logits, speculation.sampling)
+    if speculation.block and proposal.parents is None and proposal.tokens.shape[1] > 0:
+        return jax.vmap(verify_block)(key, proposal.tokens, proposal.q, p)
+    return jax.vmap(verify_tokens)(key, proposal.tokens, proposal.q, p, proposal.parents)
 
 
-def commit(
-    state: DecodeState, accepted: Int[Array, " B"], committed: Int[Array, "B W"], eos_ids: tuple[int, ...]
-) -> DecodeState:
-    """`state` with accepted drafts and the bonus token appended, cut after an end token and at the row's stop."""
-    width = committed.shape[1]
-    slots = jnp.arange(width)
-    ends = is_eos(committed, eos_ids)
-    before_end = jnp.cumsum(ends, axis=1) - ends == 0
-    room = (state.stop - state.length)[:, None]
-    kept = (slots <= accepted[:, None]) & before_end & (slots < room) & ~state.done[:, None]
-    run = kept.sum(axis=1).astype(jnp.int32)
-    length = state.length + run
-    rows = jnp.arange(run.shape[0])
-    where = jnp.where(kept, state.length[:, None] + slots, state.tokens.shape[1])  # beyond the row: dropped
-    return dataclasses.replace(
-        state,
-        tokens=state.tokens.at[rows[:, None], where].set(committed, mode="drop"),
-        length=length,
-        done=state.done | (length >= state.stop) | (ends & kept).any(axis=1),
-        runs=state.runs.at[rows, state.num_steps].set(run, mode="drop"),
-        num_steps=state.num_steps + ~state.done,
-    )
+def _placed(state: DecodeState, target: Target) -> DecodeState:
+    """`state` where its target's mesh has it: rows apart, and caches by heads too."""
+
+    def held(part: Any) -> Any:
+        return part.held(target.mesh) if isinstance(part, Cache) else constrain(part, target.mesh, "batch")
+
+    return jax.tree.map(held, state, is_leaf=lambda part: isinstance(part, Cache))
 
 
-def _block_positions(state: DecodeState, width: int) -> Int[Array, "B W"]:
-    return state.length[:, None] - 1 + jnp.arange(width)
+def _positions(begin: Int[Array, ""], batch: int, size: int) -> Int[Array, "B T"]:
+    return jnp.broadcast_to(begin + jnp.arange(size), (batch, size))

@@ -32,8 +32,8 @@ TABLE: dict[str, str | tuple[str, ...]] = {
     "vocab": "tensor",  # of the embedding
     "head_rows": ("fsdp", "tensor"),  # the vocabulary of an LM head: states come to it, which are less than it is
 }
-CACHE = ("batch", "kv_heads")  # of keys and values; the dimensions after these are whole
 Axes = Sequence[str | None]  # logical axes of an array's first dimensions
+AnyMesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
 Tree = TypeVar("Tree")
 
 
@@ -58,7 +58,7 @@ def make_mesh(sizes: schema.Mesh) -> jax.sharding.Mesh | None:
     return jax.make_mesh(shape, MESH, axis_types=(AxisType.Auto,) * len(MESH), devices=jax.devices()[:count])
 
 
-def ways(axis: str, mesh: jax.sharding.Mesh | None) -> int:
+def ways(axis: str, mesh: AnyMesh | None) -> int:
     """Into how many parts a logical axis is split."""
     return 1 if mesh is None else math.prod(mesh.shape[part] for part in _parts(axis))
 
@@ -68,7 +68,7 @@ def whole_rows(count: int, mesh: jax.sharding.Mesh | None) -> int:
     return -(-count // ways("batch", mesh)) * ways("batch", mesh)
 
 
-def sharding_of(shape: Sequence[int], axes: Axes, mesh: jax.sharding.Mesh) -> NamedSharding:
+def sharding_of(shape: Sequence[int], axes: Axes, mesh: AnyMesh) -> NamedSharding:
     """Where an array of this shape lies.
 
     Raises:

@@ -1,25 +1,25 @@
 """The target: a frozen decoder-only LLM (Llama, Qwen2 or Qwen3 family) with taps.
 
-In: token ids with their positions. Out: hidden states, and the features the drafter reads. The feature of layer l is
-the residual stream after layer l (0-based; `hidden_states[l + 1]` in Hugging Face terms), before any final norm;
-several taps are concatenated on the last dimension in the order given.
+In: token ids and where they stand (`models.attention`). Out: hidden states, and the features the drafter reads. The
+feature of layer l is the residual stream after layer l (0-based; `hidden_states[l + 1]` in Hugging Face terms), before
+any final norm; several taps are concatenated on the last dimension in the order given.
 """
 
 import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from configs.errors import UserError
-from models import cache as kv_cache
-from models.attention import attention, cached_attention
-from models.cache import KVCache
+from models.attention import Packed, Where, attend
+from models.cache import Cache, Slots, empty_pages, empty_slots
 from models.layers import (
     Frozen,
     RopeScaling,
@@ -31,7 +31,7 @@ from models.layers import (
     rotation,
     swiglu,
 )
-from models.sharding import CACHE, constrain, looked_up
+from models.sharding import constrain, looked_up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,48 +122,45 @@ class Target(nnx.Module):
         """The final norm: what the LM head reads."""
         return rms_norm(hidden, self.norm[...], self.config.rms_eps)
 
-    def empty_cache(self, batch: int, capacity: int) -> KVCache:
+    def empty_cache(self, batch: int, capacity: int, page: int | None = None) -> Cache:
+        """Room for `capacity` positions of `batch` rows: slots, or pages of `page` positions."""
         config = self.config
         shape = (batch, config.num_kv_heads, capacity, config.head_dim)
-        return constrain(kv_cache.empty_cache(config.num_layers, shape, self.dtype), self.mesh, *CACHE)
+        if page is None:
+            return empty_slots(config.num_layers, shape, self.dtype).held(self.mesh)
+        return empty_pages(config.num_layers, shape, self.dtype, page=page).held(self.mesh)
 
     @full_precision
     def __call__(
         self,
         tokens: Int[Array, "B T"],
-        positions: Int[Array, "B T"],
-        mask: Bool[Array, "B T T"] | None = None,
+        where: Where,
         *,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         taps: tuple[int, ...] = (),
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T LD"], KVCache | None]:
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T LD"], Cache | None]:
         """Hidden states after the last layer (before the final norm), features of `taps`, and the updated cache.
 
-        Without a cache the keys are those of `tokens` themselves, seen as `mask` says. With one, row b's keys and
-        values are written at positions[b, 0]..positions[b, 0] + T - 1; every token sees the positions up to its own.
+        Without a cache the tokens are `Packed` rows. With one they are a `Chain` or `Tree`, whose keys and values are
+        written at where.start..where.start + T - 1 of each row before anything is read.
         """
-        x, tapped, turn = self.embed(tokens), {}, rotation(positions, self.frequencies)
-        keys, values = [], []
+        x, tapped, turn = self.embed(tokens), {}, rotation(where.positions, self.frequencies)
+        read: list[Cache] = []
         for index, layer in enumerate(self.layers):
             q, k, v = self._project(layer, x, turn)
+            seen = Slots([k], [v])
             if cache is not None:
-                past = KVCache([cache.keys[index]], [cache.values[index]])
-                past = kv_cache.write(past, KVCache([k], [v]), positions[:, 0])
-                k, v = past.keys[0], past.values[0]
-                keys.append(k)
-                values.append(v)
-            if cache is None:
-                assert mask is not None
-                mixed = attention(q, k, v, mask)
-            else:
-                mixed = cached_attention(q, k, v, positions)
+                assert not isinstance(where, Packed)
+                seen = cache.layer(index).write(seen, where.start)
+            read.append(seen)
+            mixed = attend(q, seen, where)
             x = x + mixed.reshape(*x.shape[:2], -1) @ layer.out[...]
             normed = rms_norm(x, layer.mlp_norm[...], self.config.rms_eps)
             x = constrain(x + swiglu(normed, layer.gate_up[...], layer.down[...]), self.mesh, "batch")
             tapped[index] = x
         chosen = [tapped[tap] for tap in taps]
         features = jnp.concatenate(chosen, axis=-1) if chosen else jnp.zeros((*x.shape[:2], 0), x.dtype)
-        return x, features, None if cache is None else KVCache(keys, values)
+        return x, features, None if cache is None else cache.of(read)
 
     def _project(self, layer: TargetLayer, x: Array, turn: Array) -> tuple[Array, Array, Array]:
         """Rotated queries [B T N H], rotated keys [B K H T], values [B K T H]."""
@@ -177,6 +174,15 @@ class Target(nnx.Module):
             q = rms_norm(q, layer.q_norm[...], config.rms_eps)
             k = rms_norm(k, layer.k_norm[...], config.rms_eps)
         return rotate(q, turn), rotate(k, turn).transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
+
+
+@partial(jax.jit, static_argnames=("taps", "final"))
+def packed_features(
+    target: Target, tokens: Int[Array, "B S"], where: Packed, *, taps: tuple[int, ...], final: bool = False
+) -> Float[Array, "B S LE"]:
+    """Features of packed rows, and the normed final hidden state after them if asked."""
+    hidden, features, _ = target(tokens, where, taps=taps)
+    return jnp.concatenate([features, target.normed(hidden)], axis=-1) if final else features
 
 
 FINGERPRINT = "v2:"  # what a fingerprint begins with; one that does not was made of the config and the last norm alone

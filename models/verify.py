@@ -1,48 +1,123 @@
-"""Verification: how much of a draft is kept, and the token after it. Pure functions, used by every decode path.
+"""Verification: how much of a proposal is kept, and the token after it. Pure functions, used by every decode path.
 
 Each is lossless: whatever was drafted, committed tokens are distributed exactly as the target's own loop would
-distribute them. `tests/test_sampling_exact.py` enumerates that.
+distribute them. `tests/test_sampling_exact.py` enumerates that. Proposals are trees (`models.drafters.Proposal`): the
+anchor is slot 0 of a block, node n slot n + 1, and `parents` the slot each node follows; None is a chain, in which each
+follows the slot before it.
 """
+
+import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from models.sampling import GREEDY, Sampling
 
-def verify_greedy(drafts: Int[Array, "B W1"], choices: Int[Array, "B W"]) -> tuple[Int[Array, " B"], Int[Array, "B W"]]:
-    """Number of accepted drafts per row, and the tokens to commit (the first accepted + 1 of W count).
 
-    `choices[:, i]` is the target's own token after the anchor and i drafts. Draft i (slot i + 1) is accepted if it and
-    all before it equal the target's choice, so the committed tokens are the target's choices themselves: greedy
-    speculative decoding is lossless because nothing else is ever written.
+@dataclasses.dataclass(frozen=True)
+class Speculation:
+    """The rule of verification, and of drawing drafts for it. Every value of it is a program of its own."""
 
-    Example: drafts 5 6 9, choices 5 6 7 8 -> 2 accepted, committed 5 6 and the bonus token 7.
+    sampling: Sampling = GREEDY
+    deterministic: bool = False  # the drafter's most likely tokens, where it could draw its own
+    block: bool = False  # block verification instead of token by token; matters when sampling
+
+    @property
+    def draws(self) -> bool:
+        """Whether drafts are drawn from the drafter's distribution."""
+        return not (self.sampling.greedy or self.deterministic)
+
+
+GREEDILY = Speculation()
+
+
+class Verdict(NamedTuple):
+    """What is kept of a proposal: a path of `accepted` nodes from the anchor down, and the token after it."""
+
+    accepted: Int[Array, "*b"]
+    tokens: Int[Array, "*b W"]  # the first accepted + 1 count
+    path: Int[Array, "*b W"] | None  # the slots kept, anchor first; as many count; None: those of a chain, 0 1 2 ...
+
+
+def verify_greedy(
+    drafts: Int[Array, "B W1"], choices: Int[Array, "B W"], parents: Int[Array, "B W1"] | None = None
+) -> Verdict:
+    """The longest path whose nodes are what the target itself would have said.
+
+    `choices[:, i]` is the target's own token after slot i. A node is accepted if its parent is and it equals the
+    target's choice there, so the committed tokens are the target's choices themselves: greedy speculative decoding is
+    lossless because nothing else is ever written.
+
+    Example: drafts 5 6 9, choices 5 6 7 8 -> 2 accepted, committed 5 6 and the bonus token 7. As a tree, drafts 4 5 7
+    with parents 0 0 2, choices 5 9 7 8 -> slots 0 2 3, committed 5 7 8.
     """
-    agreed = jnp.cumprod(drafts == choices[:, :-1], axis=1)
-    return agreed.sum(axis=1), choices
+    if parents is None:
+        agreed = jnp.cumprod(drafts == choices[:, :-1], axis=1)
+        return Verdict(agreed.sum(axis=1), choices, None)
+
+    def row(drafts: Array, choices: Array, parents: Array) -> Verdict:
+        def consider(at: Array, node: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+            token, parent, slot = node
+            kept = (parent == at) & (token == choices[at])
+            return jnp.where(kept, slot, at), kept
+
+        slots = jnp.arange(1, len(drafts) + 1)
+        _, kept = jax.lax.scan(consider, jnp.int32(0), (drafts, parents, slots))
+        path = _path(kept)
+        return Verdict(kept.sum(), choices[path], path)
+
+    return jax.vmap(row)(drafts, choices, parents)
 
 
 def verify_tokens(
-    key: Key[Array, ""], drafts: Int[Array, " W1"], q: Float[Array, "W1 V"], p: Float[Array, "W V"]
-) -> tuple[Int[Array, ""], Int[Array, " W"]]:
-    """Rejection sampling token by token (arXiv 2211.17192, 2302.01318), one row.
+    key: Key[Array, ""],
+    drafts: Int[Array, " W1"],
+    q: Float[Array, "W1 V"],
+    p: Float[Array, "W V"],
+    parents: Int[Array, " W1"] | None = None,
+) -> Verdict:
+    """Rejection sampling node by node (arXiv 2211.17192, 2302.01318; over trees 2305.09781), one row.
 
-    `q[i]` is the distribution draft i was drawn from, `p[i]` the target's at the same place. Draft i is accepted with
-    probability min(1, p/q); at the first rejection the token comes from max(p - q, 0), normalised; after the last
-    draft from p itself.
+    `q[n]` is the distribution node n was drawn from (siblings independently), `p[i]` the target's after slot i. The
+    walk begins at the anchor with r = p[0], what the next token is to be distributed as. Every node that follows the
+    slot reached is accepted with probability min(1, r/q), and then r = p of its slot; where it is rejected, r becomes
+    max(r - q, 0), normalised, which its next sibling meets. The token after the last accepted one comes from r.
     """
-    places = jnp.arange(drafts.shape[0])
+    num = drafts.shape[0]
     accept, replace = jax.random.split(key)
-    ratio = p[places, drafts] / q[places, drafts]
-    kept = jax.random.uniform(accept, drafts.shape) < ratio
-    accepted = jnp.cumprod(kept.astype(jnp.int32)).sum()
-    return accepted, _committed(replace, drafts, accepted, jnp.maximum(p[:-1] - q, 0.0), p)
+
+    def consider(walk: tuple[Array, Array], node: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
+        at, rest = walk
+        token, q, parent, slot, uniform = node
+        child = (parent == at) & (token >= 0)
+        kept = child & (uniform < rest[token] / q[token])
+        left = jnp.maximum(rest - q, 0.0)
+        total = left.sum()
+        left = jnp.where(total > 0, left / total, p[at])  # r = q: rounding alone brought us here
+        rest = jnp.where(kept, p[slot], jnp.where(child, left, rest))
+        return (jnp.where(kept, slot, at), rest), kept
+
+    slots = jnp.arange(1, num + 1)
+    follows = slots - 1 if parents is None else parents
+    nodes = (drafts, q, follows, slots, jax.random.uniform(accept, (num,)))
+    (_, rest), kept = jax.lax.scan(consider, (jnp.int32(0), p[0]), nodes)
+    token, path, accepted = jax.random.categorical(replace, jnp.log(rest)).astype(jnp.int32), _path(kept), kept.sum()
+    tokens = jnp.append(drafts, 0)[jnp.append(path[1:] - 1, num)].at[accepted].set(token)
+    return Verdict(accepted, tokens, None if parents is None else path)
+
+
+def _path(kept: Bool[Array, " W1"]) -> Int[Array, " W"]:
+    """The anchor's slot and those of the nodes kept, in order; then the others."""
+    return jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.argsort(~kept, stable=True).astype(jnp.int32) + 1])
 
 
 def verify_block(
     key: Key[Array, ""], drafts: Int[Array, " W1"], q: Float[Array, "W1 V"], p: Float[Array, "W V"]
-) -> tuple[Int[Array, ""], Int[Array, " W"]]:
-    """Block verification (arXiv 2403.10444), one row: accepts at least as many drafts as `verify_tokens` on average.
+) -> Verdict:
+    """Block verification (arXiv 2403.10444) of a chain, one row: accepts at least as many drafts as `verify_tokens` on
+    average.
 
     With w_0 = 1 and w_i = min(1, w_{i-1} p/q) the weight of the first i drafts, the longest i is kept whose uniform
     draw falls under h_i = r_i / (r_i + 1 - w_i), r_i = sum max(w_i p - q, 0) over the next token; h = w after the
@@ -55,7 +130,8 @@ def verify_block(
         weight = jnp.minimum(1.0, weight * ratio)
         return weight, weight
 
-    _, weights = jax.lax.scan(grow, jnp.float32(1.0), p[places, drafts] / q[places, drafts])
+    ratios = jnp.where(drafts >= 0, p[places, drafts] / q[places, drafts], 0.0)
+    _, weights = jax.lax.scan(grow, jnp.float32(1.0), ratios)
     residual = jnp.maximum(jnp.concatenate([jnp.ones(1), weights[:-1]])[:, None] * p[:-1] - q, 0.0)
     rest = residual[1:].sum(axis=-1)
     inner = jnp.where(weights[:-1] < 1.0, rest / jnp.maximum(rest + 1 - weights[:-1], 1e-30), 1.0)
@@ -63,17 +139,10 @@ def verify_block(
     accept, replace = jax.random.split(key)
     kept = jax.random.uniform(accept, (num,)) < threshold
     accepted = jnp.max(jnp.where(kept, places + 1, 0))
-    return accepted, _committed(replace, drafts, accepted, residual, p)
-
-
-def _committed(
-    key: Key[Array, ""], drafts: Array, accepted: Array, residual: Float[Array, "W1 V"], p: Float[Array, "W V"]
-) -> Int[Array, " W"]:
-    """The drafts with, after the accepted ones, a token from their residual (from p after the last)."""
     chances = jnp.concatenate([residual, p[-1:]])[accepted]
     chances = jnp.where(chances.sum() > 0, chances, p[accepted])  # p = q: rounding alone brought us here
-    token = jax.random.categorical(key, jnp.log(chances)).astype(jnp.int32)
-    return jnp.append(drafts, 0).at[accepted].set(token)
+    token = jax.random.categorical(replace, jnp.log(chances)).astype(jnp.int32)
+    return Verdict(accepted, jnp.append(drafts, 0).at[accepted].set(token), None)
 
 
 def all_finite(logits: Float[Array, "B W V"]) -> Bool[Array, " B"]:

@@ -6,10 +6,11 @@ In: responses and, when cached, their features. Out: dictionaries of numpy array
     features [B, S, L*E]                          only when cached
     anchors_w<W> [B, A] int32, one per width W    row indices of the anchors; -1 where a row has too few
 
-Anchors are drawn anew every epoch. Everything is a function of the seed and the step.
+Rows are shuffled and anchors drawn anew every epoch. Everything is a function of the seed and the step. Of the data
+only the rows of a few batches are in memory.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import grain
@@ -17,36 +18,39 @@ import numpy as np
 
 from configs.errors import UserError
 from pipelines.feature_store import FeatureSource
-from pipelines.packing import Row, fill, pack
-from pipelines.responses import Response
+from pipelines.packing import fill, pack, padding, startable
+from pipelines.responses import Responses
 
 PREFETCH = 4  # batches; the default of 500 would hold gigabytes of features
 
 
 class RowSource:
-    """Packed rows by number, features included when there are any."""
+    """Packed rows by number, read when asked for, features included when there are any."""
 
-    def __init__(self, responses: Sequence[Response], features: FeatureSource | None, row_length: int):
+    def __init__(self, responses: Responses, features: FeatureSource | None, row_length: int):
         if features is not None:
-            features.check([response.ids for response in responses])
-        self._responses, self._features, self._length = responses, features, row_length
-        self.rows = pack([response.length for response in responses], row_length)
+            features.check(len(responses), responses.ids)
+        self.responses, self._features, self._length = responses, features, row_length
+        self.packing = pack(responses.lengths, row_length)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.packing)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        row = self.rows[index]
-        out = fill(row, self._responses, self._length)
+        numbers = self.packing[index].tolist()
+        texts = [self.responses.ids(number) for number in numbers]
+        out = fill(texts, self._length)
+        out["startable"] = startable(texts, self.responses.prompt_lengths[numbers].tolist(), self._length)
         if self._features is not None:
-            out["features"] = self._stack_features(row)
+            parts = [self._features.of(number, ids) for number, ids in zip(numbers, texts, strict=True)]
+            missing = self._length - sum(map(len, parts))
+            out["features"] = np.concatenate([*parts, np.zeros((missing, parts[0].shape[1]), parts[0].dtype)])
         return out
 
-    def _stack_features(self, row: Row) -> np.ndarray:
-        assert self._features is not None
-        parts = [self._features.of(number, self._responses[number].ids) for number in row.numbers]
-        missing = self._length - sum(map(len, parts))
-        return np.concatenate([*parts, np.zeros((missing, parts[0].shape[1]), parts[0].dtype)])
+    def describe(self) -> str:
+        """How full the rows are."""
+        share = padding(self.responses.lengths, len(self), self._length)
+        return f"{len(self.responses)} responses in {len(self)} rows of {self._length} tokens, padding {share:.1%}"
 
 
 def train_batches(

@@ -16,7 +16,7 @@ A record is held to its response by the stamp, so that a shard of another split 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ml_dtypes
@@ -24,14 +24,15 @@ import numpy as np
 
 from configs.errors import UserError
 from configs.schema import Recipe
-from models.generate import Tapped
+from models.recorder import Tapped
 from pipelines import shards
 
 FORMAT = 2  # raised when the target's forward pass or the records change what stands in a directory
 STAMP = 16  # bytes
+Ids = Sequence[int] | np.ndarray
 
 
-def stamp(ids: Sequence[int]) -> bytes:
+def stamp(ids: Ids) -> bytes:
     """16 bytes that name a response's token ids, those of its prompt included."""
     return hashlib.blake2b(np.asarray(ids, np.int32).tobytes(), digest_size=STAMP).digest()
 
@@ -53,7 +54,7 @@ class FeatureStore:
         shards.describe(directory, manifest)
         return FeatureStore(directory, tapped)
 
-    def write(self, split: str, index: int, features: Sequence[np.ndarray], texts: Sequence[Sequence[int]]) -> None:
+    def write(self, split: str, index: int, features: Sequence[np.ndarray], texts: Sequence[Ids]) -> None:
         """One shard, from arrays [S, L*E] (the last token's row is not looked at) and the token ids they are of.
 
         Raises:
@@ -84,7 +85,7 @@ class FeatureSource:
 
     def __init__(self, directory: Path, split: str, hidden_size: int):
         self._folder = directory / split
-        self._records = shards.open_records(self._folder)
+        self._records = shards.Records(self._folder)
         manifest = json.loads((directory / "manifest.json").read_text())
         name = manifest["dtype"]
         self._dtype = np.dtype(getattr(ml_dtypes, name, name))
@@ -96,21 +97,21 @@ class FeatureSource:
     def __getitem__(self, number: int) -> np.ndarray:
         return self._array(self._records[number])
 
-    def check(self, texts: Sequence[Sequence[int]]) -> None:
-        """Raises UserError unless there are as many records as `texts`, and the first of every shard is of its text.
+    def check(self, count: int, ids: Callable[[int], np.ndarray]) -> None:
+        """Raises UserError unless there are `count` records, and the first of every shard is of the text `ids(number)`.
 
         The others are checked as they are read (`of`): looking at all of them first would read gigabytes.
         """
-        counts = shards.counts(self._folder)
-        if not sum(counts) == len(self) == len(texts):
+        counts = [mark["responses"] for mark in shards.read_marks(self._folder, "responses")]
+        if not (counts == self._records.counts and len(self) == count):
             raise UserError(
-                f"{self._folder}: features of {len(self)} responses where there are {len(texts)}; "
+                f"{self._folder}: features of {len(self)} responses where there are {count}; "
                 f"delete {self._folder.parent} and prepare again"
             )
         for first in np.cumsum([0, *counts[:-1]]).tolist():
-            self.of(first, texts[first])
+            self.of(first, ids(first))
 
-    def of(self, number: int, ids: Sequence[int]) -> np.ndarray:
+    def of(self, number: int, ids: Ids) -> np.ndarray:
         """The features of response `number`, whose prompt and text are `ids`: [S, L*E].
 
         Raises:
@@ -119,7 +120,7 @@ class FeatureSource:
         record = self._records[number]
         whole = len(record) == STAMP + len(ids) * self._width * self._dtype.itemsize
         if not whole or record[:STAMP] != stamp(ids):
-            file = shards.file_of(self._folder, number)
+            file, _ = self._records.place(number)
             raise UserError(
                 f"{file}: holds features of another response than number {number} of {self._folder.name}; delete "
                 f"{file.with_suffix('.json')} and prepare again"

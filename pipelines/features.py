@@ -5,24 +5,20 @@ asked for or the responses were given, is computed here from packed rows. In: a 
 taps. Out: a `pipelines.feature_store` directory.
 """
 
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
 
 from configs.console import progress, say
 from configs.schema import Recipe
-from models.masks import packed_mask
+from models.attention import Packed
 from models.sharding import whole_rows
-from models.target import Target
+from models.target import Target, packed_features
 from pipelines import shards
 from pipelines.feature_store import FeatureStore
-from pipelines.packing import Row, fill, pack
-from pipelines.responses import Response, read_responses
+from pipelines.packing import fill, pack, starts
+from pipelines.responses import Responses
 
 ROWS = 4  # packed rows per forward
 
@@ -31,53 +27,42 @@ def prepare_features(recipe: Recipe, target: Target, taps: tuple[int, ...], resp
     """The directory holding the features of every response in `responses`, written where missing."""
     store = FeatureStore.of(recipe, taps, responses)
     for split in sorted(path.name for path in responses.iterdir() if path.is_dir()):
-        everything = read_responses(responses, split)
-        with shards.claim_missing(store.directory / split, everything, recipe.responses.shard_size) as parts:
+        asked = Responses(responses / split)
+        with shards.claim_missing(store.directory / split, len(asked), recipe.responses.shard_size) as parts:
             if parts:
-                _write_shards(recipe, target, store, split, parts)
+                _write_shards(recipe, target, store, asked, parts)
         size = sum(path.stat().st_size for path in shards.paths(store.directory / split))
         where = f"{size / 1e6:.0f} MB in {store.directory}"
-        say(f"features: {split}: {len(everything)} responses, taps {list(taps)}, {where}")
+        say(f"features: {split}: {len(asked)} responses, taps {list(taps)}, {where}")
     return store.directory
 
 
 def _write_shards(
-    recipe: Recipe, target: Target, store: FeatureStore, split: str, parts: Sequence[tuple[int, list[Response]]]
+    recipe: Recipe, target: Target, store: FeatureStore, asked: Responses, parts: list[tuple[int, range]]
 ) -> None:
+    split = asked.folder.name
     with progress(f"features: {split}", sum(len(part) for _, part in parts), "responses") as bar:
         for index, part in parts:
-            store.write(split, index, _extract(recipe, target, store, part), [r.ids for r in part])
+            texts = [asked.ids(number) for number in part]
+            store.write(split, index, _extract(recipe, target, store, texts), texts)
             bar.advance(len(part))
 
 
-def _extract(recipe: Recipe, target: Target, store: FeatureStore, part: Sequence[Response]) -> list[np.ndarray]:
-    """The features of one shard's responses, computed on packed rows."""
-    length = recipe.batches.row_length
-    rows = pack([response.length for response in part], length)
+def _extract(recipe: Recipe, target: Target, store: FeatureStore, texts: list[np.ndarray]) -> list[np.ndarray]:
+    """The features of one shard's texts, computed on packed rows."""
+    length, lengths = recipe.batches.row_length, np.array([len(ids) for ids in texts])
+    rows = [row.tolist() for row in pack(lengths, length)]
     size = whole_rows(ROWS, target.mesh)
-    rows += [Row(())] * (-len(rows) % size)
-    found: list[np.ndarray] = [np.empty(0)] * len(part)
+    rows += [[]] * (-len(rows) % size)
+    found: list[np.ndarray] = [np.empty(0)] * len(texts)
     for start in range(0, len(rows), size):
         group = rows[start : start + size]
-        contents = [fill(row, part, length) for row in group]
-        stacked = [np.stack([content[name] for content in contents]) for name in ("tokens", "positions", "segments")]
-        features = packed_features(target, *stacked, taps=store.tapped.taps, final=store.tapped.final)
+        contents = [fill([texts[number] for number in row], length) for row in group]
+        names = ("tokens", "positions", "segments")
+        tokens, *places = (jnp.stack([content[name] for content in contents]) for name in names)
+        where = Packed(*places, recipe.features.attention)
+        features = packed_features(target, tokens, where, taps=store.tapped.taps, final=store.tapped.final)
         for row, values in zip(group, np.asarray(features), strict=True):
-            for number, place in zip(row.numbers, row.starts([r.length for r in part]), strict=True):
-                found[number] = values[place : place + part[number].length]
+            for number, place in zip(row, starts(lengths[row]), strict=True):
+                found[number] = values[place : place + lengths[number]]
     return found
-
-
-@partial(jax.jit, static_argnames=("taps", "final"))
-def packed_features(
-    target: Target,
-    tokens: Int[Array, "B S"],
-    positions: Int[Array, "B S"],
-    segments: Int[Array, "B S"],
-    *,
-    taps: tuple[int, ...],
-    final: bool = False,
-) -> Float[Array, "B S LE"]:
-    """Features of packed rows, and the normed final hidden state after them if asked; the train step calls it too."""
-    hidden, features, _ = target(tokens, positions, packed_mask(segments), taps=taps)
-    return jnp.concatenate([features, target.normed(hidden)], axis=-1) if final else features

@@ -13,9 +13,8 @@ from models.tokenizer import Tokenizer
 from pipelines.batches import RowSource
 from pipelines.feature_store import FeatureSource
 from pipelines.features import prepare_features
-from pipelines.packing import padding
 from pipelines.prompts import load_prompts, split_heldout
-from pipelines.responses import Response, prepare_responses, read_responses
+from pipelines.responses import Responses, prepare_responses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,13 +24,10 @@ class Prepared:
     responses: Path
     features: Path | None
 
-    def read(self, split: str) -> list[Response]:
-        return read_responses(self.responses, split)
-
     def rows(self, split: str, hidden_size: int, row_length: int) -> RowSource:
         """Packed rows of a split."""
         features = FeatureSource(self.features, split, hidden_size) if self.features else None
-        return RowSource(self.read(split), features, row_length)
+        return RowSource(Responses(self.responses / split), features, row_length)
 
 
 def taps_of(recipe: Recipe, target: Target) -> tuple[int, ...]:
@@ -62,17 +58,11 @@ def prepare(recipe: Recipe, target: Target, tokenizer: Tokenizer) -> Prepared:
     return Prepared(responses, features)
 
 
-def frequent_tokens(responses: list[Response], size: int, always: tuple[int, ...]) -> np.ndarray:
+def frequent_tokens(responses: Responses, size: int, always: tuple[int, ...]) -> np.ndarray:
     """The `size` most frequent response tokens, sorted by id, with `always` among them."""
-    counts: dict[int, float] = dict.fromkeys(always, float("inf"))
-    for response in responses:
-        for token in response.response_ids:
-            counts[token] = counts.get(token, 0) + 1
-    ranked = sorted(counts, key=lambda token: (-counts[token], token))
-    return np.array(sorted(ranked[:size]), np.int32)
-
-
-def describe_rows(source: RowSource, responses: list[Response], row_length: int) -> str:
-    """How full the packed rows are."""
-    share = padding(source.rows, [response.length for response in responses], row_length)
-    return f"{len(responses)} responses in {len(source)} rows of {row_length} tokens, padding {share:.1%}"
+    counts = np.zeros(max((responses.token_range[1], *always)) + 1, np.int64)
+    for number, prompt_length in enumerate(responses.prompt_lengths.tolist()):
+        np.add.at(counts, responses.ids(number)[prompt_length:], 1)
+    counts[list(always)] = np.iinfo(np.int64).max
+    ranked = np.argsort(-counts, kind="stable")[: min(size, np.count_nonzero(counts))]
+    return np.sort(ranked).astype(np.int32)

@@ -4,39 +4,44 @@ A split is a folder of `NNNNN.array_record` files, each with a mark `NNNNN.json`
 their final name only when whole. A folder's shards are those that have a mark.
 """
 
+import bisect
 import contextlib
 import errno
+import functools
+import itertools
 import json
-from collections.abc import Iterator, Sequence
+import resource
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from configs.errors import UserError
-from configs.files import held, replacing, write_json
+from configs.files import held, replacing, write_atomic, write_json
 
-Item = TypeVar("Item")
+# A split at scale has more shards than a process may hold files open; responses and features of two splits are read.
+OPEN_FILES = max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8)
 
 
-def missing(folder: Path, items: Sequence[Item], size: int) -> list[tuple[int, list[Item]]]:
-    """(shard index, its items) for every shard of `size` items that is not yet complete in `folder`."""
-    parts = [(i, list(items[start : start + size])) for i, start in enumerate(range(0, len(items), size))]
+def missing(folder: Path, count: int, size: int) -> list[tuple[int, range]]:
+    """(shard index, the numbers of its items) for every shard of `size` of `count` items not yet whole in `folder`."""
+    parts = [(index, range(first, min(first + size, count))) for index, first in enumerate(range(0, count, size))]
     return [(index, part) for index, part in parts if not _mark(folder, index).is_file()]
 
 
 @contextlib.contextmanager
-def claim_missing(folder: Path, items: Sequence[Item], size: int) -> Iterator[list[tuple[int, list[Item]]]]:
+def claim_missing(folder: Path, count: int, size: int) -> Iterator[list[tuple[int, range]]]:
     """What `missing` says, held against other processes while open.
 
     Where another process is writing the folder, its end is waited for: what it wrote is no longer missing.
     """
-    if not missing(folder, items, size):
+    if not missing(folder, count, size):
         yield []
         return
     with held(folder, wait=True):
-        yield missing(folder, items, size)
+        yield missing(folder, count, size)
 
 
-def write_shard(folder: Path, index: int, records: Sequence[bytes], statistics: dict[str, Any]) -> None:
+def write_shard(folder: Path, index: int, records: Iterable[bytes], statistics: dict[str, Any]) -> None:
     """One shard, atomically: the records, then the mark with `statistics`.
 
     Raises:
@@ -54,7 +59,7 @@ def write_shard(folder: Path, index: int, records: Sequence[bytes], statistics: 
             writer.close()
         except RuntimeError as error:  # how the writer reports a full disk
             raise OSError(errno.ENOSPC, f"cannot write ({' '.join(str(error).split())[:120]})", str(partial)) from error
-    write_json(_mark(folder, index), statistics)
+    write_atomic(_mark(folder, index), json.dumps(statistics) + "\n")
 
 
 def paths(folder: Path) -> list[Path]:
@@ -69,48 +74,75 @@ def paths(folder: Path) -> list[Path]:
     return found
 
 
-def counts(folder: Path) -> list[int]:
-    """How many responses each complete shard holds, by its mark."""
-    return [json.loads(path.with_suffix(".json").read_text())["responses"] for path in paths(folder)]
+def read_marks(folder: Path, *fields: str) -> Iterator[dict[str, Any]]:
+    """The statistics in the marks of all complete shards, in order.
+
+    Raises:
+      UserError: there is none, or one is not JSON or lacks one of `fields`.
+    """
+    for path in paths(folder):
+        mark = path.with_suffix(".json")
+        try:
+            statistics = json.loads(mark.read_text())
+        except ValueError:
+            statistics = None
+        if not isinstance(statistics, dict) or not statistics.keys() >= set(fields):
+            raise UserError(f"{mark}: expected JSON with {', '.join(fields)}; delete it and prepare again")
+        yield statistics
 
 
-def file_of(folder: Path, number: int) -> Path:
-    """The record file that holds record `number`."""
-    for path, count in zip(paths(folder), counts(folder), strict=True):
-        if number < count:
-            return path
-        number -= count
-    raise IndexError(number)
+class Records:
+    """The records of all complete shards, by number, each read from disk when asked for.
+
+    At most OPEN_FILES files are open at once; array_record's own source keeps open all it ever read from.
+    Raises:
+      UserError: a file is damaged, on opening it or on reading.
+    """
+
+    def __init__(self, folder: Path):
+        self.paths = paths(folder)
+        self.counts = [self._count(path) for path in self.paths]
+        self._ends = list(itertools.accumulate(self.counts))
+        self._reader = functools.lru_cache(OPEN_FILES)(_open_reader)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, number: int) -> bytes:
+        path, place = self.place(number)
+        with _damage(path):
+            return self._reader(path).read([place])[0]
+
+    def place(self, number: int) -> tuple[Path, int]:
+        """The file that holds record `number`, and which of its records that is."""
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        shard = bisect.bisect_right(self._ends, number)
+        return self.paths[shard], number - (self._ends[shard] - self.counts[shard])
+
+    @staticmethod
+    def _count(path: Path) -> int:
+        with _damage(path):
+            reader = _open_reader(path)
+            count = reader.num_records()
+            reader.close()
+        return count
 
 
-def read_records(folder: Path) -> Iterator[bytes]:
-    """All records of all complete shards, in order."""
-    source = open_records(folder)
-    for index in range(len(source)):
-        yield source[index]
+def _open_reader(path: Path) -> Any:
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    return ArrayRecordReader(str(path), options="readahead_buffer_size:0", file_reader_buffer_size=32768)
 
 
-def open_records(folder: Path) -> Any:
-    """Random access to the records: len() and [index]."""
-    from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-    files = [str(path) for path in paths(folder)]
+@contextlib.contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Turns what array_record says of a file that is not whole into one line."""
     try:
-        return ArrayRecordDataSource(files)
+        yield
     except (RuntimeError, ValueError) as error:
-        damaged = next((file for file in files if not _opens(file)), files[0])
-        mark = Path(damaged).with_suffix(".json")
         reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{damaged}: damaged ({reason}); delete {mark} and prepare again") from error
-
-
-def _opens(file: str) -> bool:
-    from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-    try:
-        return len(ArrayRecordDataSource([file])) >= 0
-    except (RuntimeError, ValueError):
-        return False
+        raise UserError(f"{path}: damaged ({reason}); delete {path.with_suffix('.json')} and prepare again") from error
 
 
 def describe(folder: Path, manifest: Any) -> None:

@@ -2,7 +2,7 @@
 
 The stable surface for programs (loaded on first use, so that `--help` stays quick):
 
-    from serve import open_decoder, Decoder, Way, Speculation, Sampling, Answer
+    from serve import open_decoder, Decoder, Draft, Speculation, Sampling, Answer
 
     decoder = open_decoder("smollm2-135m", "exports/wide_block")
     (answer,) = decoder.generate(["Why is the sky blue?"], max_new_tokens=128)
@@ -16,8 +16,8 @@ _SURFACE = {
     "open_decoder": "serve.load",
     "Decoder": "serve.session",
     "Answer": "serve.session",
-    "Way": "serve.choose",
-    "Speculation": "models.decode",
+    "Draft": "models.drafters",
+    "Speculation": "models.verify",
     "Sampling": "models.sampling",
 }
 __all__ = list(_SURFACE)

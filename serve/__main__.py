@@ -2,8 +2,10 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
+from configs import schema
 from configs.console import command, say
 from configs.errors import UserError
 from configs.paths import at_home, path
@@ -100,22 +102,35 @@ def run_eval(options: argparse.Namespace) -> int:
         raise UserError("--tasks: expected comma-separated task names or jsonl files, got nothing")
     from rich.console import Console
 
-    from serve.report import check_out, print_table, write_report
+    from serve.rendering import print_table
+    from serve.report import assemble, check_out, describe, write_report
 
     check_out(options.out)
+    from configs.device import keep_compiled_programs, share_one_heap
+    from serve.evaluate import evaluate
 
-    def keep(report: dict) -> None:
+    share_one_heap()
+    programs = keep_compiled_programs()
+    evaluator, artifact = open_evaluator(options, tasks)
+    say(f"eval: {'width ' + str(options.width) if options.width else 'widths chosen while decoding'}")
+    named = {"target": options.target, "drafter": str(options.drafter), "dtype": options.dtype}
+    command_line = ["python", "-m", "serve", *sys.argv[1:]]
+    described = describe(artifact, command_line, **named, max_new_tokens=options.max_new_tokens)
+
+    def keep(measured: dict[str, Any]) -> None:
+        report = assemble(described, measured, programs)
         write_report(report, options.out)
         print_table(report, Console(width=None if sys.stdout.isatty() else 120), options.out)
 
-    keep(evaluate_artifact(options, tasks, keep))
+    keep(evaluate(evaluator, tasks, keep=keep))
     return 0
 
 
 def run_compare(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from serve.report import print_comparison, read_report
+    from serve.rendering import print_comparison
+    from serve.report import read_report
 
     print_comparison({str(path): read_report(path) for path in options.reports}, Console())
     return 0
@@ -129,82 +144,102 @@ def run_inspect(options: argparse.Namespace) -> int:
 
 def run_chat(options: argparse.Namespace) -> int:
     from serve.chat import chat
-    from serve.load import how_of, mesh_of, open_decoder, template_args_of, way_of
+    from serve.load import open_decoder
 
     if options.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens: expected at least 1, got {options.max_new_tokens}")
     if "" in options.stop:
         raise UserError("--stop: expected a text, got an empty one, which every answer begins with; leave it out")
-    choices = {"dtype": options.dtype, "way": way_of(options), "how": how_of(options)}
-    choices |= {"chat_template_args": template_args_of(options), "mesh": mesh_of(options)}
+    choices = {"dtype": options.dtype, "draft": draft_of(options), "speculation": speculation_of(options)}
+    choices |= {"chat_template_args": template_args_of(options.chat_template_arg), "mesh": mesh_of(options.mesh)}
     decoder = open_decoder(options.target, options.drafter, **choices, context=2 * options.max_new_tokens)
+    given = {name: getattr(options, name) for name in ("message", "max_new_tokens", "stop", "seed")}
     try:
-        return chat(decoder, options)
+        return chat(decoder, **given)
     except KeyboardInterrupt:
         return 128 + 2
 
 
-def evaluate_artifact(options: argparse.Namespace, tasks: dict, keep: Callable[[dict], None]) -> dict:
-    """The whole report of one evaluation; where that is stopped, `keep` is given the report of what came to its end."""
-    from configs.device import drop_programs, keep_compiled_programs, peak_memory_bytes, share_one_heap
-    from configs.provenance import provenance
-    from pipelines.prompt_files import encode_prompt
-    from serve.evaluate import Evaluator, check_room, evaluate
-    from serve.load import check_way, how_of, load_engine, mesh_of, step_cost, template_args_of, way_of
-    from serve.report import SCHEMA
+def open_evaluator(options: argparse.Namespace, tasks: dict[str, Any]) -> tuple[Any, Any]:
+    """The evaluator of what the options name, with room for every prompt of `tasks` and its answer; the artifact.
+
+    Raises:
+      UserError: no such target or drafter, one that does not fit the other, a width beyond the trained one, a prompt
+        beyond the target's context.
+    """
+    from configs.device import drop_programs
+    from serve.evaluate import Evaluator, needed_context
+    from serve.load import check_draft, load_engine, step_cost
     from serve.session import context_capacity
 
-    share_one_heap()
-    programs = keep_compiled_programs()
-    way, how = way_of(options), how_of(options)
-    template_args, mesh = template_args_of(options), mesh_of(options)
-    engine, tokenizer, artifact = load_engine(options.target, options.drafter, options.dtype, template_args, mesh)
-    if way is not None:
-        check_way(way, artifact, options.drafter)
-    tokens = 0
-    for prompt in (prompt for prompts in tasks.values() for prompt in prompts):
-        ids = encode_prompt(tokenizer, prompt)
-        check_room(engine.target, prompt, ids, options.max_new_tokens)
-        tokens = max(tokens, len(ids) + options.max_new_tokens)
-    cost = step_cost(engine, artifact, tokens, how)
+    draft, speculation, new = draft_of(options), speculation_of(options), options.max_new_tokens
+    given = template_args_of(options.chat_template_arg), mesh_of(options.mesh)
+    engine, tokenizer, artifact = load_engine(options.target, options.drafter, options.dtype, *given)
+    if draft is not None:
+        check_draft(draft, artifact, options.drafter)
+    tokens = needed_context(tasks, engine.target, tokenizer, new)
+    known = {"cost": step_cost(engine, artifact, tokens, speculation), "prior": artifact.acceptance, "draft": draft}
     drop_programs()  # those that timed the steps, and what loading left behind
-    evaluator = Evaluator(
-        engine,
-        tokenizer,
-        options.max_new_tokens,
-        cost=cost,
-        prior=artifact.acceptance,
-        way=way,
-        how=how,
-        seed=options.seed,
-        capacity=context_capacity(tokens, artifact.config.width),
-    )
-    say(f"eval: {'width ' + str(options.width) if options.width else 'widths chosen while decoding'}")
-    config = artifact.config
-    described = {
-        "schema": SCHEMA,
-        **provenance(["python", "-m", "serve", *sys.argv[1:]]),
-        "target": options.target,
-        "drafter": str(options.drafter),
-        "dtype": options.dtype,
-        "max_new_tokens": options.max_new_tokens,
-        "drafter_info": {
-            "digest": artifact.digest(),
-            "trained width": config.width,
-            "layers": config.num_layers,
-            "taps": list(config.target_layer_ids),
-            "draft vocabulary": config.draft_vocab_size or config.vocab_size,
-            "Markov head": config.markov_size or "none",
-            "in-block attention": ", ".join(
-                dict.fromkeys("causal" if causal else "bidirectional" for causal in config.causal)
-            ),
-        },
-    }
+    capacity = context_capacity(tokens, artifact.config.width)
+    more = {"speculation": speculation, "seed": options.seed, "capacity": capacity}
+    return Evaluator(engine, tokenizer, new, **known, **more), artifact
 
-    def whole(measured: dict) -> dict:
-        return {**described, "peak_memory_bytes": peak_memory_bytes(), "programs": dict(programs), **measured}
 
-    return whole(evaluate(evaluator, tasks, keep=lambda measured: keep(whole(measured))))
+def template_args_of(given: Sequence[str]) -> dict[str, bool | int | float | str]:
+    """The chat template's arguments in NAME=VALUE words; values are read as YAML reads them."""
+    import yaml
+
+    found = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            found[name] = None
+        if not (name and equals and type(found[name]) in (bool, int, float, str)):
+            raise UserError(
+                f"--chat-template-arg {text}: expected NAME=VALUE with a truth value, a number or a text, such as "
+                "enable_thinking=false"
+            )
+    return found
+
+
+def mesh_of(given: str) -> schema.Mesh:
+    """The mesh in the words data=..,fsdp=..,tensor=.., each 1 unless given.
+
+    Raises:
+      UserError: other words than these, or rows to be split where rows are written one at a time.
+    """
+    sizes = {"data": 1, "fsdp": 1, "tensor": 1}
+    for word in filter(None, given.split(",")):
+        axis, _, size = word.partition("=")
+        if axis not in sizes or not size.isdecimal() or int(size) < 1:
+            raise UserError(f"--mesh {given}: {word!r}: expected data=N, fsdp=N or tensor=N, N at least 1")
+        sizes[axis] = int(size)
+    if sizes["data"] * sizes["fsdp"] > 1:
+        raise UserError(
+            f"--mesh {given}: data and fsdp split rows, and answers are written one row at a time; expected "
+            "data=1,fsdp=1; split the model by tensor=N"
+        )
+    return schema.Mesh(**sizes)
+
+
+def speculation_of(options: argparse.Namespace) -> Any:
+    """How the options want tokens sampled, and drafted and verified while sampling."""
+    from models.sampling import Sampling
+    from models.verify import Speculation
+
+    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.min_p)
+    return Speculation(sampling, options.deterministic, options.block_verification)
+
+
+def draft_of(options: argparse.Namespace) -> Any:
+    """The one draft that was asked for; None where it is to be chosen while decoding."""
+    from models.drafters import Draft
+
+    if options.width is None and options.drafts != "drafter":
+        raise UserError(f"--drafts {options.drafts}: expected --width with it, got none; add --width 4")
+    return None if options.width is None else Draft(options.drafts, options.width)
 
 
 if __name__ == "__main__":

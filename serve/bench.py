@@ -93,19 +93,19 @@ def beside_llama_cpp(target: str, prompts: Sequence[Sequence[int]], evaluator: A
     return llama_cpp_ms(file, prompts, plain)
 
 
-def make_evaluator(engine: Any, tokenizer: Any, artifact: Any, cost: Any, longest: int, new: int, way: Any):
+def make_evaluator(engine: Any, tokenizer: Any, artifact: Any, cost: Any, longest: int, new: int, draft: Any):
     from serve.evaluate import Evaluator
     from serve.session import context_capacity
 
     capacity = context_capacity(longest + new, artifact.config.width)
-    known = {"cost": cost, "prior": artifact.acceptance, "way": way, "capacity": capacity}
+    known = {"cost": cost, "prior": artifact.acceptance, "draft": draft, "capacity": capacity}
     return Evaluator(engine, tokenizer, new, **known)
 
 
 def per_task(evaluator: Any, tasks: Mapping[str, Any]) -> dict[str, Any]:
     """The report's numbers, those named above."""
     from serve.evaluate import evaluate
-    from serve.report import most_used_width
+    from serve.rendering import most_used_width
 
     measured = evaluate(evaluator, dict(tasks))["tasks"]
     return {
@@ -124,13 +124,13 @@ def per_task(evaluator: Any, tasks: Mapping[str, Any]) -> dict[str, Any]:
 
 def compare_widths(evaluators: Callable[[Any], Any], tasks: Mapping[str, Any]) -> dict[str, Any]:
     """Mean speedup over tasks of fixed ways and of chosen ones, on the same prompts, one after the other."""
-    from serve.choose import Way
+    from models.drafters import Draft
 
-    fixed = {str(width): Way("drafter", width) for width in FIXED}
-    fixed |= {"ngram 4": Way("ngram", 4), "3 copying 8": Way("drafter", 3, 8)}
-    trained = evaluators(None).engine.drafter.config.width
-    fixed = {name: way for name, way in fixed.items() if max(way.width, way.copy) <= trained}
-    ways = {name: evaluators(way) for name, way in fixed.items()} | {"chosen": evaluators(None)}
+    fixed = {str(width): Draft("drafter", width) for width in FIXED}
+    fixed |= {"ngram 4": Draft("ngram", 4), "3 copying 8": Draft("drafter", 3, 8)}
+    trained = evaluators(None).engine.drafter.width
+    fixed = {name: draft for name, draft in fixed.items() if draft.widest <= trained}
+    ways = {name: evaluators(draft) for name, draft in fixed.items()} | {"chosen": evaluators(None)}
     speedups: dict[str, list[float]] = {name: [] for name in ways}
     for task, prompts in tasks.items():
         times = {name: [0.0, 0.0] for name in ways}

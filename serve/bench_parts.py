@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models import generate
-from models.cache import KVCache
-from models.decode import DecodeState, Engine, Speculation, speculative_segment, start, verify
+from models.attention import Chain
+from models.cache import Cache
+from models.decode import DecodeState, Engine, forward, prefill, segment
+from models.drafters import Draft
 from models.layers import logits
 from models.target import Target
 from serve.cost import candidate_widths, draft_segment
@@ -26,35 +27,33 @@ CAPACITIES = (256, 512, 1024, 2048)
 
 def time_parts(engine: Any, capacity: int = 512, context: int = 200, width: int = 4) -> dict[str, Any]:
     """Loops timed in turn: plain, bare forward, draft alone, verify alone, whole steps."""
-    target, trained = engine.target, engine.drafter.config.width
+    target, trained = engine.target, engine.drafter.width
     ids = np.random.default_rng(0).integers(0, target.config.vocab_size, (1, context)).astype(np.int32)
     length, zero = np.array([context], np.int32), np.zeros(1, np.int32)
     stop = length + STEPS * width
-    state = start(engine, ids, length, stop, zero, capacity=capacity)
-    plain = generate.insert(target, generate.empty_rows(target, 1, capacity), zero, ids, length, stop, zero)
+    state = prefill(engine, ids, length, stop, zero, capacity=capacity)
+    plain = prefill(engine.plain, ids, length, stop, zero, capacity=capacity)
 
     def num_steps(name, end):
-        if name == "plain":
-            return int(end.length[0]) - context
-        return int(end.num_steps[0]) if name == "step" else STEPS
+        return int(end.rows.num_steps[0]) if name in ("plain", "step") else STEPS
 
     widths = [w for w in candidate_widths(trained) if w in (1, 2, 4, 8, 16, 32, trained)]
     width, copy = min(width, trained), min(2 * width, trained)
     loops: dict[Any, tuple[Callable[[Any], Any], Any]] = {
-        "plain": (lambda s: generate.plain_segment(target, s, STEPS), plain),
+        "plain": (lambda s: segment(engine.plain, s, STEPS), plain),
         "bare": (lambda cache: _forwards(target, cache, context), plain.cache),
-        "step": (lambda s: speculative_segment(engine, s, STEPS, Speculation(width, copy=copy)), state),
+        "step": (lambda s: segment(engine, s, STEPS, Draft("drafter", width, copy)), state),
     }
     for w in widths:
         loops["verify", w] = (partial(_verifications, engine), (jnp.zeros((1, w), jnp.int32), state))
         if w > 1:
-            loops["draft", w] = (partial(draft_segment, engine, num_steps=STEPS, how=Speculation(w)), state)
+            loops["draft", w] = (partial(draft_segment, engine, num_steps=STEPS, width=w), state)
     bandwidths, memory, kinds = [], np.ones(1 << 27, np.float32), np.zeros(1, bool)
 
     def look(name: Any, end: Any) -> int:
         nonlocal kinds
         if name == "step":
-            kinds = np.asarray(end.copied)[0, : int(end.num_steps[0])]
+            kinds = np.asarray(end.rows.copied)[0, : int(end.rows.num_steps[0])]
         return num_steps(name, end)
 
     ms = in_turn(loops, look, lambda: bandwidths.append(read_bandwidth(memory)))
@@ -81,18 +80,17 @@ def time_over_matmuls(engine: Any, capacity: int = 512) -> dict[str, Any]:
     for size in CAPACITIES:
         ids = np.random.default_rng(0).integers(0, target.config.vocab_size, (1, size // 4)).astype(np.int32)
         length = np.array([ids.shape[1]], np.int32)
-        rows = generate.empty_rows(target, 1, size)
-        rows = generate.insert(target, rows, zero, ids, length, length + STEPS, zero)
-        loops["plain", size] = (lambda s: generate.plain_segment(target, s, STEPS), rows)
+        rows = prefill(engine.plain, ids, length, length + STEPS, zero, capacity=size)
+        loops["plain", size] = (lambda s: segment(engine.plain, s, STEPS), rows)
         if size == capacity:
-            state = start(engine, ids, length, length + STEPS, zero, capacity=size)
-    widths = [w for w in candidate_widths(engine.drafter.config.width) if w in (1, 2, 3, 4, 8, 16, 32)]
+            state = prefill(engine, ids, length, length + STEPS, zero, capacity=size)
+    widths = [w for w in candidate_widths(engine.drafter.width) if w in (1, 2, 3, 4, 8, 16, 32)]
     for width in widths:
         loops["verify", width] = (partial(_verifications, engine), (jnp.zeros((1, width), jnp.int32), state))
         loops["matmuls", width] = (partial(_matmuls, target), jnp.ones((width, target.config.hidden_size)))
 
     def num_steps(name: Any, end: Any) -> int:
-        return int(end.length[0]) - name[1] // 4 if name[0] == "plain" else STEPS
+        return int(end.rows.num_steps[0]) if name[0] == "plain" else STEPS
 
     ms = in_turn(loops, num_steps)
     return {
@@ -103,13 +101,13 @@ def time_over_matmuls(engine: Any, capacity: int = 512) -> dict[str, Any]:
 
 
 @partial(jax.jit, donate_argnums=1)
-def _forwards(target: Target, cache: KVCache, context: int | jax.Array) -> tuple[jax.Array, KVCache]:
+def _forwards(target: Target, cache: Cache, context: int | jax.Array) -> tuple[jax.Array, Cache]:
     """STEPS forwards of one token, and nothing else of the plain loop."""
 
-    def forward(step: jax.Array, carry: tuple[jax.Array, KVCache]) -> tuple[jax.Array, KVCache]:
+    def forward(step: jax.Array, carry: tuple[jax.Array, Cache]) -> tuple[jax.Array, Cache]:
         token, cache = carry
         positions = jnp.full((1, 1), context - 1) + step
-        hidden, _, filled = target(token, positions, cache=cache)
+        hidden, _, filled = target(token, Chain(positions), cache=cache)
         assert filled is not None
         return jnp.argmax(target.logits(hidden), axis=-1).astype(jnp.int32), filled
 
@@ -120,12 +118,14 @@ def _forwards(target: Target, cache: KVCache, context: int | jax.Array) -> tuple
 def _verifications(engine: Engine, given: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
     """STEPS forwards of a block [1, W] over the same context."""
 
-    def forward(_: jax.Array, given: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
+    def again(_: jax.Array, given: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
         block, state = given
-        said, _, cache = verify(engine, block, state)
-        return jnp.argmax(said, axis=-1).astype(jnp.int32), dataclasses.replace(state, cache=cache)
+        positions = state.rows.length[:, None] - 1 + jnp.arange(block.shape[1])
+        hidden, _, cache = forward(engine, block, Chain(positions), state.cache)
+        choices = jnp.argmax(engine.target.logits(hidden), axis=-1).astype(jnp.int32)
+        return choices, dataclasses.replace(state, cache=cache)
 
-    return jax.lax.fori_loop(0, STEPS, forward, given)
+    return jax.lax.fori_loop(0, STEPS, again, given)
 
 
 @jax.jit

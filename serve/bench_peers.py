@@ -42,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     from configs.device import keep_compiled_programs
-    from models.decode import Speculation, make_engine
+    from models.decode import make_engine
+    from models.drafters import Draft
     from models.sources import load_target
     from models.tokenizer import load_tokenizer
     from pipelines.prompt_files import encode_prompt, load_tasks
@@ -52,7 +53,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     artifact = plain_part(options.drafter)
     target = load_target(options.target, "float32")
     tokenizer = load_tokenizer(options.target, artifact.chat_template_args)
-    ours = Decoder(make_engine(target, artifact), tokenizer, Speculation(options.width), capacity=512)
+    ours = Decoder(make_engine(target, artifact), tokenizer, Draft("drafter", options.width), capacity=512)
     theirs = Theirs(target, artifact, options.width)
     tasks = load_tasks(options.tasks, options.task_dir, options.prompts)
     prompts = [prompt for prompts in tasks.values() for prompt in prompts]

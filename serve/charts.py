@@ -155,9 +155,9 @@ def speedup_bars(speedups: Mapping[str, tuple[float, float, float]]) -> str:
     plot.columns({tick: f"{tick:g}" for tick in ticks}, "times as fast as the plain loop")
     for row, (task, (value, low, high)) in enumerate(speedups.items()):
         middle = plot.top + 34 * (row + 0.5)
-        said = f"{task}: {value:.2f}x, between {low:.2f}x and {high:.2f}x"
+        title = f"{task}: {value:.2f}x, between {low:.2f}x and {high:.2f}x"
         length = plot.x(value) - plot.x(0)
-        plot.mark("rect", "bar", said, x=plot.x(0), y=middle - 9, width=f"{length:g}", height=18, rx=2)
+        plot.mark("rect", "bar", title, x=plot.x(0), y=middle - 9, width=f"{length:g}", height=18, rx=2)
         plot.line((plot.x(low), plot.x(high)), (middle, middle), "whisker")
         plot.text(plot.left - 8, middle + 4, _short(task, 16), "", "end")
         plot.text(plot.x(max(value, high)) + 6, middle + 4, f"{value:.2f}x", "strong")
@@ -176,9 +176,9 @@ def cost_bars(widths: Sequence[Mapping[str, Any]], *, plain_ms: float, chosen: i
         span = plot.x(place + 0.32) - left
         for part, css in (("verify_ms", "series-0"), ("draft_ms", "series-1")):
             top = plot.y(base + row[part])
-            said = f"width {row['width']}: {part.removesuffix('_ms')} {row[part]:.2f} ms"
+            title = f"width {row['width']}: {part.removesuffix('_ms')} {row[part]:.2f} ms"
             size = {"width": f"{span:g}", "height": f"{plot.y(base) - top:g}"}
-            plot.mark("rect", f"fill {css}", said, x=left, y=top, **size)
+            plot.mark("rect", f"fill {css}", title, x=left, y=top, **size)
             base += row[part]
         if row["width"] == chosen:
             plot.text(plot.x(place), plot.y(base) - 5, "▾", "strong", "middle")
@@ -216,8 +216,8 @@ def expected_speedups(widths: Sequence[Mapping[str, Any]], *, chosen: int) -> st
     plot.mark("polyline", "curve series-2", points=path)
     for place, width, value in known:
         css = "point series-2 chosen" if width == chosen else "point series-2"
-        said = f"width {width}: {value:.2f}x expected"
-        plot.mark("circle", css, said, cx=plot.x(place), cy=plot.y(value), r=4.5)
+        title = f"width {width}: {value:.2f}x expected"
+        plot.mark("circle", css, title, cx=plot.x(place), cy=plot.y(value), r=4.5)
         if width == chosen:
             plot.text(plot.x(place), plot.y(value) - 11, f"{value:.2f}x", "strong", "middle")
     return plot.source()
@@ -235,7 +235,7 @@ def committed_histogram(counts: Sequence[int], *, last: int, high: float, index:
         if tokens == 0 or count == 0:
             continue
         top = plot.y(count / total)
-        said = f"{tokens} tokens: {count} of {total} steps, {count / total:.1%}"
+        title = f"{tokens} tokens: {count} of {total} steps, {count / total:.1%}"
         size = {"width": f"{plot.x(1.7) - plot.x(1):g}", "height": f"{plot.y(0) - top:g}"}
-        plot.mark("rect", f"fill {series(index)}", said, x=plot.x(tokens - 0.35), y=top, **size)
+        plot.mark("rect", f"fill {series(index)}", title, x=plot.x(tokens - 0.35), y=top, **size)
     return plot.source()

@@ -1,9 +1,8 @@
 """A conversation in the terminal: the answer streams in, what each step committed is tinted, tau and speed go along."""
 
-import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -11,22 +10,21 @@ from rich.style import Style
 from rich.text import Text
 
 from models.tokenizer import Tokenizer
-from serve.session import Decoder, Row
+from serve.session import Answer, Decoder, Row
 
 PLAIN = Style()
 TINTS = (Style(color="cyan"), Style(color="green"))  # alternating accepted runs; single tokens stay as they are
 
 
-def chat(decoder: Decoder, options: argparse.Namespace) -> int:
-    """Answers user messages until the input ends (or the one of --message); returns the exit code."""
+def chat(decoder: Decoder, *, message: str | None, max_new_tokens: int, stop: Sequence[str], seed: int) -> int:
+    """Answers user messages until the input ends, or `message` alone; returns the exit code."""
     console = Console(highlight=False)
-    said: list[dict[str, str]] = []
-    messages = [options.message] if options.message is not None else _ask(console)
-    for turn, message in enumerate(messages):
-        said.append({"role": "user", "content": message})
-        ids = decoder.tokenizer.encode_chat(said)
-        seed = (options.seed + turn) % 2**32
-        said.append({"role": "assistant", "content": answer(decoder, ids, options, console, seed)})
+    messages: list[dict[str, str]] = []
+    for number, content in enumerate(_ask(console) if message is None else [message]):
+        messages.append({"role": "user", "content": content})
+        ids = decoder.tokenizer.encode_chat(messages)
+        stream = decoder.stream([ids], max_new_tokens=max_new_tokens, stop=stop, seeds=[(seed + number) % 2**32])
+        messages.append({"role": "assistant", "content": show(stream, decoder.tokenizer, stop, console)})
     return 0
 
 
@@ -40,19 +38,20 @@ def _ask(console: Console):
             yield message
 
 
-def answer(decoder: Decoder, ids: Sequence[int], options: argparse.Namespace, console: Console, seed: int) -> str:
-    """Streams one answer and returns its text.
+def show(
+    stream: Iterable[tuple[list[Row], list[Answer]]], tokenizer: Tokenizer, stop: Sequence[str], console: Console
+) -> str:
+    """Shows one answer as it is written and returns its text.
 
     Finished lines are printed; the one being written stays below them in a terminal, with the figures so far.
     """
-    stream = decoder.stream([ids], max_new_tokens=options.max_new_tokens, stop=options.stop, seeds=[seed])
     num_printed, text = 0, ""
     seen: list[tuple[int, float]] = []  # after the first segment: tokens and time
     with Live(console=console, auto_refresh=False, transient=True) as live:
         for (row,), answers in stream:
             seen = seen or [(len(row.ids), time.perf_counter())]
-            pieces = tinted(decoder.tokenizer, row, holding=row.finished is None)
-            held = unfinished_stop(pieces.plain, options.stop) if row.finished is None else 0
+            pieces = tinted(tokenizer, row, holding=row.finished is None)
+            held = unfinished_stop(pieces.plain, stop) if row.finished is None else 0
             lines = pieces[: len(pieces) - held if row.cut is None else row.cut].split("\n", allow_blank=True)
             for line in lines[num_printed:-1]:
                 console.print(line, soft_wrap=True)

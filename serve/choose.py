@@ -1,12 +1,17 @@
-"""How to draft next: the way with the most expected tokens a second, learned while decoding.
+"""What to draft next: the draft with the most expected tokens a second, learned while decoding.
 
 Where the last tokens of a text occurred before, what followed them there is often right, and costs nothing to draft;
-the drafter is for the rest. So a step of `Way(width, copy)` copies at width `copy` where it can and drafts at `width`
-where it cannot (`models.decode.Speculation`). Each kind has acceptance of its own: a step at width W' commits on
-average tau(W') = 1 + sum over slots j < W' of prod_{i <= j} c_i tokens, c_i the conditional acceptance of slot i, and
-costs what `serve.cost` measured. With s the share of the text that is copied, a token takes
+the drafter is for the rest. So in a step of `Draft(kind, width, copy)` a row copies at width `copy` where it can and
+drafts at `width` where it cannot (`models.drafters.Draft`). Both have acceptance of their own: a row at width W'
+commits on average tau(W') = 1 + sum over slots j < W' of prod_{i <= j} c_i tokens, c_i the conditional acceptance of
+slot i, and a step costs what `serve.cost` measured. Of R rows each copies in a share c of its steps, so that all of
+them do in c^R of the steps, none in (1-c)^R, and the others draft too and verify the wider of the two blocks. With
+T_copy = T_verify(copy), T_draft = T_draft(width) + T_verify(width), T_both = T_draft(width) + T_verify(wider), a token
+of each row takes
 
-    s * T_verify(copy) / tau_copy(copy) + (1 - s) * (T_draft(width) + T_verify(width)) / tau_draft(width)
+    (c^R T_copy + (1-c)^R T_draft + (1 - c^R - (1-c)^R) T_both) / (c tau_copy(copy) + (1-c) tau_draft(width))
+
+c follows from s, the share of the text that is copied: c / (1-c) = s / tau_copy : (1-s) / tau_draft.
 
 The c_i and s start from a prior (for the drafter its held-out acceptance, kept in its artifact) and follow what the
 last hundred steps or so accepted. What copying would have got is read off the text without copying. Width 1 is
@@ -14,13 +19,12 @@ a plain step that keeps the drafter's context: where no draft pays, none is made
 old failures fade into the prior.
 """
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
-from models.decode import COPY_LEAST, COPY_MOST
+from models.drafters import SINGLE, Draft
+from models.drafters.ngram import COPY_LEAST, COPY_MOST
 from serve.cost import Cost
 
 PRIOR = 6.0  # steps a prior is worth
@@ -29,18 +33,6 @@ FORGET = 0.97  # the same, per look with nothing new: how soon drafts that faile
 MARGIN = 1.02  # a draft must promise this much over single tokens: a wrong guess costs more than a missed gain
 COPY_PRIOR = 0.75  # conditional acceptance of copied tokens
 SHARE_PRIOR = 0.3  # of the tokens, those that are copied
-
-
-@dataclasses.dataclass(frozen=True)
-class Way:
-    """One way of drafting: `drafts` at `width`; with `copy`, n-gram drafts at that width in steps that can copy."""
-
-    drafts: Literal["drafter", "ngram"]
-    width: int
-    copy: int = 0
-
-
-PLAIN = Way("drafter", 1)  # nothing drafted; the drafter's context is kept
 
 
 class SlotAcceptance:
@@ -76,53 +68,56 @@ class SlotAcceptance:
 
 
 class Chooser:
-    """Picks a way between segments and learns from each; one serves many answers of a kind."""
+    """Picks a draft between segments and learns from each; one serves many answers of a kind."""
 
-    def __init__(self, cost: Cost, prior: Sequence[float], ways: Sequence[Way] | None = None):
+    def __init__(self, cost: Cost, prior: Sequence[float], drafts: Sequence[Draft] | None = None):
         self.cost = cost
-        self.ways = list(ways or worthwhile_ways(cost, prior))
-        slots = max(max(way.width, way.copy) for way in self.ways)
+        self.drafts = list(drafts or worthwhile_drafts(cost, prior))
+        slots = max(draft.widest for draft in self.drafts)
         self.drafted, self.copied = SlotAcceptance(prior, slots), SlotAcceptance([COPY_PRIOR], slots)
         self.tokens = np.array([SHARE_PRIOR, 1.0]) * PRIOR  # copied, and all
 
-    def pick(self, rows: int = 1) -> Way:
-        """The way with the most expected tokens a second; PLAIN unless another beats it by MARGIN.
+    def pick(self, rows: int = 1) -> Draft:
+        """The draft with the most expected tokens a second; SINGLE unless another beats it by MARGIN.
 
-        `rows` are written together. They copy in the same step or not at all, which is rarer the more they are. Steps
-        are priced at what the cost's rows take, one as `serve.cost` measures it.
+        `rows` are written together. Steps are priced at what the cost's rows take, one as `serve.cost` measures it.
         """
-        best = min(self.ways, key=lambda way: self.token_ms(way, rows))
-        return best if MARGIN * self.token_ms(best, rows) < self.token_ms(PLAIN, rows) else PLAIN
+        best = min(self.drafts, key=lambda draft: self.token_ms(draft, rows))
+        return best if MARGIN * self.token_ms(best, rows) < self.token_ms(SINGLE, rows) else SINGLE
 
-    def token_ms(self, way: Way, rows: int = 1) -> float:
+    def token_ms(self, draft: Draft, rows: int = 1) -> float:
         """Expected milliseconds of a token of each row."""
-        drafting = self.cost.step_ms("drafter", way.width) / self.drafted.tau(way.width)
-        if not way.copy:
-            return drafting
-        copying = self.cost.step_ms("ngram", way.copy) / self.copied.tau(way.copy)
-        share = (self.tokens[0] / self.tokens[1]) ** rows
-        return share * copying + (1 - share) * drafting
+        drafting, drafted = self.cost.step_ms("drafter", draft.width), self.drafted.tau(draft.width)
+        if not draft.copy:
+            return drafting / drafted
+        copying, copied = self.cost.step_ms("ngram", draft.copy), self.copied.tau(draft.copy)
+        both = self.cost.draft_ms[draft.width] + self.cost.verify_ms[draft.widest]
+        share = self.tokens[0] / self.tokens[1]
+        copies = share / copied / (share / copied + (1 - share) / drafted)
+        every, none = copies**rows, (1 - copies) ** rows
+        taken = every * copying + none * drafting + (1 - every - none) * both
+        return taken / (copies * copied + (1 - copies) * drafted)
 
-    def observe(self, way: Way, runs: Sequence[int], copied: Sequence[bool], text: Sequence[int]) -> None:
+    def observe(self, draft: Draft, runs: Sequence[int], copied: Sequence[bool], text: Sequence[int]) -> None:
         """A segment: tokens committed by each of its steps, which of them copied, and the row's whole text after it."""
         steps = [run - 1 for run, copy in zip(runs, copied, strict=True) if not copy]
-        self.drafted.observe([(run, min(run + 1, way.width - 1)) for run in steps] if way.width > 1 else [])
-        most = max(other.copy for other in self.ways)
+        self.drafted.observe([(run, min(run + 1, draft.width - 1)) for run in steps] if draft.width > 1 else [])
+        most = max(other.copy for other in self.drafts)
         if most:
             seen, share = copying(text, len(text) - sum(runs), most)
             self.copied.observe(seen)
             self.tokens = FADE * self.tokens + [share, sum(runs)] if runs else self.tokens
 
 
-def worthwhile_ways(cost: Cost, prior: Sequence[float]) -> list[Way]:
-    """PLAIN, copying beside it, and copying beside the drafter at the widths that would pay best if its drafts
+def worthwhile_drafts(cost: Cost, prior: Sequence[float]) -> list[Draft]:
+    """SINGLE, copying beside it, and copying beside the drafter at the widths that would pay best if its drafts
     were accepted as often as the prior says, or far more often.
 
     Each is a program to compile, so the ones no acceptance asks for are left out.
     """
     widths = [width for width in cost.verify_ms if width > 1]
     if not widths:
-        return [PLAIN]
+        return [SINGLE]
     slots = max(widths)
 
     def best(drafts: str, conditional: np.ndarray) -> tuple[int, float]:
@@ -132,10 +127,10 @@ def worthwhile_ways(cost: Cost, prior: Sequence[float]) -> list[Way]:
         return width, rates[width] * cost.verify_ms[1]
 
     copy, _ = best("ngram", np.full(slots, COPY_PRIOR))
-    found = [PLAIN, Way("drafter", 1, copy)]
+    found = [SINGLE, Draft("drafter", 1, copy)]
     for power in (1.0, 0.25):
         width, gain = best("drafter", SlotAcceptance(prior, slots).prior ** power)
-        found += [Way("drafter", width, copy)] if gain > 1 else []
+        found += [Draft("drafter", width, copy)] if gain > 1 else []
     return list(dict.fromkeys(found))
 
 

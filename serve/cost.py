@@ -25,9 +25,10 @@ import numpy as np
 from configs.console import say
 from configs.device import cache_directory, drop_programs, return_unused_heap
 from configs.files import write_json
-from models.decode import GREEDILY, DecodeState, Engine, Speculation, draft, speculative_segment, start
-from models.generate import PlainState, empty_rows, insert, plain_segment
+from models.decode import DecodeState, Engine, prefill, propose, segment
+from models.drafters import SINGLE, Draft
 from models.sampling import keys
+from models.verify import GREEDILY, Speculation
 
 REPEATS = 7
 STEPS = 8  # per repeat
@@ -63,26 +64,23 @@ def candidate_widths(width: int) -> list[int]:
 
 
 def measure_cost(
-    engine: Engine, state: DecodeState, plain: PlainState, widths: Sequence[int], how: Speculation = GREEDILY
+    engine: Engine, state: DecodeState, plain: DecodeState, widths: Sequence[int], speculation: Speculation = GREEDILY
 ) -> Cost:
-    """Times every width on the given states, which stay as they are. Both must have room for STEPS full blocks.
+    """Times every width on the given states, which stay as they are: of `engine` and of `engine.plain`, both with room
+    for STEPS full blocks.
 
-    `how` says how steps sample, and draft and verify while sampling.
-
-    The ways alternate, one segment each in turn, so that a machine that slows down slows all of them.
+    The widths alternate, one segment each in turn, so that a machine that slows down slows all of them.
     """
-    plans = {w: dataclasses.replace(how, width=w, drafts="drafter", copy=0) for w in widths}
-    segments: dict[Any, Callable[[Any], Any]] = {
-        ("step", w): partial(speculative_segment, engine, num_steps=STEPS, how=plan) for w, plan in plans.items()
+    options: dict[str, Any] = {"num_steps": STEPS, "speculation": speculation}
+    loops: dict[Any, Callable[[Any], Any]] = {
+        ("step", w): partial(segment, engine, draft=Draft("drafter", w), **options) for w in widths
     }
-    segments |= {
-        ("draft", w): partial(draft_segment, engine, num_steps=STEPS, how=plan) for w, plan in plans.items() if w > 1
-    }
-    segments["plain"] = partial(plain_segment, engine.target, num_steps=STEPS, sampling=how.sampling)
-    times: dict[Any, list[float]] = {name: [] for name in segments}
+    loops |= {("draft", w): partial(draft_segment, engine, width=w, **options) for w in widths if w > 1}
+    loops["plain"] = partial(segment, engine.plain, draft=SINGLE, **options)
+    times: dict[Any, list[float]] = {name: [] for name in loops}
     for repeat in range(REPEATS + 1):  # the first compiles
-        for name, segment in segments.items():
-            taken = _step_ms(segment, plain if name == "plain" else state)
+        for name, loop in loops.items():
+            taken = _step_ms(loop, plain if name == "plain" else state)
             times[name] += [taken] if repeat else []
             if not repeat:
                 return_unused_heap()
@@ -91,33 +89,37 @@ def measure_cost(
     return Cost(median["plain"], drafts, {w: median["step", w] - drafts[w] for w in widths})
 
 
-@partial(jax.jit, static_argnames="how", donate_argnames="state")
-def draft_segment(engine: Engine, state: DecodeState, num_steps: int | jax.Array, how: Speculation) -> DecodeState:
+@partial(jax.jit, static_argnames=("width", "speculation"), donate_argnames="state")
+def draft_segment(
+    engine: Engine, state: DecodeState, num_steps: int | jax.Array, width: int, speculation: Speculation = GREEDILY
+) -> DecodeState:
     """`state` after `num_steps` drafts, each from an anchor that the one before it drafted; nothing is committed."""
 
     def again(_: jax.Array, state: DecodeState) -> DecodeState:
-        drafts, _q = draft(engine, state, how, keys(state.seed, state.length - 1))
-        rows = jnp.arange(drafts.shape[0])
-        return dataclasses.replace(state, tokens=state.tokens.at[rows, state.length - 1].set(drafts[:, -1]))
+        rows = state.rows
+        key = keys(rows.seed, rows.length - 1)
+        proposal, _copied = propose(engine, state, Draft("drafter", width), speculation, key, "none")
+        tokens = rows.tokens.at[jnp.arange(len(key)), rows.length - 1].set(proposal.tokens[:, -1])
+        return dataclasses.replace(state, rows=dataclasses.replace(rows, tokens=tokens))
 
     return jax.lax.fori_loop(0, num_steps, again, state)
 
 
-def time_steps(engine: Engine, capacity: int, widths: Sequence[int], how: Speculation = GREEDILY) -> Cost:
+def time_steps(engine: Engine, capacity: int, widths: Sequence[int], speculation: Speculation = GREEDILY) -> Cost:
     """What steps cost at batch 1 with `capacity` positions of context, a quarter of them filled.
 
     Widths are timed TOGETHER at a time, each few with the plain loop among them, which they are measured by.
     """
-    target = engine.target
-    ids = np.random.default_rng(0).integers(0, target.config.vocab_size, (1, capacity // 4)).astype(np.int32)
+    vocab_size = engine.target.config.vocab_size
+    ids = np.random.default_rng(0).integers(0, vocab_size, (1, capacity // 4)).astype(np.int32)
     length, zero = np.array([ids.shape[1]], np.int32), np.zeros(1, np.int32)
     stop = length + capacity // 2
-    state = start(engine, ids, length, stop, zero, capacity=capacity)
-    plain = insert(target, empty_rows(target, 1, capacity), zero, ids, length, stop, zero)
+    state = prefill(engine, ids, length, stop, zero, capacity=capacity)
+    plain = prefill(engine.plain, ids, length, stop, zero, capacity=capacity)
     parts = []
     for first in range(0, len(widths), TOGETHER):
         drop_programs()
-        parts.append(measure_cost(engine, state, plain, widths[first : first + TOGETHER], how))
+        parts.append(measure_cost(engine, state, plain, widths[first : first + TOGETHER], speculation))
     return joined(parts)
 
 
@@ -162,17 +164,17 @@ def _parse(raw: Any) -> Cost:
     return Cost(plain_ms, draft_ms, verify_ms)
 
 
-def surroundings(how: Speculation) -> dict[str, Any]:
+def surroundings(speculation: Speculation) -> dict[str, Any]:
     """What decides a step's cost beside target, drafter and device: code, JAX, cores, rows, and how steps sample."""
     root = Path(__file__).parent.parent
     files = [*sorted((root / "models").rglob("*.py")), root / "serve" / "cost.py"]
-    sampling = how.sampling
+    sampling = speculation.sampling
     drawn = {
         "top_k": sampling.top_k,
         "top_p": sampling.top_p < 1.0,
         "min_p": sampling.min_p > 0.0,
-        "deterministic": how.deterministic,
-        "block": how.block,
+        "deterministic": speculation.deterministic,
+        "block": speculation.block,
     }
     return {
         "code": hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16],
@@ -183,16 +185,14 @@ def surroundings(how: Speculation) -> dict[str, Any]:
     }
 
 
-def _step_ms(segment: Callable[[Any], Any], state: Any) -> float:
-    """Wall time of one of the steps of a segment that consumes its state."""
+def _step_ms(loop: Callable[[Any], Any], state: Any) -> float:
+    """Wall time of one of the steps of a loop that consumes its state."""
     fresh = jax.block_until_ready(jax.tree.map(jnp.copy, state))
     began = time.perf_counter()
-    end = jax.block_until_ready(segment(fresh))
+    end = jax.block_until_ready(loop(fresh))
     return (time.perf_counter() - began) * 1e3 / _steps(state, end)
 
 
-def _steps(before: Any, after: Any) -> int:
+def _steps(before: DecodeState, after: DecodeState) -> int:
     """How many steps lie between two states; drafting, which commits nothing, goes on to the last one."""
-    if isinstance(before, PlainState):
-        return max(int((after.length - before.length).max()), 1)
-    return int((after.num_steps - before.num_steps).max()) or STEPS
+    return int((after.rows.num_steps - before.rows.num_steps).max()) or STEPS

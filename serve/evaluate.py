@@ -26,36 +26,19 @@ import numpy as np
 from configs.console import progress, say
 from configs.device import drop_programs
 from configs.errors import UserError
-from models import generate
-from models.decode import GREEDILY, Engine, Speculation, replay, start
-from models.masks import packed_mask
-from models.statistics import bootstrap, bootstrap_ratio
+from models.attention import whole
+from models.decode import Engine, prefill, replay
+from models.drafters import Draft
 from models.target import Target, check_ids
 from models.tokenizer import Tokenizer
+from models.verify import GREEDILY, Speculation
 from pipelines.prompt_files import Prompt, encode_prompt
-from serve.choose import Chooser, Way
-from serve.cost import Cost, expected_tau
+from serve.choose import Chooser
+from serve.cost import Cost
 from serve.session import Answer, Decoder, context_capacity
+from serve.summary import Decoded, average, describe_cost, num_equal, summarise, survival_of, tau_of
 
-POSITION_BIN = 16  # tokens of answer per point of the tau-over-position curve
 BATCH = 4  # rows walked together at full width
-
-
-@dataclasses.dataclass(frozen=True)
-class Decoded:
-    """One answer: plain, speculative, and the steps it took at full width."""
-
-    task: str
-    id: str
-    prompt: str
-    plain: Answer
-    speculative: Answer
-    full_width_runs: list[int]
-    logit_gap: float | None  # at the first difference; None when equal or sampled, or where no gap explains it
-
-    @property
-    def exact(self) -> bool:
-        return self.plain.ids == self.speculative.ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +52,9 @@ class Question:
 
 
 class Evaluator:
-    """Decodes questions with one engine, plainly and as a chooser picks (`way`: one fixed way instead).
+    """Decodes questions with one engine, plainly and as a chooser picks (`draft`: one fixed draft instead).
 
-    `how` says how to sample, and to draft and verify while sampling.
+    `speculation` says how to sample, and to draft and verify while sampling.
     """
 
     def __init__(
@@ -82,17 +65,17 @@ class Evaluator:
         *,
         cost: Cost,
         prior: Sequence[float],
-        way: Way | None = None,
-        how: Speculation = GREEDILY,
+        draft: Draft | None = None,
+        speculation: Speculation = GREEDILY,
         seed: int = 0,
         capacity: int = 256,
     ):
         self.engine, self.tokenizer, self.max_new_tokens, self.capacity = engine, tokenizer, max_new_tokens, capacity
-        self.cost, self.prior, self.way, self.how, self.seed = cost, prior, way, how, seed
-        self.sampling = how.sampling
+        self.cost, self.prior, self.draft, self.speculation, self.seed = cost, prior, draft, speculation, seed
+        self.sampling = speculation.sampling
         self.plain = self._decoder(None)
         self._warm: set[int] = set()
-        self._turn = itertools.count()
+        self._asked = itertools.count()
 
     def task(self, name: str, prompts: Sequence[Prompt], advance: Any) -> list[tuple[Question, Answer, Answer]]:
         """Plain and speculative answers of a task. A chooser starts anew with each and learns over its answers."""
@@ -114,35 +97,31 @@ class Evaluator:
         ]
 
     def speculative(self) -> Decoder:
-        if self.way is not None:
-            fixed = {"width": self.way.width, "drafts": self.way.drafts, "copy": self.way.copy}
-            return self._decoder(dataclasses.replace(self.how, **fixed))
-        return self._decoder(self.how, Chooser(self.cost, self.prior))
+        return self._decoder(self.draft or Chooser(self.cost, self.prior))
 
-    def _decoder(self, how: Speculation | None, chooser: Chooser | None = None) -> Decoder:
-        settings = {"sampling": self.sampling, "capacity": self.capacity}
-        return Decoder(self.engine, self.tokenizer, how, chooser=chooser, **settings)
+    def _decoder(self, draft: Draft | Chooser | None) -> Decoder:
+        return Decoder(self.engine, self.tokenizer, draft, self.speculation, capacity=self.capacity)
 
     def questions(self, prompt: Prompt) -> list[Question]:
         """The conversation so far at every user turn without an answer; plain answers fill in as they are known."""
-        said, out = [], []
+        messages, out = [], []
         turns = prompt.chat()
         for index, turn in enumerate(turns):
-            said.append(turn)
+            messages.append(turn)
             following = turns[index + 1]["role"] if index + 1 < len(turns) else "user"
             if turn["role"] == "user" and following == "user":
-                ids = encode_prompt(self.tokenizer, prompt, said)
+                ids = encode_prompt(self.tokenizer, prompt, messages)
                 check_room(self.engine.target, prompt, ids, self.max_new_tokens)
                 out.append(Question(prompt.task, prompt.id, turn["content"], ids))
                 if index + 1 < len(turns):
                     (answer,) = self.plain.generate([ids], max_new_tokens=self.max_new_tokens, seeds=[self.seed])
-                    said.append({"role": "assistant", "content": answer.text})
+                    messages.append({"role": "assistant", "content": answer.text})
         return out
 
     def pair(self, question: Question, speculative: Decoder) -> tuple[Answer, Answer]:
         """Plain and speculative; they take turns at going first."""
         self.warm(question, speculative)
-        if next(self._turn) % 2 == 0:
+        if next(self._asked) % 2 == 0:
             return self.answer(question, None), self.answer(question, speculative)
         fast = self.answer(question, speculative)
         return self.answer(question, None), fast
@@ -164,7 +143,7 @@ class Evaluator:
 
     def _replayed(self, batch: Sequence[tuple[Question, Answer, Answer]]) -> list[list[int]]:
         """The runs of every greedy answer at full width, read off the plain one."""
-        width = self.engine.drafter.config.width
+        width = self.engine.drafter.width
         whole = [[*question.ids, *plain.ids] for question, plain, _ in batch]
         longest = max(map(len, whole))
         capacity = context_capacity(longest, width, self.capacity)
@@ -174,8 +153,8 @@ class Evaluator:
             texts[row, : len(text)] = text
             lengths[row], stops[row] = len(question.ids), len(text)
         zeros = np.zeros(BATCH, np.int32)
-        state = start(self.engine, texts, lengths, stops, zeros, capacity=capacity, reach=longest)
-        end = replay(self.engine, state, Speculation(width))
+        state = prefill(self.engine, texts, lengths, stops, zeros, capacity=capacity, reach=longest)
+        end = replay(self.engine, state, width).rows
         runs, count, fault = jax.device_get((end.runs, end.num_steps, end.fault))
         if fault.any():
             raise UserError("the drafter's states are not finite; check its weights, or decode in float32")
@@ -183,7 +162,7 @@ class Evaluator:
 
     def _decoded(self, batch: Sequence[tuple[Question, Answer, Answer]]) -> list[list[int]]:
         """The runs of every answer decoded at full width."""
-        decoder = self._decoder(dataclasses.replace(self.how, width=self.engine.drafter.config.width))
+        decoder = self._decoder(Draft("drafter", self.engine.drafter.width))
         prompts = [question.ids for question, _, _ in batch]
         seeds = [self.seed] * len(prompts)
         return [answer.runs for answer in decoder.generate(prompts, max_new_tokens=self.max_new_tokens, seeds=seeds)]
@@ -193,6 +172,18 @@ class Evaluator:
             return None
         gap = logit_gap(self.engine.target, question.ids, plain.ids, fast.ids)
         return gap if math.isfinite(gap) else None
+
+
+def needed_context(
+    tasks: Mapping[str, Sequence[Prompt]], target: Target, tokenizer: Tokenizer, max_new_tokens: int
+) -> int:
+    """The tokens of the longest prompt with its answer; UserError where `check_room` refuses one."""
+    longest = 0
+    for prompt in itertools.chain.from_iterable(tasks.values()):
+        ids = encode_prompt(tokenizer, prompt)
+        check_room(target, prompt, ids, max_new_tokens)
+        longest = max(longest, len(ids))
+    return longest + max_new_tokens
 
 
 def check_room(target: Target, prompt: Prompt, ids: Sequence[int], max_new_tokens: int) -> None:
@@ -211,7 +202,7 @@ def logit_gap(target: Target, prompt: Sequence[int], plain: Sequence[int], other
 
     Infinite when one answer is a proper prefix of the other, which no near-tie explains.
     """
-    same = _same(plain, other)
+    same = num_equal(plain, other)
     if same == min(len(plain), len(other)):
         return float("inf")
     ids = [*prompt, *plain[:same]]
@@ -224,8 +215,7 @@ def logit_gap(target: Target, prompt: Sequence[int], plain: Sequence[int], other
 
 @jax.jit
 def _last_logits(target: Target, tokens: jax.Array, last: jax.Array) -> jax.Array:
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    hidden, _, _ = target(tokens, positions, packed_mask(jnp.zeros_like(tokens)))
+    hidden, _, _ = target(tokens, whole(tokens))
     return target.logits(jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0])
 
 
@@ -237,7 +227,6 @@ def evaluate(
     tasks: dict[str, list[Prompt]],
     *,
     keep: Callable[[dict[str, Any]], None] | None = None,
-    sample: int = 2,
 ) -> dict[str, Any]:
     """The measured part of the report: cost, tasks, average, and which tasks it lacks.
 
@@ -254,8 +243,8 @@ def evaluate(
                 say(f"eval: stopped in task {list(tasks)[len(pairs)]}; reporting the {len(pairs)} before it")
                 _walk(evaluator, pairs, results)
             if results:
-                keep(_measured(evaluator, tasks, results, sample))
-    return _measured(evaluator, tasks, results, sample)
+                keep(_measured(evaluator, tasks, results))
+    return _measured(evaluator, tasks, results)
 
 
 def _decode(evaluator: Evaluator, tasks: Mapping[str, list[Prompt]], pairs: Pairs) -> None:
@@ -279,172 +268,18 @@ def _walk(evaluator: Evaluator, pairs: Pairs, results: dict[str, list[Decoded]])
             bar.advance(len(answers), f"{name}: tau {tau_of(results[name]):.2f}")
 
 
-def _measured(
-    evaluator: Evaluator, tasks: Mapping[str, Any], results: Mapping[str, list[Decoded]], sample: int
-) -> dict[str, Any]:
+def _measured(evaluator: Evaluator, tasks: Mapping[str, Any], results: Mapping[str, list[Decoded]]) -> dict[str, Any]:
     """The measured part of the report on the tasks in `results`."""
-    summaries = {name: summarise(evaluator, decoded, sample) for name, decoded in results.items()}
+    width = evaluator.engine.drafter.width
+    known = {"width": width, "greedy": evaluator.sampling.greedy}
+    summaries = {name: summarise(decoded, evaluator.tokenizer, **known) for name, decoded in results.items()}
     everything = [answer for decoded in results.values() for answer in decoded]
     return {
         "unfinished": [name for name in tasks if name not in results],
-        "width": evaluator.engine.drafter.config.width,
-        "asked_width": None if evaluator.way is None else evaluator.way.width,
+        "width": width,
+        "asked_width": None if evaluator.draft is None else evaluator.draft.width,
         "sampling": dataclasses.asdict(evaluator.sampling),
-        "cost": _describe_cost(evaluator.cost, survival_of(everything, evaluator.engine.drafter.config.width)),
+        "cost": describe_cost(evaluator.cost, survival_of(everything, width)),
         "tasks": summaries,
-        "average": _average(summaries),
+        "average": average(summaries),
     }
-
-
-def survival_of(decoded: Sequence[Decoded], width: int) -> list[float]:
-    """Share of full-width steps accepting at least j drafts, j = 1..W-1; an answer's last step, cut short, left out."""
-    accepted = np.array([run - 1 for answer in decoded for run in answer.full_width_runs[:-1]] or [0])
-    return [float((accepted >= slot).mean()) for slot in range(1, width)]
-
-
-def tau_of(decoded: Sequence[Decoded]) -> float:
-    """Tokens committed per verify step at full width."""
-    runs = [answer.full_width_runs for answer in decoded]
-    return sum(map(sum, runs)) / max(sum(map(len, runs)), 1)
-
-
-def tau_over_position(decoded: Sequence[Decoded]) -> list[float | None]:
-    """tau of the full-width steps that began in each POSITION_BIN tokens of the answer; null where none did."""
-    longest = max((sum(answer.full_width_runs) for answer in decoded), default=0)
-    tokens, steps = np.zeros(longest // POSITION_BIN + 1), np.zeros(longest // POSITION_BIN + 1)
-    for answer in decoded:
-        place = 0
-        for run in answer.full_width_runs[:-1]:
-            tokens[place // POSITION_BIN] += run
-            steps[place // POSITION_BIN] += 1
-            place += run
-    return [float(t / s) if s else None for t, s in zip(tokens, steps, strict=True)]
-
-
-def summarise(evaluator: Evaluator, decoded: Sequence[Decoded], sample: int) -> dict[str, Any]:
-    """One task's entry of the report. Intervals are 95 % bootstrap over prompts; spreads are quartiles over prompts."""
-    width = evaluator.engine.drafter.config.width
-    survival = survival_of(decoded, width)
-    fresh = [a for a in decoded if generate.repetition(a.plain.ids) <= generate.REPETITIVE]
-    histogram = np.bincount([run for a in decoded for run in a.full_width_runs], minlength=width + 1)
-    fast = [a.speculative for a in decoded]
-    steps = [
-        (Way(drafts, width), run)
-        for answer in fast
-        for drafts, width, run in zip(answer.drafts, answer.widths, answer.runs, strict=True)
-    ]
-    return {
-        "prompts": len(decoded),
-        "tokens": sum(len(a.speculative.ids) for a in decoded),
-        "tau": tau_of(decoded),
-        "tau_interval": bootstrap_ratio([(sum(a.full_width_runs), len(a.full_width_runs)) for a in decoded]),
-        "acceptance": [
-            after / before if before > 0 else None for before, after in zip([1.0, *survival], survival, strict=False)
-        ],
-        "survival": survival,
-        "accepted_lengths": histogram.tolist(),
-        "tau_over_position": tau_over_position(decoded),
-        "prefill_ms": _spread([a.plain.prefill_ms for a in decoded]),
-        "plain_ms_per_token": _spread([a.plain.ms_per_token for a in decoded]),
-        "speculative_ms_per_token": _spread([a.speculative.ms_per_token for a in decoded]),
-        "tokens_per_step": sum(len(a.speculative.ids) for a in decoded) / len(steps),
-        "ways": _ways(steps),
-        "speedup": speedup_of(decoded),
-        "speedup_interval": bootstrap([_times(a) for a in decoded], _speedup),
-        "exact": sum(a.exact for a in decoded) if evaluator.sampling.greedy else None,
-        "mismatches": [_mismatch(a) for a in decoded if not a.exact and evaluator.sampling.greedy],
-        "repetition_rate": 1 - len(fresh) / len(decoded),
-        "tau_without_repetition": tau_of(fresh) if fresh else None,
-        "samples": [
-            {
-                "prompt": a.prompt,
-                "output": evaluator.tokenizer.decode(a.speculative.ids),
-                "pieces": _pieces(evaluator.tokenizer, a.speculative),
-                "runs": a.speculative.runs,
-            }
-            for a in decoded[:sample]
-        ],
-    }
-
-
-def _mismatch(answer: Decoded) -> dict[str, Any]:
-    plain, other = answer.plain.ids, answer.speculative.ids
-    return {"id": answer.id, "position": _same(plain, other), "logit_gap": answer.logit_gap}
-
-
-def _same(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """How many of their first items are equal."""
-    shorter = min(len(one), len(other))
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), shorter)
-
-
-def _ways(steps: Sequence[tuple[Way, int]]) -> list[dict[str, Any]]:
-    """How the steps were drafted and what they committed, most frequent first."""
-    runs = {way: [run for other, run in steps if other == way] for way in {way for way, _ in steps}}
-    ordered = sorted(runs, key=lambda way: (-len(runs[way]), way.drafts, way.width))
-    return [
-        {
-            "drafts": "none" if way.width == 1 else way.drafts,
-            "width": way.width,
-            "share": len(runs[way]) / len(steps),
-            "tokens_per_step": float(np.mean(runs[way])),
-        }
-        for way in ordered
-    ]
-
-
-def _pieces(tokenizer: Tokenizer, answer: Answer) -> list[str]:
-    """The answer's text, one piece a step; a character that two steps share is the later one's."""
-    whole, pieces, place, shown = tokenizer.decode(answer.ids), [], 0, 0
-    for step, run in enumerate(answer.runs, start=1):
-        place += run
-        known = _same(tokenizer.decode(answer.ids[:place]), whole)
-        end = len(whole) if step == len(answer.runs) else max(shown, known)
-        pieces.append(whole[shown:end])
-        shown = end
-    return pieces
-
-
-def speedup_of(decoded: Sequence[Decoded]) -> float:
-    """Plain over speculative time per token, each all milliseconds of this run over all its tokens."""
-    return float(_speedup(np.sum([_times(a) for a in decoded], axis=0)))
-
-
-def _times(answer: Decoded) -> tuple[float, int, float, int]:
-    plain, fast = answer.plain, answer.speculative
-    return plain.decode_ms, len(plain.ids), fast.decode_ms, len(fast.ids)
-
-
-def _speedup(sums: np.ndarray) -> Any:
-    """From sums of `_times`, [4] or [4, draws]."""
-    plain_ms, plain_tokens, fast_ms, fast_tokens = sums
-    return (plain_ms / plain_tokens) / (fast_ms / fast_tokens)
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    low, median, high = np.percentile(values, [25, 50, 75])
-    return {"median": float(median), "low": float(low), "high": float(high)}
-
-
-def _describe_cost(cost: Cost, survival: Sequence[float]) -> dict[str, Any]:
-    widths = [
-        {
-            "width": width,
-            "draft_ms": cost.draft_ms[width],
-            "verify_ms": cost.verify_ms[width],
-            "expected_tau": expected_tau(width, survival),
-            "expected_speedup": cost.expected_speedup(width, survival),
-        }
-        for width in cost.verify_ms
-    ]
-    return {"plain_ms": cost.plain_ms, "widths": widths}
-
-
-def _average(tasks: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Means over tasks, as published tables have them; counts are sums."""
-    mean = {
-        name: float(np.mean([task[name] for task in tasks.values()])) for name in ("tau", "tokens_per_step", "speedup")
-    }
-    exact = [task["exact"] for task in tasks.values()]
-    prompts = sum(task["prompts"] for task in tasks.values())
-    return mean | {"exact": None if None in exact else sum(exact), "prompts": prompts}

@@ -1,9 +1,9 @@
 """Decoding from the host's side: prompts in, answers out, segment by segment.
 
 A segment runs SEGMENT steps on the device; between two the host streams what was written, looks for stop strings and
-lets a chooser pick how to draft next. The plain loop runs through the same code, so both stop at the same token.
+lets a chooser pick what to draft next. The plain loop runs through the same code, so both stop at the same token.
 
-    Decoder(engine, tokenizer, Speculation(16)).generate(["Why is the sky blue?"], max_new_tokens=128)
+    Decoder(engine, tokenizer, Draft("drafter", 16)).generate(["Why is the sky blue?"], max_new_tokens=128)
 """
 
 import dataclasses
@@ -17,14 +17,14 @@ import numpy as np
 
 from configs.device import return_unused_heap
 from configs.errors import UserError
-from models.decode import DecodeState, Engine, Speculation, speculative_segment, start
-from models.generate import PlainState, plain_segment
-from models.masks import packed_mask
-from models.sampling import GREEDY, Sampling
+from models.attention import whole
+from models.decode import DecodeState, Engine, prefill, segment
+from models.drafters import SINGLE, Draft
 from models.sharding import ways
 from models.target import Target, check_ids
 from models.tokenizer import Tokenizer
-from serve.choose import PLAIN, Chooser, Way
+from models.verify import GREEDILY, Speculation
+from serve.choose import Chooser
 
 SEGMENT = 8
 
@@ -54,7 +54,7 @@ class Row:
     prompt: list[int]
     ids: list[int] = dataclasses.field(default_factory=list)
     runs: list[int] = dataclasses.field(default_factory=list)
-    ways: list[Way] = dataclasses.field(default_factory=list)
+    drafts: list[Draft] = dataclasses.field(default_factory=list)
     finished: Literal["eos", "stop", "length"] | None = None
     cut: int | None = None  # characters of the text before a stop string
 
@@ -62,28 +62,28 @@ class Row:
 class Decoder:
     """Answers prompts with one engine.
 
-    `how` says how to speculate, None the plain loop. With a chooser, its picks replace how's drafts, width and copy.
-    Context buffers hold at least `capacity` positions: one value for many prompts is one shape to compile.
+    `draft` says what every step drafts, a chooser picks it as it goes, None is the plain loop; `speculation` how tokens
+    are sampled and drafts verified. Context buffers hold at least `capacity` positions: one value for many prompts is
+    one shape to compile.
 
-    What is drawn is the target's distribution whatever drafts; which tokens a seed gives is fixed by a fixed `how`
-    without `copy`, alone and in a batch. Whether a step copies, and what a chooser picks, depends on batch mates.
+    What is drawn is the target's distribution whatever drafts; which tokens a seed gives is fixed by a fixed draft,
+    alone and in a batch. What a chooser picks depends on batch mates.
     """
 
     def __init__(
         self,
         engine: Engine,
         tokenizer: Tokenizer,
-        how: Speculation | None,
+        draft: Draft | Chooser | None,
+        speculation: Speculation = GREEDILY,
         *,
-        chooser: Chooser | None = None,
-        sampling: Sampling = GREEDY,
         capacity: int = 256,
     ):
-        self.engine, self.tokenizer, self.chooser, self.capacity = engine, tokenizer, chooser, capacity
-        self.how = None if how is None else dataclasses.replace(how, sampling=sampling)
-        self.sampling = sampling
-        ways = [PLAIN if how is None else Way(how.drafts, how.width, how.copy), *(chooser.ways if chooser else [])]
-        self.widest = max(engine.drafter.config.width, *(max(way.width, way.copy) for way in ways))
+        self.engine = engine.plain if draft is None else engine
+        self.tokenizer, self.speculation, self.capacity = tokenizer, speculation, capacity
+        self.chooser = draft if isinstance(draft, Chooser) else None
+        self.drafts = draft.drafts if isinstance(draft, Chooser) else [draft or SINGLE]
+        self.widest = max(engine.drafter.width, *(draft.widest for draft in self.drafts))
 
     def generate(
         self,
@@ -126,12 +126,12 @@ class Decoder:
         seeds = range(len(rows)) if seeds is None else seeds
         if len(seeds) != len(rows) or not all(0 <= seed < 2**32 for seed in seeds):
             raise UserError(f"seeds: expected {len(rows)} of 0 to {2**32 - 1}, one a prompt, got {list(seeds)}")
-        state = jax.block_until_ready(self._start(rows, max_new_tokens, seeds))
+        state = jax.block_until_ready(self._prefill(rows, max_new_tokens, seeds))
         prefill_ms, began = (time.perf_counter() - began) * 1e3, time.perf_counter()
         while any(row.finished is None for row in rows):
-            way = self._way(sum(row.finished is None for row in rows))
-            state = self._advance(state, way)
-            state = self._look(state, rows, way, stop)
+            draft = self.chooser.pick(sum(row.finished is None for row in rows)) if self.chooser else self.drafts[0]
+            state = self._advance(state, draft)
+            state = self._look(state, rows, draft, stop)
             yield rows, []
         decode_ms = (time.perf_counter() - began) * 1e3
         yield rows, [self._answer(row, prefill_ms, decode_ms) for row in rows]
@@ -139,9 +139,8 @@ class Decoder:
     def warm(self, prompt: Sequence[int], max_new_tokens: int) -> None:
         """Compiles everything an answer of this shape may use."""
         row = Row(list(prompt))
-        ways = [None] if self.how is None else self.chooser.ways if self.chooser else [self._way(1)]
-        for way in ways:
-            jax.block_until_ready(self._advance(self._start([row], max_new_tokens, [0]), way))
+        for draft in self.drafts:
+            jax.block_until_ready(self._advance(self._prefill([row], max_new_tokens, [0]), draft))
             return_unused_heap()
 
     def context_for(self, tokens: int) -> int:
@@ -153,12 +152,7 @@ class Decoder:
             return list(self.tokenizer.encode_chat([{"role": "user", "content": prompt}]))
         return list(prompt)
 
-    def _way(self, rows: int) -> Way | None:
-        if self.how is None:
-            return None
-        return self.chooser.pick(rows) if self.chooser else Way(self.how.drafts, self.how.width, self.how.copy)
-
-    def _start(self, rows: Sequence[Row], max_new_tokens: int, seeds: Sequence[int]) -> DecodeState | PlainState:
+    def _prefill(self, rows: Sequence[Row], max_new_tokens: int, seeds: Sequence[int]) -> DecodeState:
         """Prefilled rows; the context capacity is a power of two, so that few shapes are compiled."""
         longest, target = max(len(row.prompt) for row in rows), self.engine.target
         limit = target.config.max_positions
@@ -173,53 +167,39 @@ class Decoder:
             line[: len(row.prompt)] = row.prompt
         lengths = np.array([len(row.prompt) for row in rows], np.int32)
         stops, seed = lengths + max_new_tokens, np.array(seeds, np.uint32).view(np.int32)
-        state = start(self.engine, prompts, lengths, stops, seed, capacity=capacity)
-        if self.how is not None:
-            return state
-        shared = {name: getattr(state, name) for name in ("tokens", "length", "stop", "done", "fault", "seed", "cache")}
-        return PlainState(**shared, features=None, tapped=None)  # one program prefills for both loops
+        return prefill(self.engine, prompts, lengths, stops, seed, capacity=capacity)
 
-    def _advance(self, state: DecodeState | PlainState, way: Way | None) -> DecodeState | PlainState:
-        if isinstance(state, PlainState):
-            return plain_segment(self.engine.target, state, SEGMENT, self.sampling)
-        assert way is not None
-        assert self.how is not None
-        how = dataclasses.replace(self.how, drafts=way.drafts, width=way.width, copy=way.copy)
-        return speculative_segment(self.engine, state, SEGMENT, how)
+    def _advance(self, state: DecodeState, draft: Draft) -> DecodeState:
+        return segment(self.engine, state, SEGMENT, draft, self.speculation)
 
-    def _look(
-        self, state: DecodeState | PlainState, rows: list[Row], way: Way | None, stop: Sequence[str]
-    ) -> DecodeState | PlainState:
+    def _look(self, state: DecodeState, rows: list[Row], draft: Draft, stop: Sequence[str]) -> DecodeState:
         """Takes over what a segment wrote; rows at a stop string are marked done on the device too."""
-        speculative = isinstance(state, DecodeState)
-        found = (state.tokens, state.length, state.done, state.fault)
-        tokens, length, done, fault = jax.device_get(found)
-        steps = jax.device_get((state.runs, state.copied, state.num_steps)) if speculative else None
+        now, names = state.rows, ("tokens", "length", "done", "fault", "num_steps", "runs", "copied")
+        tokens, length, done, fault, num_steps, runs, copies = jax.device_get([getattr(now, name) for name in names])
         if fault.any():
             raise UserError(self._diagnosis(tokens, fault, rows))
         stopped = []
         for index, row in enumerate(rows):
             if row.finished is not None:
                 continue
-            written = tokens[index, len(row.prompt) : length[index]].tolist()
-            if steps is None or way is None:
-                new = [1] * (len(written) - len(row.ids))
-                row.ways += [PLAIN] * len(new)
-            else:
-                new, copied = (values[index, len(row.runs) : steps[2][index]].tolist() for values in steps[:2])
-                row.ways += [Way("ngram", way.copy) if copy else Way(way.drafts, way.width) for copy in copied]
-                if self.chooser is not None:
-                    # the last step may have been cut short by the answer's end: it says nothing about its drafts
-                    whole, last = len(new) - bool(done[index]), sum(new[-1:]) if done[index] else 0
-                    text = row.prompt + written
-                    self.chooser.observe(way, new[:whole], copied[:whole], text[: len(text) - last])
-            row.ids, row.runs = written, row.runs + new
+            steps = slice(len(row.runs), num_steps[index])
+            new, copied = runs[index, steps].tolist(), copies[index, steps].tolist()
+            row.ids = tokens[index, len(row.prompt) : length[index]].tolist()
+            row.runs += new
+            row.drafts += [Draft("ngram", draft.copy) if copy else Draft(draft.kind, draft.width) for copy in copied]
+            if self.chooser is not None:
+                # the last step may have been cut short by the answer's end: it says nothing about its drafts
+                whole, last = len(new) - bool(done[index]), sum(new[-1:]) if done[index] else 0
+                text = row.prompt + row.ids
+                self.chooser.observe(draft, new[:whole], copied[:whole], text[: len(text) - last])
             if done[index]:
-                ended = written[-1] in self.engine.target.config.eos_ids
-                row.finished = "eos" if ended else "length"
+                row.finished = "eos" if row.ids[-1] in self.engine.target.config.eos_ids else "length"
             if stop and self._cut_at_stop(row, stop):
                 stopped.append(index)
-        return dataclasses.replace(state, done=state.done.at[jnp.array(stopped)].set(True)) if stopped else state
+        if not stopped:
+            return state
+        ended = dataclasses.replace(now, done=now.done.at[jnp.array(stopped)].set(True))
+        return dataclasses.replace(state, rows=ended)
 
     def _cut_at_stop(self, row: Row, stop: Sequence[str]) -> bool:
         """Ends `row` at the first token that completes a stop string."""
@@ -234,7 +214,7 @@ class Decoder:
         left = len(row.ids)
         for step, run in enumerate(row.runs):
             if run >= left:
-                row.runs, row.ways = [*row.runs[:step], left], row.ways[: step + 1]
+                row.runs, row.drafts = [*row.runs[:step], left], row.drafts[: step + 1]
                 break
             left -= run
         return True
@@ -247,8 +227,8 @@ class Decoder:
             text=text[: row.cut],
             finished=row.finished,
             runs=row.runs,
-            widths=[way.width for way in row.ways],
-            drafts=[way.drafts for way in row.ways],
+            widths=[draft.width for draft in row.drafts],
+            drafts=[draft.kind for draft in row.drafts],
             prefill_ms=prefill_ms,
             decode_ms=decode_ms,
         )
@@ -277,8 +257,6 @@ def first_broken_layer(target: Target, tokens: np.ndarray) -> int | None:
     """The first layer whose output over `tokens` holds a NaN or an infinity; None when all layers are fine."""
     num_layers = target.config.num_layers
     row = jnp.asarray(tokens)[None].repeat(ways("batch", target.mesh), axis=0)
-    positions = jnp.broadcast_to(jnp.arange(len(tokens)), row.shape)
-    mask = packed_mask(jnp.zeros_like(row))
-    _, features, _ = target(row, positions, mask, taps=tuple(range(num_layers)))
+    _, features, _ = target(row, whole(row), taps=tuple(range(num_layers)))
     fine = np.asarray(jnp.isfinite(features[0]).reshape(len(tokens), num_layers, -1).all(axis=(0, 2)))
     return None if fine.all() else int(np.argmin(fine))

@@ -1,15 +1,19 @@
 """Held-out acceptance is the greedy walk: drafts one block at a time, moves on by what was accepted."""
 
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from models.attention import whole
 from models.layers import logits
 from models.statistics import bootstrap_ratio, wilson
+from models.target import packed_features
 from pipelines.batches import RowSource
-from pipelines.features import packed_features
 from pipelines.responses import Response
 from tests.tiny import make_artifact, make_target
+from tests.tiny_run import on_disk
 from train.acceptance import heldout_acceptance, walk
 from train.objectives.dflash import Trainee, block_hidden, draft_context
 
@@ -19,14 +23,15 @@ def test_walk_by_hand():
     assert walk([2, 9, 9, 0, 1, 9], 0, 5) == [3, 1, 1]
 
 
-def test_equals_one_block_at_a_time():
+def test_equals_one_block_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     target, artifact = make_target(), make_artifact(draft_vocab_size=40)
     trainee = Trainee(artifact.drafter("float32"), target, artifact.draft_vocab, online=True)
     rng = np.random.default_rng(0)
     probe = [Response("ab"[i % 2], str(i), (5, 6, 7), tuple(rng.integers(3, 60, 9).tolist()), True) for i in range(5)]
     # Answers made of what the drafter says, so that something is accepted.
     responses = [Response(r.task, r.id, r.prompt_ids, tuple(_drafted(trainee, r)), True) for r in probe]
-    acceptance = heldout_acceptance(trainee, RowSource(responses, None, 40), responses, head_chunk=16)
+    monkeypatch.setattr("train.acceptance.ANCHORS", 8)
+    acceptance = heldout_acceptance(trainee, RowSource(on_disk(tmp_path, responses), None, 40), head_chunk=16)
     expected = sorted((r.task, _walk_alone(trainee, r)) for r in responses)
     assert sorted((walk.task, walk.runs) for walk in acceptance.walks) == expected
     assert max(max(runs) for _, runs in expected) > 1
@@ -39,7 +44,7 @@ def _drafts(trainee: Trainee, ids: list[int], anchor: int) -> list[int]:
     """Greedy drafts of the block at `anchor`, from the text alone."""
     tokens = jnp.asarray([ids])
     batch = {"tokens": tokens, "positions": jnp.arange(len(ids))[None], "segments": jnp.ones_like(tokens)}
-    features = packed_features(trainee.target, *batch.values(), taps=trainee.drafter.config.target_layer_ids)
+    features = packed_features(trainee.target, tokens, whole(tokens), taps=trainee.drafter.config.target_layer_ids)
     context = draft_context(trainee, batch, features)
     hidden = block_hidden(trainee, batch, jnp.array([[anchor]]), trainee.drafter.config.width, context=context)
     best = np.asarray(logits(hidden[0, 0, 1:], trainee.head[...])).argmax(axis=-1)

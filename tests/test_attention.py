@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from models import attention
-from models.decode import Speculation, make_engine, speculative_segment, start
-from models.generate import empty_rows, plain_segment
-from models.masks import block_mask, context_mask
+from models.attention import Block, Blocks, Chain, attend
+from models.cache import Slots
+from models.decode import make_engine, prefill, segment
+from models.drafters import SINGLE, Draft
 from tests.tiny import make_artifact, make_target
 
 HEADS, KV_HEADS, SIZE = 6, 2, 4
@@ -43,7 +44,7 @@ def test_cached_attention(monkeypatch: pytest.MonkeyPatch, capacity: int, tokens
     q, keys, values = arrays((3, tokens, HEADS, SIZE), (3, KV_HEADS, SIZE, capacity), (3, KV_HEADS, capacity, SIZE))
     begins = np.array([0, capacity // 2, capacity - tokens])
     positions = begins[:, None] + np.arange(tokens)
-    got = attention.cached_attention(q, keys, values, jnp.asarray(positions, jnp.int32))
+    got = attend(q, Slots([keys], [values]), Chain(jnp.asarray(positions, jnp.int32)))
     for row in range(3):
         visible = np.arange(capacity) <= positions[row][:, None]
         expected = by_hand(q[row], keys[row].transpose(0, 2, 1), values[row], visible)
@@ -62,17 +63,19 @@ def test_cached_block_attention(monkeypatch: pytest.MonkeyPatch, window: int | N
         (3, KV_HEADS, SIZE, capacity),
         (3, KV_HEADS, capacity, SIZE),
     )
-    anchors = jnp.array([0, 7, 17], jnp.int32)
-    inside = block_mask(width, causal=causal, window=window)
-    got = attention.cached_block_attention(q, k, v, keys, values, anchors, inside, window=window)
-    distance = anchors[:, None, None] - jnp.arange(capacity)
-    visible = context_mask(distance, width, window)
-    blocks = (value[:, None] for value in (q, k, v))
-    expected = attention.block_attention(*blocks, keys, values, visible, inside)[:, 0]
-    np.testing.assert_allclose(got, expected, atol=2e-6)
+    anchors = np.array([0, 7, 17])
+    at, context = jnp.asarray(anchors, jnp.int32)[:, None], Slots([keys], [values])
+    got = attend(q, context, Block(at, causal, window), (k, v))
+    places = jnp.broadcast_to(jnp.arange(capacity), (3, capacity))
+    packed = Blocks(at, jnp.zeros_like(at), places, jnp.zeros_like(places), causal, window)
+    np.testing.assert_allclose(got, attend(q, context, packed, (k, v)), atol=2e-6)
+    slots, far = np.arange(width), window or capacity + width
     for row in range(3):
-        context = np.broadcast_to(np.asarray(visible)[row, 0], (width, capacity))
-        whole = np.concatenate([context, np.asarray(inside)], axis=1)
+        apart = anchors[row] + slots[:, None] - np.arange(capacity)
+        before = (np.arange(capacity) < anchors[row]) & (apart < far)
+        between = slots[:, None] - slots
+        inside = (np.abs(between) < far) & ((between >= 0) | (not causal))
+        whole = np.concatenate([before, inside], axis=1)
         both = [np.concatenate(pair, axis=1) for pair in ((keys[row].transpose(0, 2, 1), k[row].transpose(1, 0, 2)),)]
         mixed = np.concatenate([values[row], v[row].transpose(1, 0, 2)], axis=1)
         np.testing.assert_allclose(got[row], by_hand(q[row], both[0], mixed, whole), atol=2e-6)
@@ -85,20 +88,17 @@ def test_nothing_beyond_the_reach_is_read():
     beyond = jnp.arange(capacity) >= 2 * attention.CHUNK
     keys, values = jnp.where(beyond, jnp.nan, keys), jnp.where(beyond[:, None], jnp.nan, values)
     positions = jnp.array([[3], [attention.CHUNK + 5]], jnp.int32)
-    assert np.isfinite(attention.cached_attention(q, keys, values, positions)).all()
+    assert np.isfinite(attend(q, Slots([keys], [values]), Chain(positions))).all()
 
 
-@pytest.mark.parametrize("how", [None, Speculation(1), Speculation(4), Speculation(4, copy=3)])
-def test_caches_stay_in_place(how: Speculation | None):
+@pytest.mark.parametrize("draft", [None, SINGLE, Draft("drafter", 4), Draft("drafter", 4, copy=3)])
+def test_caches_stay_in_place(draft: Draft | None):
     """The compiled loops of one row hold no copy of a cache: one a step would cost what its capacity costs."""
-    capacity, target = 768, make_target()
-    if how is None:
-        text = compiled(lambda target, state: plain_segment(target, state, 8), target, empty_rows(target, 1, capacity))
-    else:
-        length = np.array([4], np.int32)
-        engine = make_engine(target, make_artifact())
-        state = start(engine, np.ones((1, 8), np.int32), length, length + 20, length * 0, capacity=capacity)
-        text = compiled(lambda engine, state: speculative_segment(engine, state, 8, how), engine, state)
+    capacity, length = 768, np.array([4], np.int32)
+    engine = make_engine(make_target(), make_artifact())
+    engine = engine if draft else engine.plain
+    state = prefill(engine, np.ones((1, 8), np.int32), length, length + 20, length * 0, capacity=capacity)
+    text = compiled(lambda engine, state: segment(engine, state, 8, draft or SINGLE), engine, state)
     assert re.search(rf"f32\[(1,)?2,{capacity},8\]", text), "the caches are in the program under this shape"
     assert not re.findall(rf"= f32\[(?:1,)?2,(?:{capacity},8|8,{capacity})\]\S* copy\(.*", text)
 

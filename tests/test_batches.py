@@ -1,13 +1,16 @@
 """Batches: every response packed once with little padding, anchors where a next token is known, new ones every epoch,
 the same from the same seed, and an iterator that goes on exactly from a saved state."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from configs.schema import load_recipe
 from pipelines.batches import RowSource, train_batches
-from pipelines.packing import Row, fill, pack, padding
+from pipelines.packing import fill, pack, padding, startable
 from pipelines.responses import Response
+from tests.tiny_run import on_disk
 
 BLOCKS = {3: 6, 5: 2}
 
@@ -21,9 +24,14 @@ def make_responses(count: int = 40) -> list[Response]:
     ]
 
 
+@pytest.fixture
+def source(tmp_path: Path) -> RowSource:
+    return RowSource(on_disk(tmp_path, make_responses()), None, 60)
+
+
 def test_fill_by_hand():
-    responses = [Response("t", "0", (1, 2), (3, 4, 5), True), Response("t", "1", (6,), (7, 8), True)]
-    row = fill(Row((1, 0)), responses, 10)
+    texts = [np.array([6, 7, 8], np.int32), np.array([1, 2, 3, 4, 5], np.int32)]
+    row = fill(texts, 10) | {"startable": startable(texts, [1, 2], 10)}
     assert row["tokens"].tolist() == [6, 7, 8, 1, 2, 3, 4, 5, 0, 0]
     assert row["positions"].tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 0, 0]
     assert row["segments"].tolist() == [1, 1, 1, 2, 2, 2, 2, 2, 0, 0]
@@ -35,24 +43,23 @@ def test_every_response_once_and_little_padding():
     recipe = load_recipe("wide_block.yaml")
     rng = np.random.default_rng(1)
     answers = np.minimum(rng.integers(10, 260, 600), recipe.responses.max_new_tokens)
-    lengths = (rng.integers(34, 128, 600) + answers).tolist()
+    lengths = rng.integers(34, 128, 600) + answers
     rows = pack(lengths, recipe.batches.row_length)
-    assert sorted(number for row in rows for number in row.numbers) == list(range(600))
-    assert all(sum(lengths[n] for n in row.numbers) <= recipe.batches.row_length for row in rows)
-    assert padding(rows, lengths, recipe.batches.row_length) < 0.2
+    assert sorted(number for row in rows for number in row.tolist()) == list(range(600))
+    assert all(lengths[row].sum() <= recipe.batches.row_length for row in rows)
+    assert padding(lengths, len(rows), recipe.batches.row_length) < 0.2
 
 
 def test_a_response_longer_than_a_row_is_refused():
     with pytest.raises(ValueError, match=r"batches\.row_length=10 is shorter .*\(11 tokens\)"):
-        pack([3, 11], 10)
+        pack(np.array([3, 11]), 10)
 
 
 def anchors_of(batch) -> np.ndarray:
     return np.concatenate([batch["anchors_w3"], batch["anchors_w5"]], axis=1)
 
 
-def test_anchors_are_startable_distinct_and_new_each_epoch():
-    source = RowSource(make_responses(), None, 60)
+def test_anchors_are_startable_distinct_and_new_each_epoch(source: RowSource):
     per_epoch = len(source) // 2
     batches = train_batches(source, BLOCKS, rows=2, seed=3)
     seen: dict[bytes, set[bytes]] = {}
@@ -70,8 +77,7 @@ def test_anchors_are_startable_distinct_and_new_each_epoch():
     assert sum(len(draws) for draws in seen.values()) > 2 * len(seen), "anchors are drawn anew"
 
 
-def test_same_seed_same_batches_and_exact_continuation():
-    source = RowSource(make_responses(), None, 60)
+def test_same_seed_same_batches_and_exact_continuation(source: RowSource):
     first, second = (train_batches(source, BLOCKS, rows=2, seed=3) for _ in range(2))
     for _ in range(7):
         a, b = next(first), next(second)
@@ -85,6 +91,6 @@ def test_same_seed_same_batches_and_exact_continuation():
         assert all((batch[name] == again[name]).all() for name in batch)
 
 
-def test_too_few_rows_are_refused():
+def test_too_few_rows_are_refused(source: RowSource):
     with pytest.raises(ValueError, match=r"batches\.rows=500: the responses fill only"):
-        train_batches(RowSource(make_responses(), None, 60), BLOCKS, rows=500, seed=0)
+        train_batches(source, BLOCKS, rows=500, seed=0)

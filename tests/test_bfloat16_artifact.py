@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from serve.cost import Cost
-from serve.evaluate import Evaluator, Question, tau_of
+from serve.evaluate import Evaluator, Question
 from serve.load import load_engine
 from serve.session import Decoder
+from serve.summary import tau_of
 from tests.tiny_run import Tiny, command, make_tiny, write_prompts
 
 PROMPTS, NEW = 96, 20

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.attention import block_attention
+from models.attention import Blocks, attend
+from models.cache import Slots
 from train.objectives.dflash import head_cross_entropy
 
 UNIT = 2.0**-8
@@ -66,8 +67,11 @@ def attention_case(seed: int) -> tuple[dict[str, jnp.ndarray], jnp.ndarray]:
 
 
 def mixed(arrays: dict[str, jnp.ndarray]) -> jnp.ndarray:
-    visible, inside = jnp.ones((1, 2, 1, 8), bool), jnp.ones((4, 4), bool)
-    return block_attention(**arrays, visible=visible, inside=inside)
+    context = Slots([arrays["context_keys"]], [arrays["context_values"]])
+    q, *own = (arrays[name].reshape(1, 8, -1, 8) for name in "qkv")
+    zeros = jnp.zeros((1, 8), jnp.int32)
+    where = Blocks(jnp.full((1, 2), 8), zeros[:, :2], jnp.arange(8)[None], zeros)
+    return attend(q, context, where, (own[0], own[1])).reshape(arrays["q"].shape)
 
 
 def in_float32(arrays: dict[str, jnp.ndarray]) -> dict[str, jnp.ndarray]:

@@ -1,28 +1,29 @@
-"""The chooser finds the way that pays, follows the text, and leaves drafting alone where it does not pay."""
+"""The chooser finds the draft that pays, follows the text, and leaves drafting alone where it does not pay."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.decode import ngram_match, ngram_tokens
-from serve.choose import PLAIN, Chooser, SlotAcceptance, Way, copying, ngram_drafts, worthwhile_ways
+from models.drafters import SINGLE, Draft
+from models.drafters.ngram import ngram_match, ngram_tokens
+from serve.choose import Chooser, SlotAcceptance, copying, ngram_drafts, worthwhile_drafts
 from serve.cost import Cost, expected_tau
 
 WIDTHS = (1, 2, 4, 8)
 COST = Cost(10.0, {1: 0.0, 2: 2.0, 4: 2.0, 8: 2.0}, {1: 10.1, 2: 11.0, 4: 13.0, 8: 18.0})
 
 
-def simulate(chooser: Chooser, chance: float, segments: int, seed: int = 0) -> list[Way]:
+def simulate(chooser: Chooser, chance: float, segments: int, seed: int = 0) -> list[Draft]:
     """Segments of eight steps where every slot is accepted with `chance`; text that never repeats."""
-    rng, text, ways = np.random.default_rng(seed), list(range(1000)), []
+    rng, text, drafts = np.random.default_rng(seed), list(range(1000)), []
     for _ in range(segments):
-        way = chooser.pick()
-        ways.append(way)
-        accepted = [int(np.cumprod(rng.random(way.width - 1) < chance).sum()) for _ in range(8)]
+        draft = chooser.pick()
+        drafts.append(draft)
+        accepted = [int(np.cumprod(rng.random(draft.width - 1) < chance).sum()) for _ in range(8)]
         for count in accepted:
             text += range(len(text), len(text) + count + 1)
-        chooser.observe(way, [count + 1 for count in accepted], [False] * 8, text)
-    return ways
+        chooser.observe(draft, [count + 1 for count in accepted], [False] * 8, text)
+    return drafts
 
 
 @pytest.mark.parametrize("chance", [0.1, 0.5, 0.95])
@@ -30,8 +31,8 @@ def test_settles_on_the_best_way(chance: float):
     survival = np.cumprod([chance] * 7).tolist()
     rates = {width: expected_tau(width, survival) / COST.step_ms("drafter", width) for width in WIDTHS}
     best = max(rates, key=lambda width: rates[width])
-    ways = simulate(Chooser(COST, [0.5]), chance, 130)[30:]
-    assert np.mean([rates[way.width] for way in ways]) >= 0.97 * rates[best]
+    drafts = simulate(Chooser(COST, [0.5]), chance, 130)[30:]
+    assert np.mean([rates[draft.width] for draft in drafts]) >= 0.97 * rates[best]
     assert (best == 1) == (chance == 0.1)
 
 
@@ -49,13 +50,13 @@ class World:
     def run(self, pick, observe, segments: int) -> float:
         """Milliseconds a token over segments of eight steps."""
         for _ in range(segments):
-            way = pick()
+            draft = pick()
             lucky = self.rng.random(8) < self.luck
-            runs = [1 + min(self.long, way.width - 1) * int(hit) for hit in lucky]
+            runs = [1 + min(self.long, draft.width - 1) * int(hit) for hit in lucky]
             self.text += range(len(self.text), len(self.text) + sum(runs))
             self.tokens += sum(runs)
-            self.spent_ms += 8 * COST.step_ms("drafter", way.width) * (self.slower if way.width > 1 else 1.0)
-            observe(way, runs, [False] * 8, self.text)
+            self.spent_ms += 8 * COST.step_ms("drafter", draft.width) * (self.slower if draft.width > 1 else 1.0)
+            observe(draft, runs, [False] * 8, self.text)
         return self.spent_ms / self.tokens
 
 
@@ -67,7 +68,7 @@ def test_little_is_lost_where_drafts_never_pay(luck: float, long: int, slower: f
         chooser = Chooser(COST, [0.5])
         taken = World(luck, long, slower=slower, seed=seed).run(chooser.pick, chooser.observe, 200)
         assert taken < 1.04 * COST.plain_ms
-        blind = World(luck, long, slower=slower, seed=seed).run(lambda: Way("drafter", 4), lambda *_: None, 200)
+        blind = World(luck, long, slower=slower, seed=seed).run(lambda: Draft("drafter", 4), lambda *_: None, 200)
         assert blind > 1.25 * COST.plain_ms, "a chooser that learns nothing would lose this"
 
 
@@ -76,15 +77,15 @@ def test_most_is_won_where_drafts_come_in_bursts():
     for seed in range(5):
         chooser = Chooser(COST, [0.5])
         taken = World(0.6, 7, seed=seed).run(chooser.pick, chooser.observe, 200)
-        fixed = [World(0.6, 7, seed=seed).run(lambda w=w: Way("drafter", w), lambda *_: None, 200) for w in WIDTHS]
+        fixed = [World(0.6, 7, seed=seed).run(lambda w=w: Draft("drafter", w), lambda *_: None, 200) for w in WIDTHS]
         assert taken < 1.05 * min(fixed)
 
 
 def test_comes_back_when_the_text_turns():
     chooser = Chooser(COST, [0.8])
     simulate(chooser, 0.0, 10)
-    assert chooser.pick() == PLAIN
-    assert any(way.width > 1 for way in simulate(chooser, 0.9, 100))
+    assert chooser.pick() == SINGLE
+    assert any(draft.width > 1 for draft in simulate(chooser, 0.9, 100))
 
 
 def test_copying_is_chosen_for_text_that_repeats():
@@ -98,7 +99,7 @@ def test_copying_is_chosen_for_text_that_repeats():
         fresh = range(len(text), len(text) + 4)
         text += [5, 6, *fresh[:2], 5, 6, *fresh[2:]]
         chooser.observe(chooser.pick(), [1] * 8, [False] * 8, text)
-    assert chooser.pick() == PLAIN
+    assert chooser.pick() == SINGLE
 
 
 def test_ngram_drafts_are_what_the_decoder_drafts():
@@ -133,7 +134,7 @@ def test_acceptance_by_hand():
     assert known.tau(3) == pytest.approx(1 + first + first * second)
 
 
-def test_worthwhile_ways_are_few_and_hold_the_plain_loop():
-    ways = worthwhile_ways(COST, [0.5])
-    assert ways[0] == PLAIN
-    assert 3 <= len(ways) <= 6
+def test_worthwhile_drafts_are_few_and_hold_the_plain_loop():
+    drafts = worthwhile_drafts(COST, [0.5])
+    assert drafts[0] == SINGLE
+    assert 3 <= len(drafts) <= 6

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import models.decode
 import serve.cost
-from models.decode import GREEDILY, Speculation, make_engine, start
-from models.generate import empty_rows
-from models.sampling import Sampling
+from models.decode import make_engine, prefill, propose
+from models.drafters import Draft, Nothing
+from models.sampling import Sampling, keys
+from models.verify import GREEDILY
 from serve.cost import STEPS, Cost, draft_segment, kept_cost, measure_cost, surroundings
 from tests.tiny import make_artifact, make_target
 
@@ -101,8 +101,8 @@ def test_parts_add_up_to_steps_and_hold_no_call(monkeypatch: pytest.MonkeyPatch)
     target = make_target()
     engine = make_engine(target, make_artifact())
     ids, length, zero = np.full((1, 8), 5, np.int32), np.array([8], np.int32), np.zeros(1, np.int32)
-    state = start(engine, ids, length, length + 200, zero, capacity=256)
-    plain = empty_rows(target, 1, 256)
+    state = prefill(engine, ids, length, length + 200, zero, capacity=256)
+    plain = prefill(engine.plain, ids, length, length + 200, zero, capacity=256)
     clock = [0.0]
 
     def taking(ms: float):
@@ -112,12 +112,12 @@ def test_parts_add_up_to_steps_and_hold_no_call(monkeypatch: pytest.MonkeyPatch)
 
         return segment
 
-    def speculative(*arguments, num_steps: int, how: Speculation):
-        return taking({1: 11.0, 2: 13.0}[how.width])(num_steps=num_steps)
+    def stepping(engine, state, *, num_steps: int, draft: Draft, speculation):
+        plain = isinstance(engine.drafter, Nothing)
+        return taking(10.0 if plain else {1: 11.0, 2: 13.0}[draft.width])(num_steps=num_steps)
 
-    monkeypatch.setattr(serve.cost, "speculative_segment", speculative)
+    monkeypatch.setattr(serve.cost, "segment", stepping)
     monkeypatch.setattr(serve.cost, "draft_segment", taking(1.0))
-    monkeypatch.setattr(serve.cost, "plain_segment", taking(10.0))
     monkeypatch.setattr(serve.cost.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(serve.cost, "_steps", lambda before, after: STEPS)
     cost = measure_cost(engine, state, plain, [1, 2])
@@ -135,15 +135,17 @@ def test_drafting_alone_drafts_as_often_as_it_is_told():
     length, zero = np.array([12], np.int32), np.zeros(1, np.int32)
 
     def fresh():
-        return start(engine, ids, length, length + 60, zero, capacity=128)
+        return prefill(engine, ids, length, length + 60, zero, capacity=128)
 
-    anchors = [int(draft_segment(engine, fresh(), n, Speculation(4)).tokens[0, 11]) for n in range(4)]
+    anchors = [int(draft_segment(engine, fresh(), n, 4).rows.tokens[0, 11]) for n in range(4)]
     assert anchors[0] == ids[0, 11]
     for before, after in itertools.pairwise(anchors):
         state = fresh()
-        state = dataclasses.replace(state, tokens=state.tokens.at[0, 11].set(before))
-        drafts, _ = models.decode.draft(engine, state, Speculation(4), serve.cost.keys(state.seed, state.length - 1))
-        assert after == int(drafts[0, -1])
-    end = draft_segment(engine, fresh(), 3, Speculation(4))
+        rows = dataclasses.replace(state.rows, tokens=state.rows.tokens.at[0, 11].set(before))
+        state = dataclasses.replace(state, rows=rows)
+        key = keys(rows.seed, rows.length - 1)
+        proposal, _ = propose(engine, state, Draft("drafter", 4), GREEDILY, key, "none")
+        assert after == int(proposal.tokens[0, -1])
+    end = draft_segment(engine, fresh(), 3, 4).rows
     assert int(end.num_steps[0]) == 0
     assert int(end.length[0]) == 12

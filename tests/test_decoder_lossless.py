@@ -1,12 +1,18 @@
-"""Speculative decoding writes exactly what the plain loop writes, whatever the drafts are."""
+"""Speculative decoding writes exactly what the plain loop writes, whatever the drafts are and wherever keys and values
+lie: the plain loop keeps them in slots, the other also in pages, in any order."""
+
+import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import models.decode
-from models.decode import COPY_LEAST, Speculation, make_engine, ngram_match, ngram_tokens, speculative_segment, start
-from models.generate import empty_rows, insert, plain_segment
+from models.attention import Chain
+from models.cache import Pages
+from models.decode import Engine, empty_state, insert, make_engine, prefill, segment
+from models.drafters import Draft, Nothing, Proposal
+from models.drafters.ngram import COPY_LEAST, ngram_match, ngram_tokens
 from models.verify import verify_greedy
 from serve.choose import ngram_drafts
 from tests.tiny import make_artifact, make_target
@@ -22,50 +28,71 @@ def padded(prompts):
     return jnp.asarray(rows), jnp.asarray([len(p) for p in prompts], jnp.int32)
 
 
-def plain(target, prompts, new=NEW):
+def plain(target, prompts, new=NEW, page=None):
     rows, lengths = padded(prompts)
     numbers = jnp.arange(len(prompts))
-    state = insert(target, empty_rows(target, len(prompts), 128), numbers, rows, lengths, lengths + new, numbers)
-    return outputs(plain_segment(target, state, 1000), prompts)
+    engine = Engine(target, Nothing())
+    empty = empty_state(engine, len(prompts), 128, page)
+    state = insert(engine, empty, numbers, rows, lengths, lengths + new, numbers)
+    return outputs(segment(engine, state, 1000), prompts)
 
 
 def outputs(state, prompts):
-    tokens, length = np.asarray(state.tokens), np.asarray(state.length)
+    tokens, length = np.asarray(state.rows.tokens), np.asarray(state.rows.length)
     return [tokens[i, len(p) : length[i]].tolist() for i, p in enumerate(prompts)]
 
 
-def speculate(engine, prompts, how, new=NEW):
+def speculate(engine, prompts, draft, new=NEW, page=None):
     rows, lengths = padded(prompts)
-    state = start(engine, rows, lengths, lengths + new, lengths, capacity=128)
-    return speculative_segment(engine, state, 1000, how)
+    state = prefill(engine, rows, lengths, lengths + new, lengths, capacity=128, page=page)
+    if page is not None:
+        state = dataclasses.replace(state, cache=shuffled(state.cache))
+    return segment(engine, state, 1000, draft)
+
+
+def shuffled(pages: Pages) -> Pages:
+    """The same rows, their pages anywhere in a pool that has some to spare, which hold what is no number."""
+    size, spare = len(pages.values[0]), 7
+    places = np.random.default_rng(5).permutation(size + spare)[:size]
+
+    def moved(pool):
+        return jnp.full((size + spare, *pool.shape[1:]), jnp.nan).at[places].set(pool)
+
+    keys, values = [moved(pool) for pool in pages.keys], [moved(pool) for pool in pages.values]
+    return Pages(keys, values, jnp.asarray(places, jnp.int32)[pages.table])
 
 
 PROMPTS = [np.random.default_rng(seed).integers(3, 60, 5 + 4 * seed).tolist() for seed in range(4)]
 
 
-HOWS = {f"width {width}": Speculation(width) for width in (1, 2, 3, 6)} | {
-    "n-gram": Speculation(4, "ngram"),
-    "copying": Speculation(3, copy=6),
-    "copying, undrafted": Speculation(1, copy=4),
+DRAFTS = {f"width {width}": Draft("drafter", width) for width in (1, 2, 3, 6)} | {
+    "n-gram": Draft("ngram", 4),
+    "copying": Draft("drafter", 3, copy=6),
+    "copying, undrafted": Draft("drafter", 1, copy=4),
 }
 
 
-@pytest.mark.parametrize("how", HOWS.values(), ids=HOWS)
-@pytest.mark.parametrize("markov", [None, 24])
-def test_random_drafter(how: Speculation, markov: int | None):
+@pytest.mark.parametrize("draft", DRAFTS.values(), ids=DRAFTS)
+@pytest.mark.parametrize(("markov", "page"), [(None, None), (24, None), (None, 5)])
+def test_random_drafter(draft: Draft, markov: int | None, page: int | None):
     target = make_target()
     engine = make_engine(target, make_artifact(markov_size=markov))
     expected = plain(target, PROMPTS)
     assert len({len(text) for text in expected}) > 1, "some answers end early, some at the limit"
-    state = speculate(engine, PROMPTS, how)
+    state = speculate(engine, PROMPTS, draft, page=page)
     assert outputs(state, PROMPTS) == expected
     for prompt, text in zip(PROMPTS, expected, strict=True):
-        assert outputs(speculate(engine, [prompt], how), [prompt]) == [text], "batch mates change nothing"
+        assert outputs(speculate(engine, [prompt], draft, page=page), [prompt]) == [text], "batch mates change nothing"
+
+
+def test_the_plain_loop_over_pages():
+    target = make_target()
+    assert plain(target, PROMPTS, page=5) == plain(target, PROMPTS)
 
 
 @pytest.mark.parametrize("new", [1, 7, NEW])
-@pytest.mark.parametrize("rate", [0.0, 0.5, 0.9, 1.0])
-def test_scripted_drafts(monkeypatch: pytest.MonkeyPatch, rate: float, new: int):
+@pytest.mark.parametrize(("rate", "page"), [(0.0, None), (0.5, None), (0.9, None), (1.0, None), (0.9, 6)])
+def test_scripted_drafts(monkeypatch: pytest.MonkeyPatch, rate: float, page: int | None, new: int):
     """Drafts right with probability `rate`, past the end of the answer too: ends and stops fall inside runs."""
     target = make_target()
     answers = plain(target, PROMPTS, NEW)
@@ -75,19 +102,20 @@ def test_scripted_drafts(monkeypatch: pytest.MonkeyPatch, rate: float, new: int)
     wrong = np.random.default_rng(3).random(script.shape) >= rate
     script = jnp.asarray(np.where(wrong, (script + 1) % 60, script))
 
-    def scripted(engine, state, how, key):
-        return jnp.take_along_axis(script, state.length[:, None] - 1 + jnp.arange(1, how.width), axis=1), None
+    def scripted(engine, state, draft, speculation, key, copying):
+        places = state.rows.length[:, None] - 1 + jnp.arange(1, draft.width)
+        fine = jnp.ones(len(PROMPTS), bool)
+        return Proposal(jnp.take_along_axis(script, places, axis=1), None, None, fine), ~fine
 
-    monkeypatch.setattr(models.decode, "draft", scripted)
-    width = {0.0: 3, 0.5: 4, 0.9: 5, 1.0: 6}[rate]  # a width of its own: jit keeps what it traced
-    monkeypatch.setattr(models.decode, "speculative_segment", models.decode.speculative_segment.__wrapped__)
+    monkeypatch.setattr(models.decode, "propose", scripted)
+    width = {0.0: 3, 0.5: 4, 0.9: 5, 1.0: 6}[rate]
     rows, lengths = padded(PROMPTS)
     engine = make_engine(target, make_artifact())
-    state = start(engine, rows, lengths, lengths + new, lengths, capacity=128)
-    state = models.decode.speculative_segment(engine, state, 1000, Speculation(width))
+    state = prefill(engine, rows, lengths, lengths + new, lengths, capacity=128, page=page)
+    state = segment.__wrapped__(engine, state, 1000, Draft("drafter", width))
     expected = [text[:new] for text in answers]
     assert outputs(state, PROMPTS) == expected
-    runs = [np.asarray(state.runs)[i, : int(state.num_steps[i])] for i in range(len(PROMPTS))]
+    runs = [np.asarray(state.rows.runs)[i, : int(state.rows.num_steps[i])] for i in range(len(PROMPTS))]
     assert [int(run.sum()) for run in runs] == [len(text) for text in expected]
     if rate == 1.0:
         assert all((run[:-1] == width).all() for run in runs), "right drafts are all accepted"
@@ -100,12 +128,12 @@ def test_long_prompts_are_read_in_chunks():
     target = make_target()
     engine = make_engine(target, make_artifact())
     rows, lengths = padded([np.random.default_rng(size).integers(3, 60, size).tolist() for size in (150, 70)])
-    state = start(engine, rows, lengths, lengths + 8, lengths, capacity=256)
+    state = prefill(engine, rows, lengths, lengths + 8, lengths, capacity=256)
     positions = jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape)
     local = target.empty_cache(*rows.shape)
-    _, features, cache = target(rows, positions, cache=local, taps=engine.drafter.config.target_layer_ids)
-    context = engine.drafter.context(features, positions)
-    for got, expected in ((state.cache, cache), (state.context, context)):
+    _, features, cache = target(rows, Chain(positions), cache=local, taps=engine.drafter.taps)
+    context = engine.drafter.network.context(features, positions)
+    for got, expected in ((state.cache, cache), (state.drafter, context)):
         for row, length in enumerate(lengths.tolist()):
             for mine, whole in zip(got.values, expected.values, strict=True):
                 assert np.allclose(mine[row, :, :length], whole[row, :, :length], atol=1e-5)
@@ -118,12 +146,12 @@ def test_copies_where_it_can():
     target = make_target(vocab_size=7, eos_ids=(2,), tied_head=True)
     engine = make_engine(target, make_artifact(vocab_size=7, mask_token_id=6, tied_head=True))
     prompt = np.random.default_rng(0).integers(3, 6, 9).tolist()
-    state = speculate(engine, [prompt], Speculation(3, copy=5))
-    (text,), count = outputs(state, [prompt]), int(state.num_steps[0])
+    state = speculate(engine, [prompt], Draft("drafter", 3, copy=5))
+    (text,), count = outputs(state, [prompt]), int(state.rows.num_steps[0])
     assert [text] == plain(target, [prompt])
-    places = len(prompt) + np.cumsum([0, *np.asarray(state.runs)[0, : count - 1].tolist()])
+    places = len(prompt) + np.cumsum([0, *np.asarray(state.rows.runs)[0, : count - 1].tolist()])
     expected = [ngram_drafts(np.array(prompt + text), int(place), 5)[1] >= COPY_LEAST for place in places]
-    assert np.asarray(state.copied)[0, :count].tolist() == expected
+    assert np.asarray(state.rows.copied)[0, :count].tolist() == expected
     assert len(set(expected)) == 2, "steps of both kinds"
 
 
@@ -139,6 +167,6 @@ def test_ngram_by_hand():
 def test_verify_by_hand():
     drafts = jnp.array([[5, 6, 9], [5, 6, 7], [1, 6, 7]])
     choices = jnp.array([[5, 6, 7, 8], [5, 6, 7, 8], [5, 6, 7, 8]])
-    accepted, committed = verify_greedy(drafts, choices)
+    accepted, committed, _ = verify_greedy(drafts, choices)
     assert accepted.tolist() == [2, 3, 0]
     assert committed.tolist() == choices.tolist()

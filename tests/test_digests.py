@@ -14,7 +14,7 @@ from models.tokenizer import load_tokenizer
 from pipelines import feature_store, responses
 from pipelines.feature_store import FeatureStore
 from pipelines.prompts import load_prompts
-from pipelines.responses import prepare_responses, read_responses
+from pipelines.responses import Responses, prepare_responses
 from tests.tiny_run import TEMPLATE, make_tiny, write_tokenizer
 
 # As Qwen3's: with thinking off, the answer starts after an empty thought.
@@ -40,7 +40,7 @@ def directory(recipe: Recipe) -> Path:
     prompts = load_prompts(recipe.prompts.sources, limit=3, seed=0)
     tokenizer = load_tokenizer(recipe.target.source, recipe.target.chat_template_args)
     written = prepare_responses(recipe, load_target(recipe.target.source, "float32"), tokenizer, {"train": prompts})
-    for prompt, response in zip(prompts, read_responses(written, "train"), strict=True):
+    for prompt, response in zip(prompts, Responses(written / "train"), strict=True):
         assert list(response.prompt_ids) == tokenizer.encode_chat(prompt.chat())
     return written
 
@@ -55,7 +55,7 @@ def test_responses_follow_the_templates_arguments(recipe: Recipe):
     write_tokenizer(Path(recipe.target.source), template=THINKING)
     found = [directory(changed(recipe, "target", chat_template_args=args)) for args in ({}, {"enable_thinking": False})]
     tokenizer = load_tokenizer(recipe.target.source)
-    first = [tokenizer.decode(read_responses(path, "train")[0].prompt_ids) for path in found]
+    first = [tokenizer.decode(Responses(path / "train")[0].prompt_ids) for path in found]
     assert [text.endswith("assistant\n<think></think>") for text in first] == [False, True]
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models import generate
+from models.decode import Engine, prefill, segment
+from models.drafters import Nothing
 from models.sources import EMBEDDED, load_target
 from models.tokenizer import Tokenizer, load_tokenizer
 
@@ -60,9 +61,9 @@ def test_reference_continuations():
         prompt[: len(row["prompt_ids"])] = row["prompt_ids"]
     lengths = np.array([len(row["prompt_ids"]) for row in rows], np.int32)
     numbers = np.arange(4, dtype=np.int32)
-    state = generate.empty_rows(target, 4, 256)
-    state = generate.insert(target, state, numbers, prompts, lengths, lengths + new, numbers)
-    tokens = np.asarray(generate.plain_segment(target, state, 100).tokens)
+    engine = Engine(target, Nothing())
+    state = prefill(engine, prompts, lengths, lengths + new, numbers, capacity=256)
+    tokens = np.asarray(segment(engine, state, 100).rows.tokens)
     for row, written, length in zip(rows, tokens, lengths, strict=True):
         assert len(row["greedy_ids"]) == new
         assert written[length : length + new].tolist() == row["greedy_ids"]

@@ -12,11 +12,12 @@ from test_report import made_up_report
 from models.decode import make_engine
 from models.tokenizer import load_tokenizer
 from pipelines.prompt_files import Message, Prompt
-from serve import evaluate as evaluation
 from serve.cost import Cost
-from serve.evaluate import Decoded, Evaluator, Question, evaluate, logit_gap, speedup_of
-from serve.report import check_out, markdown, page, print_comparison, print_table, write_report
+from serve.evaluate import Evaluator, Question, evaluate, logit_gap
+from serve.rendering import markdown, page, print_comparison, print_table
+from serve.report import check_out, write_report
 from serve.session import Answer
+from serve.summary import Decoded, mismatch, pieces, speedup_of
 from tests.tiny import Letters, make_artifact, make_target
 from tests.tiny_run import write_target
 
@@ -45,9 +46,9 @@ def make_evaluator(**options) -> Evaluator:
     engine = make_engine(make_target(), make_artifact())
     widths = (1, 2, 6)
     cost = Cost(10.0, {w: float(w > 1) for w in widths}, dict.fromkeys(widths, 10.0))
-    from serve.choose import Way
+    from models.drafters import Draft
 
-    return Evaluator(engine, Chat(), 6, cost=cost, prior=[0.5], way=Way("drafter", 2), **options)
+    return Evaluator(engine, Chat(), 6, cost=cost, prior=[0.5], draft=Draft("drafter", 2), **options)
 
 
 def test_speedup_is_all_time_over_all_tokens():
@@ -83,11 +84,11 @@ def test_pieces_join_to_the_whole_text(tmp_path_factory: pytest.TempPathFactory,
     text = "aé😀b漢c"
     ids = tokenizer.encode(text)
     assert len(ids) == 12
-    pieces = evaluation._pieces(tokenizer, answer(ids, runs=runs))
-    assert len(pieces) == len(runs)
-    assert "".join(pieces) == text
+    found = pieces(tokenizer, answer(ids, runs=runs))
+    assert len(found) == len(runs)
+    assert "".join(found) == text
     if runs == [5, 1, 6]:
-        assert pieces == ["aé", "", "😀b漢c"]  # the emoji's last byte is the seventh
+        assert found == ["aé", "", "😀b漢c"]  # the emoji's last byte is the seventh
 
 
 def test_pieces_of_text_that_is_no_text(tmp_path: Path):
@@ -96,7 +97,7 @@ def test_pieces_of_text_that_is_no_text(tmp_path: Path):
     ids = [tokenizer.encode("é")[0], *tokenizer.encode("ab")]
     assert tokenizer.decode(ids) == "\ufffdab"
     for runs in ([1, 1, 1], [1, 2], [3]):
-        assert "".join(evaluation._pieces(tokenizer, answer(ids, runs=runs))) == "\ufffdab"
+        assert "".join(pieces(tokenizer, answer(ids, runs=runs))) == "\ufffdab"
 
 
 def test_an_answer_that_goes_on_is_in_the_report(tmp_path: Path):
@@ -106,7 +107,7 @@ def test_an_answer_that_goes_on_is_in_the_report(tmp_path: Path):
     evaluator = make_evaluator()
     question = Question("t", "1", "p", [5, 6])
     gap = evaluator._gap(question, answer([7, 8]), answer([7, 8, 9]))
-    found = evaluation._mismatch(decoded(answer([7, 8]), answer([7, 8, 9]), gap))
+    found = mismatch(decoded(answer([7, 8]), answer([7, 8, 9]), gap))
     assert found == {"id": "1", "position": 2, "logit_gap": None}
     report = made_up_report()
     report["tasks"]["code"].update(mismatches=[found, {"id": "2", "position": 4, "logit_gap": 0.5}], exact=22)

@@ -14,7 +14,7 @@ from pipelines import shards
 from pipelines.batches import RowSource, train_batches
 from pipelines.feature_store import FeatureSource, FeatureStore
 from pipelines.responses import Response
-from tests.tiny_run import Tiny, make_tiny, recipe
+from tests.tiny_run import Tiny, make_tiny, on_disk, recipe
 
 HIDDEN = 4
 
@@ -37,7 +37,8 @@ def write(tmp_path: Path, written: list[Response]) -> FeatureStore:
 
 
 def rows(store: FeatureStore, written: list[Response]) -> RowSource:
-    return RowSource(written, FeatureSource(store.directory, "train", HIDDEN), 40)
+    texts = on_disk(store.directory.parent / "texts", written)
+    return RowSource(texts, FeatureSource(store.directory, "train", HIDDEN), 40)
 
 
 def test_whole_features_are_read(tmp_path: Path):

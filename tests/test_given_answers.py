@@ -11,7 +11,7 @@ from configs.schema import Recipe, load_recipe
 from models.sources import load_target
 from models.tokenizer import load_tokenizer
 from pipelines.prompts import load_prompts
-from pipelines.responses import prepare_responses, read_responses
+from pipelines.responses import Responses, prepare_responses
 from tests.tiny_run import TEMPLATE, make_tiny, write_tokenizer
 
 END, IM_START, IM_END, SPARE = 256, 257, 258, 259  # the tiny tokenizer's special tokens
@@ -32,7 +32,7 @@ def answers(root: Path, eos_ids: list[int], template: str = TEMPLATE, **changes)
     ]
     source = recipe.target.source
     written = prepare_responses(recipe, load_target(source, "float32"), load_tokenizer(source), {"train": prompts})
-    return [(response.response_ids, response.finished) for response in read_responses(written, "train")]
+    return [(response.response_ids, response.finished) for response in Responses(written / "train")]
 
 
 def ids(text: str) -> tuple[int, ...]:

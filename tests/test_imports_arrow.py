@@ -21,6 +21,13 @@ MAY_IMPORT = {
 SHARED = "pipelines.prompt_files"  # the one module of pipelines that serve reads
 HEAVY = ("jax", "flax", "tunix", "torch", "transformers", "tensorflow_datasets", "grain", "numba", "pandas")
 HELP_SECONDS = 1.0
+ONLY_IN = {  # large or rarely needed packages, and the one module that uses each
+    "datasets": "pipelines/prompts.py",
+    "tensorflow_datasets": "pipelines/prompts.py",
+    "tensorboardX": "train/metrics.py",
+    "scipy": "models/statistics.py",
+    "tunix": "train/trainer.py",
+}
 
 
 def imported_names(source: str) -> list[tuple[int, str]]:
@@ -51,6 +58,32 @@ def wrong_arrows(root: Path) -> list[str]:
                 if top == "" or (top in {*MAY_IMPORT, "tests"} and top not in allowed):
                     wrong.append(f"{file.relative_to(root)}:{line} imports {module}")
     return wrong
+
+
+def importers(root: Path, package: str) -> list[str]:
+    """The files under `root`'s packages that import `package`, wherever in them."""
+    files = [file for name in MAY_IMPORT for file in sorted((root / name).rglob("*.py"))]
+    return [
+        str(file.relative_to(root))
+        for file in files
+        if package in {module.split(".")[0] for _, module in imported_names(file.read_text())}
+    ]
+
+
+@pytest.mark.parametrize("package", ONLY_IN)
+def test_a_large_package_is_one_modules(package: str):
+    assert importers(ROOT, package) == [ONLY_IN[package]]
+
+
+def test_serving_loads_no_package_of_training():
+    rooms = ("evaluate", "inspect", "chat", "load", "session", "summary", "rendering", "report")
+    unwanted = (*ONLY_IN, "scipy.stats", "grain", "orbax", "pandas")
+    program = (
+        f"import sys, {', '.join(f'serve.{room}' for room in rooms)}\n"
+        f"print([name for name in {unwanted!r} if name in sys.modules and name != 'scipy'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_all_five_packages_are_there():

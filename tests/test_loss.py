@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from jax.extend import core as jax_core
 
-from pipelines.features import packed_features
+from models.attention import Packed
+from models.target import packed_features
 from tests.tiny import make_artifact, make_target
 from train.objectives.dflash import (
     LossSettings,
@@ -29,7 +30,9 @@ def make_batch(target, final: bool):
     positions = np.array([[*range(10), *range(12), 0, 0], [*range(20), 0, 0, 0, 0]], np.int32)
     tokens = np.where(segments > 0, rng.integers(3, 60, segments.shape), 0).astype(np.int32)
     rows = {"tokens": jnp.asarray(tokens), "positions": jnp.asarray(positions), "segments": jnp.asarray(segments)}
-    features = packed_features(target, *rows.values(), taps=(0, 2), final=final)
+    features = packed_features(
+        target, rows["tokens"], Packed(rows["positions"], rows["segments"]), taps=(0, 2), final=final
+    )
     anchors = {"anchors_w6": jnp.array([[3, 8], [5, -1]]), "anchors_w3": jnp.array([[4, 12, 20], [2, 9, 17]])}
     return {**rows, "features": features, **anchors}
 

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,13 +16,14 @@ from flax import nnx
 
 from configs.errors import UserError
 from configs.schema import Mesh, Responses, load_recipe
-from models.decode import Speculation, make_engine
-from models.generate import Tapped
+from models.decode import make_engine
+from models.drafters import Draft
+from models.recorder import Tapped
 from models.sharding import global_rows, make_mesh, shard, sharding_of
 from models.target import Target
 from pipelines.prompt_files import Prompt
 from pipelines.responses import Job, generate_many
-from serve.load import mesh_of
+from serve.__main__ import mesh_of
 from serve.session import Decoder
 from tests.tiny import Letters, make_artifact, make_target
 from tests.tiny_run import EIGHT
@@ -62,7 +62,8 @@ def train_step(target: Target) -> list[np.ndarray]:
 
 def responses(target: Target) -> dict[int, list[int]]:
     """Eleven responses by eight rows, with features kept."""
-    section = Responses(True, 16, 12, 0.0, batch=8, shard_size=8)
+    limits = {"max_prompt_tokens": 16, "max_new_tokens": 12, "temperature": 0.0}
+    section = Responses(regenerate=True, **limits, batch=8, shard_size=8)
     rng, prompt = np.random.default_rng(2), Prompt("task", "id", (), "")
     jobs = [Job(prompt, rng.integers(3, 60, 3 + n).tolist(), 0, None) for n in range(11)]
     recipe: Any = SimpleNamespace(responses=section)
@@ -74,12 +75,12 @@ def answers(target: Target) -> list[list[int]]:
     """Eight answers decoded together."""
     engine = make_engine(target, make_artifact(**SHAPE, **DRAFTER, width=4))
     prompts = np.random.default_rng(3).integers(3, 60, (8, 5)).tolist()
-    return [a.ids for a in Decoder(engine, Letters(), Speculation(4)).generate(prompts, max_new_tokens=12)]
+    return [a.ids for a in Decoder(engine, Letters(), Draft("drafter", 4)).generate(prompts, max_new_tokens=12)]
 
 
-def on_mesh(*sizes: int) -> Target:
+def on_mesh(data: int, fsdp: int, tensor: int) -> Target:
     target = make_target(num_layers=2, **SHAPE)
-    target.mesh = make_mesh(Mesh(*sizes))
+    target.mesh = make_mesh(Mesh(data=data, fsdp=fsdp, tensor=tensor))
     shard(target, target.mesh)
     return target
 
@@ -132,13 +133,13 @@ def test_what_a_mesh_does_not_divide():
 
 
 def test_mesh_of_a_command():
-    assert mesh_of(Namespace(mesh="tensor=2,data=1")) == Mesh(data=1, fsdp=1, tensor=2)
-    assert mesh_of(Namespace(mesh="")) == Mesh(data=1, fsdp=1, tensor=1)
+    assert mesh_of("tensor=2,data=1") == Mesh(data=1, fsdp=1, tensor=2)
+    assert mesh_of("") == Mesh(data=1, fsdp=1, tensor=1)
     with pytest.raises(UserError, match=r"--mesh data=2: data and fsdp split rows, .* one row at a time"):
-        mesh_of(Namespace(mesh="data=2"))
+        mesh_of("data=2")
     for wrong in ("model=2", "tensor=0", "tensor", "tensor=2,,x"):
         with pytest.raises(UserError, match=r"--mesh .*: expected data=N, fsdp=N or tensor=N"):
-            mesh_of(Namespace(mesh=wrong))
+            mesh_of(wrong)
 
 
 def test_rows_of_a_recipe():

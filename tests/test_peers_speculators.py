@@ -9,8 +9,9 @@ import pytest
 from flax import nnx
 
 from configs.schema import load_recipe
+from models.attention import Packed
 from models.drafters.artifact import write_artifact
-from pipelines.features import packed_features
+from models.target import packed_features
 from serve.bench_peers import torch_target
 from tests.tiny import make_artifact, make_target
 from train.bench_peers import PLAIN, Theirs, make_batch
@@ -40,7 +41,7 @@ def test_logits(tmp_path: Path):
         "positions": jnp.arange(LENGTH)[None],
         "segments": jnp.ones((1, LENGTH), jnp.int32),
     }
-    features = packed_features(target, batch["tokens"], batch["positions"], batch["segments"], taps=(0, 2))
+    features = packed_features(target, batch["tokens"], Packed(batch["positions"], batch["segments"]), taps=(0, 2))
     theirs._attn_impl = "eager"
     with torch.no_grad():
         _, logits, _, _, places = theirs._backbone_forward(

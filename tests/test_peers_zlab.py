@@ -4,10 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.decode import Speculation, make_engine
+from models.attention import Blocks, whole
+from models.decode import make_engine
+from models.drafters import Draft
 from models.drafters.artifact import write_artifact
 from models.drafters.dflash import block_tokens
-from models.masks import context_distance, packed_mask
 from serve.bench_peers import Theirs, whole_steps
 from serve.session import Decoder
 from tests.tiny import Letters, make_artifact, make_target
@@ -17,8 +18,7 @@ WIDTH, TAPS = 6, (0, 2)
 
 
 def features_of(target, ids: np.ndarray) -> np.ndarray:
-    positions = jnp.arange(ids.shape[1])[None]
-    _, features, _ = target(jnp.asarray(ids), positions, packed_mask(jnp.zeros(ids.shape, jnp.int32)), taps=TAPS)
+    _, features, _ = target(jnp.asarray(ids), whole(jnp.asarray(ids)), taps=TAPS)
     return features
 
 
@@ -27,9 +27,9 @@ def our_hidden(drafter, target, ids: np.ndarray, features, anchor: int) -> np.nd
     places = jnp.arange(ids.shape[1])[None]
     context = drafter.context(features, places)
     at, zero = jnp.array([[anchor]]), jnp.zeros((1, 1), jnp.int32)
-    distance = context_distance(at, zero, places, jnp.zeros_like(places))
+    where = Blocks(at, zero, places, jnp.zeros_like(places))
     block = target.embed(block_tokens(jnp.asarray(ids)[:, anchor][None], WIDTH, drafter.config.mask_token_id))
-    return np.asarray(drafter(block, at, context, distance))[0, 0]
+    return np.asarray(drafter(block, where, context))[0, 0]
 
 
 KINDS = {
@@ -73,7 +73,7 @@ def test_accepted_lengths():
     """Twelve prompts through both decoders, over a vocabulary so small that an untrained drafter is often right."""
     target = make_target(vocab_size=7, eos_ids=(), tied_head=True)
     artifact = make_artifact(vocab_size=7, mask_token_id=6, tied_head=True)
-    ours = Decoder(make_engine(target, artifact), Letters(), Speculation(WIDTH), capacity=256)
+    ours = Decoder(make_engine(target, artifact), Letters(), Draft("drafter", WIDTH), capacity=256)
     theirs = Theirs(target, artifact, WIDTH)
     rng = np.random.default_rng(3)
     seen = []

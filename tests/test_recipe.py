@@ -49,6 +49,7 @@ def test_resolved_recipe_reads_back(tmp_path: Path):
         ("trian.steps=3", ["no section 'trian'", "did you mean train?"]),
         ("train.steps=many", ["train.steps", "expected int", "'many'"]),
         ("train.steps=3.0", ["train.steps", "expected int", "3.0"]),
+        ("features.attention=flash", ["features.attention", "expected one of dense, splash", "'flash'"]),
         ("train.remat=1", ["train.remat", "expected bool"]),
         ("optimizer.learning_rate=6e-4", ["optimizer.learning_rate", "expected float", "6.0e-4"]),
         ("features.mode=cache", ["features.mode", "one of cached, online", "did you mean cached?"]),
@@ -82,6 +83,15 @@ def test_mistakes_in_overrides(override: str, words: list[str]):
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize(
+    ("override", "got"), [("batches.row_length=200", "got 200 and 1"), ("mesh.data=2", "got 256 and 2")]
+)
+def test_what_splash_cannot_take(override: str, got: str):
+    with pytest.raises(RecipeError, match=f"^[^\n]*features.attention=splash: expected [^\n]* 128 [^\n]*{got}[^\n]*$"):
+        load_recipe("smoke.yaml", ["features.attention=splash", override])
+    load_recipe("smoke.yaml", ["features.attention=splash"])
 
 
 def test_missing_and_unknown_keys_name_the_file(tmp_path: Path):

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from models.decode import Speculation, make_engine
+from models.decode import make_engine
+from models.drafters import Draft
 from serve.cost import Cost
 from serve.evaluate import Evaluator, Question
 from serve.session import Decoder
@@ -21,7 +22,7 @@ def test_equal_runs(markov_size: int | None):
     prompts = [rng.integers(3, 6, 5 + 2 * number).tolist() for number in range(7)]
     evaluator = Evaluator(engine, Letters(), 40, cost=COST, prior=[0.5])
     plain = [Decoder(engine, Letters(), None).generate([ids], max_new_tokens=40)[0] for ids in prompts]
-    decoded = [Decoder(engine, Letters(), Speculation(6)).generate([ids], max_new_tokens=40)[0] for ids in prompts]
+    decoded = [Decoder(engine, Letters(), Draft("drafter", 6)).generate([ids], max_new_tokens=40)[0] for ids in prompts]
     pairs = [
         (Question("task", str(number), "", ids), answer, answer)
         for number, (ids, answer) in enumerate(zip(prompts, plain, strict=True))

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from serve.report import print_table, write_report
+from serve.rendering import print_table
+from serve.report import write_report
 
 WIDTH = 16
 ANSWER = [

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from configs.schema import load_recipe
-from models.masks import packed_mask
+from models.attention import whole
 from models.sources import load_target
-from models.target import Target
+from models.target import Target, packed_features
 from models.tokenizer import load_tokenizer
 from pipelines import responses, shards
 from pipelines.feature_store import FeatureSource
-from pipelines.features import packed_features, prepare_features
+from pipelines.features import prepare_features
 from pipelines.prompts import load_prompts
-from pipelines.responses import prepare_responses, read_responses
+from pipelines.responses import Responses, prepare_responses
 from tests.tiny_run import make_tiny
 
 
@@ -44,7 +44,7 @@ def greedy(target: Target, prompt: tuple[int, ...], new: int) -> list[int]:
     while len(ids) < len(prompt) + new:
         row = np.zeros((1, 64), np.int32)
         row[0, : len(ids)] = ids
-        hidden, _, _ = target(jnp.asarray(row), jnp.arange(64)[None], packed_mask(jnp.zeros((1, 64), jnp.int32)))
+        hidden, _, _ = target(jnp.asarray(row), whole(jnp.asarray(row)))
         ids.append(int(np.argmax(np.asarray(target.logits(hidden))[0, len(ids) - 1])))
         if ids[-1] in target.config.eos_ids:
             break
@@ -54,7 +54,7 @@ def greedy(target: Target, prompt: tuple[int, ...], new: int) -> list[int]:
 def test_equal_to_a_loop_over_whole_forwards(world, tmp_path: Path):
     recipe, target, tokenizer, prompts = world
     written = prepare_responses(in_directory(recipe, tmp_path), target, tokenizer, {"train": prompts})
-    found = read_responses(written, "train")
+    found = list(Responses(written / "train"))
     assert [(r.task, r.id) for r in found] == [(p.task, p.id) for p in prompts]
     for prompt, response in list(zip(prompts, found, strict=True))[:6]:
         assert list(response.prompt_ids) == tokenizer.encode_chat(prompt.chat())
@@ -82,7 +82,7 @@ def test_interruption_redoes_no_finished_shard(world, tmp_path: Path, monkeypatc
     before = mark.stat().st_mtime_ns, mark.with_suffix(".array_record").stat().st_mtime_ns
     resumed = prepare_responses(in_directory(recipe, tmp_path / "b"), target, tokenizer, {"train": prompts})
     assert (mark.stat().st_mtime_ns, mark.with_suffix(".array_record").stat().st_mtime_ns) == before
-    assert read_responses(resumed, "train") == read_responses(whole, "train")
+    assert list(Responses(resumed / "train")) == list(Responses(whole / "train"))
 
 
 def test_sampled_text_does_not_depend_on_the_batch(world, tmp_path: Path):
@@ -90,7 +90,7 @@ def test_sampled_text_does_not_depend_on_the_batch(world, tmp_path: Path):
     found = []
     for batch in (2, 8):
         sampled = in_directory(recipe, tmp_path / str(batch), temperature=1.0, batch=batch)
-        found.append(read_responses(prepare_responses(sampled, target, tokenizer, {"train": prompts[:8]}), "train"))
+        found.append(list(Responses(prepare_responses(sampled, target, tokenizer, {"train": prompts[:8]}) / "train")))
     assert found[0] == found[1]
     assert len({response.response_ids for response in found[0]}) == 8
 
@@ -113,7 +113,7 @@ def test_given_responses_only_when_asked_and_present(world, tmp_path: Path):
     with pytest.raises(ValueError, match="has no response in its file"):
         prepare_responses(given, target, tokenizer, {"train": prompts})
     answered = [dataclasses.replace(prompt, response="so be it") for prompt in prompts]
-    found = read_responses(prepare_responses(given, target, tokenizer, {"train": answered}), "train")
+    found = list(Responses(prepare_responses(given, target, tokenizer, {"train": answered}) / "train"))
     assert tokenizer.decode(found[0].response_ids[:-1]) == "so be it"
 
 
@@ -126,11 +126,9 @@ def test_features_belong_to_their_response(world, tmp_path: Path, dtype: str, to
     written = prepare_responses(recipe, target, tokenizer, {"train": prompts[:10]}, (0, 1) if kept else None)
     assert any(tmp_path.rglob("features/*/train/*.json")) == kept
     source = FeatureSource(prepare_features(recipe, target, (0, 1), written), "train", 32)
-    for number, response in enumerate(read_responses(written, "train")):
+    for number, response in enumerate(Responses(written / "train")):
         ids = jnp.asarray([response.prompt_ids + response.response_ids])
-        alone = packed_features(
-            target, ids, jnp.arange(ids.shape[1])[None], jnp.ones_like(ids), taps=(0, 1), final=True
-        )
+        alone = packed_features(target, ids, whole(ids), taps=(0, 1), final=True)
         expected = np.asarray(alone)[0, :-1]
         assert source[number].shape == (response.length, expected.shape[1])
         difference = np.abs(source[number].astype(np.float32)[:-1] - expected).max()
@@ -165,7 +163,7 @@ def test_full_disk_leaves_no_mark(tmp_path: Path):
     assert done.returncode == 2, done.stderr
     assert done.stderr.strip().split("\n")[-1].startswith("error: ")
     assert [path.name for path in sorted((tmp_path / "s").glob("*.json"))] == ["00000.json"]
-    assert [bytes(record) for record in shards.read_records(tmp_path / "s")] == [b"a" * 1000]
+    assert [bytes(record) for record in shards.Records(tmp_path / "s")] == [b"a" * 1000]
 
 
 def test_unwritable_directory_is_one_os_error(tmp_path: Path):

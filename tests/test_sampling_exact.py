@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from models.decode import Speculation, make_engine, speculative_segment, start
-from models.generate import empty_rows, insert, plain_segment
-from models.masks import packed_mask
+from models.attention import whole
+from models.decode import make_engine, prefill, segment
+from models.drafters import SINGLE, Draft
+from models.rows import Rows
 from models.sampling import Sampling, distribution
+from models.verify import Speculation
 from tests.tiny import make_artifact, make_target
 
 PROMPT, NEW, VOCAB, SAMPLES, ROWS = [3, 4, 1, 0, 4], 4, 6, 60_000, 20_000
@@ -22,27 +24,24 @@ COPYING = [3, 4, 1, 0, 3, 4]  # a prompt whose last two tokens occurred before
 WARM, COLD, HOT = Sampling(1.0), Sampling(0.6), Sampling(1.6)
 NUCLEUS, TOP_K, MIN_P = Sampling(1.0, top_p=0.8), Sampling(1.3, top_k=3), Sampling(1.2, min_p=0.2)
 CASES = {
-    "tokens": Speculation(4, sampling=WARM),
-    "tokens, cold": Speculation(4, sampling=COLD),
-    "tokens, hot, width 3": Speculation(3, sampling=HOT),
-    "tokens, top-p": Speculation(4, sampling=NUCLEUS),
-    "tokens, top-k": Speculation(4, sampling=TOP_K),
-    "tokens, min-p": Speculation(4, sampling=MIN_P),
-    "block": Speculation(4, sampling=WARM, block=True),
-    "block, cold": Speculation(4, sampling=COLD, block=True),
-    "block, top-p": Speculation(4, sampling=NUCLEUS, block=True),
-    "deterministic": Speculation(4, sampling=WARM, deterministic=True),
-    "deterministic, block, top-p": Speculation(3, sampling=NUCLEUS, deterministic=True, block=True),
-    "n-gram": Speculation(4, "ngram", WARM),
-    "undrafted": Speculation(1, sampling=NUCLEUS),
+    "tokens": (4, Speculation(WARM)),
+    "tokens, cold": (4, Speculation(COLD)),
+    "tokens, hot, width 3": (3, Speculation(HOT)),
+    "tokens, top-p": (4, Speculation(NUCLEUS)),
+    "tokens, top-k": (4, Speculation(TOP_K)),
+    "tokens, min-p": (4, Speculation(MIN_P)),
+    "block": (4, Speculation(WARM, block=True)),
+    "block, cold": (4, Speculation(COLD, block=True)),
+    "block, top-p": (4, Speculation(NUCLEUS, block=True)),
+    "deterministic": (4, Speculation(WARM, deterministic=True)),
+    "deterministic, block, top-p": (3, Speculation(NUCLEUS, deterministic=True, block=True)),
+    "n-gram": ("ngram", Speculation(WARM)),
+    "undrafted": (1, Speculation(NUCLEUS)),
 }
 
 
 class Decoded(NamedTuple):
-    tokens: jax.Array
-    length: jax.Array
-    copied: jax.Array
-    num_steps: jax.Array
+    rows: Rows
 
 
 def tiny():
@@ -55,8 +54,7 @@ def enumerated(target, sampling: Sampling, prompt: Sequence[int] = PROMPT) -> di
     """The target's own probability of every answer, ended by its end token or by NEW."""
     texts = np.array(list(itertools.product(range(VOCAB), repeat=NEW)))
     rows = jnp.asarray(np.concatenate([np.tile(prompt, (len(texts), 1)), texts], axis=1))
-    positions = jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape)
-    hidden, _, _ = target(rows, positions, packed_mask(jnp.zeros_like(rows)))
+    hidden, _, _ = target(rows, whole(rows))
     chances = np.asarray(distribution(target.logits(hidden), sampling), np.float64)[:, len(prompt) - 1 : -1]
     out: dict[tuple[int, ...], float] = {}
     for text, chance in zip(texts.tolist(), chances, strict=True):
@@ -82,31 +80,64 @@ def assert_distributed(counts: dict[tuple[int, ...], int], expected: dict[tuple[
 
 
 def counted(state, counts, prompt: Sequence[int] = PROMPT):
-    tokens, length = np.asarray(state.tokens), np.asarray(state.length)
+    tokens, length = np.asarray(state.rows.tokens), np.asarray(state.rows.length)
     for row, end in zip(tokens, length, strict=True):
         text = tuple(row[len(prompt) : end].tolist())
         counts[text] = counts.get(text, 0) + 1
 
 
-@pytest.mark.parametrize("how", CASES.values(), ids=CASES)
-def test_speculative(how: Speculation):
+PAGED = [(*case, None) for case in CASES.values()] + [(*CASES["block"], 3)]
+
+
+@pytest.mark.parametrize(("width", "speculation", "page"), PAGED, ids=[*CASES, "block, paged"])
+def test_speculative(width: int | str, speculation: Speculation, page: int | None):
+    draft = Draft("ngram", 4) if width == "ngram" else Draft("drafter", width)
     target, artifact = tiny()
     engine, counts, steps = make_engine(target, artifact), {}, 0
     rows = jnp.tile(jnp.asarray(PROMPT), (ROWS, 1))
     length = jnp.full(ROWS, len(PROMPT))
     for part in range(SAMPLES // ROWS):
         seeds = jnp.arange(ROWS) + part * ROWS
-        state = speculative_segment(engine, start(engine, rows, length, length + NEW, seeds, capacity=16), 100, how)
+        fresh = prefill(engine, rows, length, length + NEW, seeds, capacity=16, page=page)
+        state = segment(engine, fresh, 100, draft, speculation)
         counted(state, counts)
-        steps += int(state.num_steps.sum())
-    assert_distributed(counts, enumerated(target, how.sampling))
+        steps += int(state.rows.num_steps.sum())
+    assert_distributed(counts, enumerated(target, speculation.sampling))
     tokens = sum(len(text) * count for text, count in counts.items())
-    assert (tokens > 1.02 * steps) == (how.width > 1), "drafts were accepted"
+    assert (tokens > 1.02 * steps) == (draft.width > 1), "drafts were accepted"
 
 
-@pytest.mark.parametrize("how", [Speculation(3, sampling=WARM, copy=4), Speculation(1, sampling=NUCLEUS, copy=3)])
-def test_copying(how: Speculation):
-    """Every row by itself, so that each copies where it can."""
+COPIES = [
+    (Draft("drafter", 3, copy=4), WARM),
+    (Draft("drafter", 1, copy=3), NUCLEUS),
+    (Draft("drafter", 4, copy=3), WARM),
+]
+
+
+@pytest.mark.parametrize(("draft", "sampling"), COPIES)
+@pytest.mark.parametrize("block", [False, True])
+def test_copying(draft: Draft, sampling: Sampling, block: bool):
+    """In steps where some rows copy and others draft."""
+    target, artifact = tiny()
+    engine, counts, kinds, mixed = make_engine(target, artifact), {}, set(), 0
+    rows, length = jnp.tile(jnp.asarray(COPYING), (ROWS, 1)), jnp.full(ROWS, len(COPYING))
+    for part in range(SAMPLES // ROWS):
+        seeds = jnp.arange(ROWS) + part * ROWS
+        fresh = prefill(engine, rows, length, length + NEW, seeds, capacity=16)
+        state = segment(engine, fresh, 100, draft, Speculation(sampling, block=block))
+        counted(state, counts, COPYING)
+        copied = np.asarray(state.rows.copied)
+        taken = np.arange(16) < np.asarray(state.rows.num_steps)[:, None]
+        kinds |= set(copied[taken].tolist())
+        mixed += sum(len(set(copied[taken[:, step], step].tolist())) == 2 for step in range(NEW))
+    assert kinds == {True, False}, "rows of both kinds"
+    assert mixed, "in the same step"
+    assert_distributed(counts, enumerated(target, sampling, COPYING))
+
+
+@pytest.mark.parametrize("draft", [Draft("drafter", 3, copy=4)])
+def test_copying_alone(draft: Draft):
+    """Every row by itself: its steps copy or draft."""
     target, artifact = tiny()
     engine, counts, kinds = make_engine(target, artifact), {}, set()
     row, length = jnp.asarray([COPYING]), jnp.array([len(COPYING)])
@@ -114,28 +145,30 @@ def test_copying(how: Speculation):
     @jax.jit
     @jax.vmap
     def decoded(seed):
-        state = start(engine, row, length, length + NEW, seed[None], capacity=16)
-        state = speculative_segment.__wrapped__(engine, state, 100, how)
-        return Decoded(*(leaf[0] for leaf in (state.tokens, state.length, state.copied, state.num_steps)))
+        state = prefill(engine, row, length, length + NEW, seed[None], capacity=16)
+        return jax.tree.map(
+            lambda leaf: leaf[0], segment.__wrapped__(engine, state, 100, draft, Speculation(WARM)).rows
+        )
 
     for part in range(SAMPLES // ROWS):
-        state = decoded(jnp.arange(ROWS) + part * ROWS)
-        counted(state, counts, COPYING)
-        steps = np.arange(16) < np.asarray(state.num_steps)[:, None]
-        kinds |= set(np.asarray(state.copied)[steps].tolist())
+        found = Decoded(decoded(jnp.arange(ROWS) + part * ROWS))
+        counted(found, counts, COPYING)
+        steps = np.arange(16) < np.asarray(found.rows.num_steps)[:, None]
+        kinds |= set(np.asarray(found.rows.copied)[steps].tolist())
     assert kinds == {True, False}, "steps of both kinds"
-    assert_distributed(counts, enumerated(target, how.sampling, COPYING))
+    assert_distributed(counts, enumerated(target, WARM, COPYING))
 
 
-@pytest.mark.parametrize("sampling", [WARM, NUCLEUS, TOP_K])
-def test_plain(sampling: Sampling):
-    target, _ = tiny()
+@pytest.mark.parametrize(("sampling", "page"), [(WARM, None), (NUCLEUS, None), (TOP_K, None), (NUCLEUS, 3)])
+def test_plain(sampling: Sampling, page: int | None):
+    target, artifact = tiny()
+    engine = make_engine(target, artifact).plain
     counts: dict[tuple[int, ...], int] = {}
     rows = jnp.tile(jnp.asarray(PROMPT), (ROWS, 1))
-    length, places = jnp.full(ROWS, len(PROMPT)), jnp.arange(ROWS)
+    length, seeds = jnp.full(ROWS, len(PROMPT)), jnp.arange(ROWS)
     for part in range(SAMPLES // ROWS):
-        state = insert(target, empty_rows(target, ROWS, 16), places, rows, length, length + NEW, places + part * ROWS)
-        counted(plain_segment(target, state, 100, sampling), counts)
+        state = prefill(engine, rows, length, length + NEW, seeds + part * ROWS, capacity=16, page=page)
+        counted(segment(engine, state, 100, SINGLE, Speculation(sampling)), counts)
     assert_distributed(counts, enumerated(target, sampling))
 
 
@@ -146,11 +179,11 @@ def test_block_verification_accepts_more():
     rows, length = jnp.tile(jnp.asarray(PROMPT), (ROWS, 1)), jnp.full(ROWS, len(PROMPT))
     runs = {}
     for block in (False, True):
-        how = Speculation(4, sampling=HOT, block=block)
         total = 0
         for part in range(2):
-            fresh = start(engine, rows, length, length + 8, jnp.arange(ROWS) + part * ROWS, capacity=16)
-            total += float(speculative_segment(engine, fresh, 1, how).runs[:, 0].mean())
+            fresh = prefill(engine, rows, length, length + 8, jnp.arange(ROWS) + part * ROWS, capacity=16)
+            state = segment(engine, fresh, 1, Draft("drafter", 4), Speculation(HOT, block=block))
+            total += float(state.rows.runs[:, 0].mean())
         runs[block] = total / 2
     assert runs[True] > runs[False]
 

@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 
 from configs.schema import Recipe, load_recipe
-from models.decode import Speculation, make_engine
+from models.decode import make_engine
+from models.drafters import Draft
 from models.sampling import Sampling
 from models.sources import load_target
 from models.tokenizer import load_tokenizer
+from models.verify import Speculation
 from pipelines import responses, shards
 from pipelines.prompts import load_prompts
-from pipelines.responses import Response, prepare_responses, read_responses
+from pipelines.responses import Response, Responses, prepare_responses
 from serve.cost import Cost
 from serve.evaluate import Evaluator, Question
 from serve.session import Decoder
@@ -42,7 +44,7 @@ def sampling(tiny: Tiny, data: Path, seed: int = 0) -> Recipe:
 def sampled(tiny: Tiny, world, data: Path, seed: int = 0, splits: tuple[str, ...] = ("train",)) -> list[Response]:
     target, tokenizer, prompts = world
     written = prepare_responses(sampling(tiny, data, seed), target, tokenizer, dict.fromkeys(splits, prompts))
-    return [response for split in splits for response in read_responses(written, split)]
+    return [response for split in splits for response in Responses(written / split)]
 
 
 def test_an_interruption_changes_no_sampled_answer(tiny: Tiny, world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -87,7 +89,9 @@ def test_the_largest_seed_trains(tiny: Tiny, tmp_path: Path):
 
 
 def test_decoders_take_the_same_seeds():
-    decoder = Decoder(make_engine(make_target(), make_artifact()), Letters(), Speculation(3), sampling=Sampling(1.0))
+    decoder = Decoder(
+        make_engine(make_target(), make_artifact()), Letters(), Draft("drafter", 3), Speculation(Sampling(1.0))
+    )
 
     def texts(*seeds: int) -> list[list[int]]:
         return [answer.ids for answer in decoder.generate([[5, 6, 7]] * 2, max_new_tokens=12, seeds=seeds)]
@@ -106,8 +110,8 @@ def test_evaluation_draws_by_its_seed_alone():
     questions = [Question("t", str(number), "", [5 + number, 6, 7]) for number in range(3)]
 
     def runs(seed: int, *asked: Question) -> list[list[int]]:
-        how = Speculation(1, sampling=Sampling(1.0))
-        evaluator = Evaluator(engine, Letters(), 40, cost=Cost(1.0, {}, {}), prior=[0.5], how=how, seed=seed)
+        options = {"cost": Cost(1.0, {}, {}), "prior": [0.5], "speculation": Speculation(Sampling(1.0)), "seed": seed}
+        evaluator = Evaluator(engine, Letters(), 40, **options)
         answers = [(question, *[evaluator.answer(question, None)] * 2) for question in asked]
         return [decoded.full_width_runs for decoded in evaluator.at_full_width(answers)]
 

@@ -6,9 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.decode import Speculation, make_engine
+from models.decode import make_engine
+from models.drafters import Draft
 from models.sampling import Sampling
-from serve.choose import Chooser, Way
+from models.verify import Speculation
+from serve.choose import Chooser
 from serve.cost import Cost
 from serve.session import Decoder
 from tests.tiny import Letters, make_artifact, make_target
@@ -22,13 +24,13 @@ def engine():
     return make_engine(make_target(), make_artifact(markov_size=16))
 
 
-def decoder(engine, how, **options) -> Decoder:
-    return Decoder(engine, Letters(), how, **options)
+def decoder(engine, draft, *options, **named) -> Decoder:
+    return Decoder(engine, Letters(), draft, *options, **named)
 
 
 def chosen(engine) -> Decoder:
-    ways = [Way("drafter", 1), Way("drafter", 1, 3), Way("drafter", 3, 6), Way("drafter", 6, 3)]
-    return decoder(engine, Speculation(1), chooser=Chooser(COST, [0.6], ways))
+    drafts = [Draft("drafter", 1), Draft("drafter", 1, 3), Draft("drafter", 3, 6), Draft("drafter", 6, 3)]
+    return decoder(engine, Chooser(COST, [0.6], drafts))
 
 
 @pytest.mark.parametrize("stop", [(), ("1", "55"), ("2",)], ids=["no stop", "stops", "early stop"])
@@ -36,7 +38,7 @@ def test_equal_to_the_plain_loop(engine, stop: tuple[str, ...]):
     plain = decoder(engine, None).generate(PROMPTS, max_new_tokens=30, stop=stop)
     ended = {answer.finished for answer in plain}
     assert ended == ({"eos", "length"} if not stop else ended | {"stop"})
-    for other in (decoder(engine, Speculation(6)), chosen(engine)):
+    for other in (decoder(engine, Draft("drafter", 6)), chosen(engine)):
         answers = other.generate(PROMPTS, max_new_tokens=30, stop=stop)
         assert [(a.ids, a.text, a.finished) for a in answers] == [(a.ids, a.text, a.finished) for a in plain]
         for answer in answers:
@@ -50,9 +52,10 @@ def test_equal_to_the_plain_loop(engine, stop: tuple[str, ...]):
             assert not any(word in before for word in stop), "and none before did"
 
 
-@pytest.mark.parametrize("how", [Speculation(4), Speculation(4, deterministic=True), Speculation(4, block=True)])
-def test_sampled_rows_do_not_see_their_batch(engine, how: Speculation):
-    sampled = decoder(engine, how, sampling=Sampling(0.8, top_p=0.9))
+@pytest.mark.parametrize("draft", [Draft("drafter", 4), Draft("drafter", 4, copy=3)])
+@pytest.mark.parametrize("options", [{}, {"deterministic": True}, {"block": True}], ids=str)
+def test_sampled_rows_do_not_see_their_batch(engine, draft: Draft, options: dict[str, bool]):
+    sampled = decoder(engine, draft, Speculation(Sampling(0.8, top_p=0.9), **options))
     together = sampled.generate(PROMPTS, max_new_tokens=20, seeds=range(8))
     for index in (0, 3, 7):
         (alone,) = sampled.generate([PROMPTS[index]], max_new_tokens=20, seeds=[index])
@@ -66,7 +69,7 @@ def test_steps_that_copy_are_told_apart():
     engine = make_engine(target, make_artifact(vocab_size=7, mask_token_id=6, tied_head=True))
     prompt = np.random.default_rng(0).integers(3, 6, 9).tolist()
     (plain,) = decoder(engine, None).generate([prompt], max_new_tokens=60)
-    (answer,) = decoder(engine, Speculation(3, copy=5)).generate([prompt], max_new_tokens=60)
+    (answer,) = decoder(engine, Draft("drafter", 3, copy=5)).generate([prompt], max_new_tokens=60)
     assert answer.ids == plain.ids
     assert set(zip(answer.drafts, answer.widths, strict=True)) == {("ngram", 5), ("drafter", 3)}
     (free,) = chosen(engine).generate([prompt], max_new_tokens=60)
@@ -78,7 +81,7 @@ def test_blocks_wider_than_the_trained_width_have_room(engine):
     """44 tokens and a block of 20 are more than the 64 positions that a block of 6 would ask for."""
     prompt = PROMPTS[0] * 5
     (plain,) = decoder(engine, None, capacity=64).generate([prompt], max_new_tokens=30)
-    (wide,) = decoder(engine, Speculation(20, "ngram"), capacity=64).generate([prompt], max_new_tokens=30)
+    (wide,) = decoder(engine, Draft("ngram", 20), capacity=64).generate([prompt], max_new_tokens=30)
     assert wide.ids == plain.ids
 
 
@@ -88,7 +91,7 @@ def test_blocks_wider_than_the_trained_width_have_room(engine):
 )
 def test_nothing_to_answer(engine, prompts, new: int, words: str):
     with pytest.raises(ValueError, match=words):
-        decoder(engine, Speculation(3)).generate(prompts, max_new_tokens=new)
+        decoder(engine, Draft("drafter", 3)).generate(prompts, max_new_tokens=new)
 
 
 @pytest.mark.parametrize("stop", [[""], ["x", ""], "55"])
@@ -103,14 +106,14 @@ def test_too_long_for_the_context(engine):
         decoder(engine, None).generate([PROMPTS[0]], max_new_tokens=600)
 
 
-@pytest.mark.parametrize("how", [None, Speculation(4)], ids=["plain", "drafted"])
-def test_not_finite_logits_name_the_layer(how: Speculation | None):
+@pytest.mark.parametrize("draft", [None, Draft("drafter", 4)], ids=["plain", "drafted"])
+def test_not_finite_logits_name_the_layer(draft: Draft | None):
     target = make_target()
     broken = target.layers[2].down
     broken[...] = broken[...].at[0, 0].set(jnp.nan)
     for prompt in (PROMPTS[0], [3]):
         with pytest.raises(ValueError, match=r"not finite \(first in layer 2\) in the step after 0 tokens of answer 0"):
-            decoder(make_engine(target, make_artifact()), how).generate([prompt], max_new_tokens=20)
+            decoder(make_engine(target, make_artifact()), draft).generate([prompt], max_new_tokens=20)
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8)], ids=["greedy", "sampled"])
@@ -120,25 +123,25 @@ def test_a_drafter_that_is_not_finite_is_named(sampling: Sampling):
     artifact.weights["layers"][1]["down"] = artifact.weights["layers"][1]["down"].at[0, 0].set(jnp.nan)
     engine = make_engine(make_target(), artifact)
     with pytest.raises(ValueError, match="the drafter's states are not finite in the step after 0 tokens of answer 0"):
-        decoder(engine, Speculation(4), sampling=sampling).generate([PROMPTS[0]], max_new_tokens=20)
-    assert decoder(engine, Speculation(4, "ngram")).generate([PROMPTS[0]], max_new_tokens=20)
+        decoder(engine, Draft("drafter", 4), Speculation(sampling)).generate([PROMPTS[0]], max_new_tokens=20)
+    assert decoder(engine, Draft("ngram", 4)).generate([PROMPTS[0]], max_new_tokens=20)
 
 
 def test_nothing_is_compiled_twice(engine):
     """Prompts of other lengths in the same bucket, other seeds, other answers: the same programs."""
-    from models.decode import speculative_segment, start
+    from models.decode import prefill, segment
 
-    drafted = decoder(engine, Speculation(5))
+    drafted = decoder(engine, Draft("drafter", 5))
     drafted.generate(PROMPTS[:2], max_new_tokens=20)
-    before = start._cache_size(), speculative_segment._cache_size()
+    before = prefill._cache_size(), segment._cache_size()
     drafted.generate(PROMPTS[2:4], max_new_tokens=25, seeds=[4, 5])
-    assert (start._cache_size(), speculative_segment._cache_size()) == before
+    assert (prefill._cache_size(), segment._cache_size()) == before
 
 
 def test_pieces_of_an_answer_arrive_in_order(engine):
-    whole = dataclasses.replace(decoder(engine, Speculation(6)).generate([PROMPTS[1]], max_new_tokens=30)[0])
+    whole = dataclasses.replace(decoder(engine, Draft("drafter", 6)).generate([PROMPTS[1]], max_new_tokens=30)[0])
     seen: list[int] = []
-    for (row,), _ in decoder(engine, Speculation(6)).stream([PROMPTS[1]], max_new_tokens=30):
+    for (row,), _ in decoder(engine, Draft("drafter", 6)).stream([PROMPTS[1]], max_new_tokens=30):
         assert row.ids[: len(seen)] == seen
         seen = list(row.ids)
     assert seen == whole.ids

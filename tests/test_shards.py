@@ -35,15 +35,15 @@ def test_complete_data_need_no_writing(tmp_path: Path):
 def test_the_damaged_file_is_named_with_its_mark(tmp_path: Path):
     for index in range(3):
         shards.write_shard(tmp_path, index, [b"record"] * 4, {})
-    assert len(shards.open_records(tmp_path)) == 12
+    assert len(shards.Records(tmp_path)) == 12
     damaged = tmp_path / "00001.array_record"
     damaged.write_bytes(damaged.read_bytes()[:-5])
     with pytest.raises(ValueError, match="damaged") as caught:
-        shards.open_records(tmp_path)
+        shards.Records(tmp_path)
     message = str(caught.value)
     assert message.startswith(f"{damaged}: damaged (")
     assert message.endswith(f"; delete {tmp_path}/00001.json and prepare again")
     assert "\n" not in message
     (tmp_path / "00001.json").unlink()  # as it says
-    assert shards.missing(tmp_path, list(range(12)), 4) == [(1, [4, 5, 6, 7])]
-    assert len(shards.open_records(tmp_path)) == 8
+    assert shards.missing(tmp_path, 12, 4) == [(1, range(4, 8))]
+    assert len(shards.Records(tmp_path)) == 8

@@ -17,8 +17,11 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
+from configs.errors import UserError
 from models.sources import load_target
+from models.sources.orbax import orbax_weights
 from tests.test_target_parity import LENGTH, forward, torch_model
+from tests.tiny import TARGET
 from tests.tiny_run import EIGHT
 
 IDS = np.random.default_rng(1).integers(0, 96, (2, LENGTH))
@@ -179,6 +182,14 @@ def test_a_damaged_checkpoint(model, tmp_path: Path):
         file.write_bytes(file.read_bytes()[:10])
     with pytest.raises(ValueError, match=r"items: cannot read it \(.*\); copy the checkpoint again"):
         load_target(f"{folder} load_parameters_path={items}", "float32")
+
+
+@pytest.mark.parametrize("left", ["", "{", "[]", "{}", '{"tree_metadata": 3}', '{"tree_metadata": {"a": {}}}'])
+def test_damaged_metadata(tmp_path: Path, left: str):
+    items = save({"token_embedder": {"embedding": np.ones((2, 2), np.float32)}}, tmp_path / "items")
+    (items / "_METADATA").write_text(left)
+    with pytest.raises(UserError, match=r"items: cannot read it \(.*\); copy the checkpoint again"):
+        orbax_weights(tmp_path, TARGET, lambda shape: None)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

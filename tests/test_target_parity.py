@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.masks import packed_mask
+from models.attention import Chain, Packed, whole
 from models.sources import load_target
 
 SHAPE = {
@@ -67,9 +67,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def forward(target, ids, taps):
-    positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
-    mask = packed_mask(jnp.zeros(ids.shape, jnp.int32))
-    return target(jnp.asarray(ids), positions, mask, taps=taps)
+    return target(jnp.asarray(ids), whole(jnp.asarray(ids)), taps=taps)
 
 
 def test_logits_and_taps(pair):
@@ -91,7 +89,7 @@ def test_cached_steps_equal_the_whole_forward(pair):
     for size in (60, 8, 8, 8, 8, 8):
         positions = jnp.broadcast_to(jnp.arange(place, place + size), (2, size))
         part = jnp.asarray(ids[:, place : place + size])
-        hidden, _, cache = target(part, positions, cache=cache)
+        hidden, _, cache = target(part, Chain(positions), cache=cache)
         got.append(np.asarray(target.logits(hidden)))
         place += size
     assert np.abs(np.concatenate(got, axis=1) - logits).max() <= 1e-4
@@ -101,9 +99,9 @@ def test_segments_of_a_packed_row_never_meet(pair):
     target, ids, logits, _ = pair
     half = LENGTH // 2
     packed = np.concatenate([ids[:1, :half], ids[1:, :half]], axis=1)
-    positions = np.tile(np.arange(half), 2)[None]
-    segments = np.repeat([1, 2], half)[None].astype(np.int32)
-    hidden, _, _ = target(jnp.asarray(packed), jnp.asarray(positions), packed_mask(jnp.asarray(segments)))
+    positions = jnp.tile(jnp.arange(half), 2)[None]
+    segments = jnp.repeat(jnp.array([1, 2]), half)[None]
+    hidden, _, _ = target(jnp.asarray(packed), Packed(positions, segments))
     ours = np.asarray(target.logits(hidden))[0]
     assert np.abs(ours[:half] - logits[0, :half]).max() <= 1e-4
     assert np.abs(ours[half:] - logits[1, :half]).max() <= 1e-4

@@ -2,13 +2,13 @@
 chats as training did unless it is told otherwise."""
 
 import json
-from argparse import Namespace
 
 import pytest
 
 from models.sources import EMBEDDED
 from models.tokenizer import load_tokenizer
-from serve.load import load_engine, template_args_of
+from serve.__main__ import template_args_of
+from serve.load import load_engine
 from tests.test_digests import THINKING
 from tests.tiny_run import Tiny, command, make_tiny, write_tokenizer
 
@@ -71,7 +71,7 @@ def test_a_name_the_template_does_not_read_is_refused(tiny: Tiny):
 def test_options_are_read_as_yaml_reads_them():
     given = ["enable_thinking=false", "budget=3", "date=26 Jul", "name=a=b"]
     expected = {"enable_thinking": False, "budget": 3, "date": "26 Jul", "name": "a=b"}
-    assert template_args_of(Namespace(chat_template_arg=given)) == expected
+    assert template_args_of(given) == expected
     for bad in ("enable_thinking", "=3", "a=[1]", "a=", "a=[", "a=2026-11-26"):
         with pytest.raises(ValueError, match="expected NAME=VALUE"):
-            template_args_of(Namespace(chat_template_arg=[bad]))
+            template_args_of([bad])

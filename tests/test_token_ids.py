@@ -7,22 +7,22 @@ from pathlib import Path
 import pytest
 
 from configs.schema import load_recipe
-from models.decode import Speculation, make_engine
+from models.decode import make_engine
+from models.drafters import Draft
 from models.drafters.artifact import read_artifact, write_artifact
 from models.sources import load_target
 from models.tokenizer import load_tokenizer
-from pipelines import shards
 from pipelines.prompts import load_prompts
-from pipelines.responses import prepare_responses, read_responses
+from pipelines.responses import Responses, prepare_responses, write_responses
 from serve.session import Decoder
 from tests.tiny import Letters, make_artifact, make_target
 from tests.tiny_run import SPECIAL, TEMPLATE, make_tiny, write_target, write_tokenizer
 
 
 @pytest.mark.parametrize("token", [61, 100000, 2**40, -1])
-@pytest.mark.parametrize("how", [None, Speculation(4)], ids=["plain", "drafted"])
-def test_prompts(token: int, how: Speculation | None):
-    decoder = Decoder(make_engine(make_target(), make_artifact()), Letters(), how)
+@pytest.mark.parametrize("draft", [None, Draft("drafter", 4)], ids=["plain", "drafted"])
+def test_prompts(token: int, draft: Draft | None):
+    decoder = Decoder(make_engine(make_target(), make_artifact()), Letters(), draft)
     with pytest.raises(
         ValueError, match=f"prompt 1: token id {token} at place 1 is not in the vocabulary of tiny; expected 0 to 60"
     ):
@@ -62,9 +62,9 @@ def test_records_on_disk(world):
     recipe, target, prompts = world
     tokenizer = load_tokenizer(recipe.target.source)
     written = prepare_responses(recipe, target, tokenizer, {"train": prompts})
-    found = read_responses(written, "train")
+    found = list(Responses(written / "train"))
     found[1] = dataclasses.replace(found[1], response_ids=(3, 9999))
-    shards.write_shard(written / "train", 0, [response.to_record() for response in found], {})
+    write_responses(written / "train", 0, found)
     with pytest.raises(ValueError, match=r"train, record 1 .*prepare again\): token id 9999"):
         prepare_responses(recipe, target, tokenizer, {"train": prompts})
 

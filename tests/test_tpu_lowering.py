@@ -9,9 +9,10 @@ import optax
 import pytest
 from flax import nnx
 
-from models.decode import Speculation, make_engine, speculative_segment, start
-from models.generate import empty_rows, insert, plain_segment
+from models.decode import empty_state, insert, make_engine, prefill, segment
+from models.drafters import SINGLE, Draft
 from models.sampling import Sampling
+from models.verify import GREEDILY, Speculation
 from tests.tiny import make_artifact, make_target
 from train.objectives.dflash import LossSettings, Trainee, block_loss
 
@@ -58,45 +59,46 @@ def test_train_step(online: bool, dtype: str):
 
 
 SAMPLED = Sampling(temperature=0.7, top_k=20, top_p=0.9, min_p=0.05)
-HOWS = {
-    "greedy": Speculation(6),
-    "undrafted": Speculation(1, sampling=SAMPLED),
-    "sampled": Speculation(6, sampling=SAMPLED),
-    "block": Speculation(6, sampling=SAMPLED, block=True),
-    "deterministic": Speculation(6, sampling=SAMPLED, deterministic=True),
-    "n-gram": Speculation(6, "ngram", SAMPLED),
-    "copying": Speculation(6, sampling=SAMPLED, copy=3),
+CASES = {
+    "greedy": (Draft("drafter", 6), GREEDILY),
+    "undrafted": (SINGLE, Speculation(SAMPLED)),
+    "sampled": (Draft("drafter", 6), Speculation(SAMPLED)),
+    "block": (Draft("drafter", 6), Speculation(SAMPLED, block=True)),
+    "deterministic": (Draft("drafter", 6), Speculation(SAMPLED, deterministic=True)),
+    "n-gram": (Draft("ngram", 6), Speculation(SAMPLED)),
+    "copying": (Draft("drafter", 6, copy=3), Speculation(SAMPLED)),
 }
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("how", HOWS.values(), ids=HOWS)
-def test_speculative_segment(how: Speculation, dtype: str):
+@pytest.mark.parametrize(("draft", "speculation"), CASES.values(), ids=CASES)
+def test_speculative_segment(draft: Draft, speculation: Speculation, dtype: str):
     engine, state = started(dtype)
-    lower_for_tpu(dtype, lambda engine, state: speculative_segment(engine, state, 16, how), engine, state)
+    lower_for_tpu(dtype, lambda engine, state: segment(engine, state, 16, draft, speculation), engine, state)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sampling", [Sampling(), SAMPLED])
 def test_plain_loop(sampling: Sampling, dtype: str):
-    target = make_target(dtype=dtype)
-    state = empty_rows(target, 4, 64)
-    lower_for_tpu(dtype, lambda target, state: plain_segment(target, state, 16, sampling), target, state)
+    engine = started(dtype)[0].plain
+    state = empty_state(engine, 4, 64)
+    lower_for_tpu(dtype, lambda engine, state: segment(engine, state, 16, SINGLE, Speculation(sampling)), engine, state)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_prefill(dtype: str):
     """Of the speculative loop (target and drafter read the prompt) and of the plain one."""
-    engine = make_engine(make_target(dtype=dtype), make_artifact(draft_vocab_size=30, markov_size=16))
+    engine, _ = started(dtype)
     prompt, length = jnp.ones((2, 8), jnp.int32), jnp.array([8, 5], jnp.int32)
-    lower_for_tpu(dtype, lambda engine, *row: start(engine, *row, capacity=64), engine, prompt, length, length, length)
-    target = make_target(dtype=dtype)
-    rows, state = jnp.array([0, 3], jnp.int32), empty_rows(target, 4, 64)
-    lower_for_tpu(dtype, insert, target, state, rows, prompt, length, length + 20, length)
+    lower_for_tpu(
+        dtype, lambda engine, *row: prefill(engine, *row, capacity=64), engine, prompt, length, length, length
+    )
+    rows, state = jnp.array([0, 3], jnp.int32), empty_state(engine.plain, 4, 64)
+    lower_for_tpu(dtype, insert, engine.plain, state, rows, prompt, length, length + 20, length)
 
 
 def started(dtype: str):
     """An engine and a state of two rows in it."""
     engine = make_engine(make_target(dtype=dtype), make_artifact(draft_vocab_size=30, markov_size=16))
     prompt, length = np.ones((2, 8), np.int32), np.array([8, 5], np.int32)
-    return engine, start(engine, prompt, length, length + 20, length, capacity=64)
+    return engine, prefill(engine, prompt, length, length + 20, length, capacity=64)

@@ -6,11 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.decode import Speculation, draft, make_engine, speculative_segment, start
-from models.decode import block_hidden as decoder_hidden
+from models.attention import Packed
+from models.decode import make_engine, prefill, segment
+from models.drafters import Draft
 from models.layers import logits
 from models.sampling import keys
-from pipelines.features import packed_features
+from models.target import packed_features
+from models.verify import GREEDILY
 from tests.tiny import make_artifact, make_target
 from train.objectives.dflash import Trainee, block_hidden, draft_context, slot_hidden
 
@@ -33,31 +35,33 @@ def test_block_logits_agree(case: str, width: int):
     prompts = [rng.integers(3, 60, size).tolist() for size in (11, 17)]
     engine = make_engine(target, artifact)
     finished = [decode(engine, prompt, num_steps=5, width=width) for prompt in prompts]
-    written = [np.asarray(state.tokens)[0, : int(state.length[0])].tolist() for state in finished]
+    written = [np.asarray(state.rows.tokens)[0, : int(state.rows.length[0])].tolist() for state in finished]
 
     batch, places = packed_row(written)
     trainee = Trainee(artifact.drafter("float32"), target, artifact.draft_vocab, online=False)
-    features = packed_features(target, batch["tokens"], batch["positions"], batch["segments"], taps=(0, 2))
+    features = packed_features(target, batch["tokens"], Packed(batch["positions"], batch["segments"]), taps=(0, 2))
     anchors = jnp.array([[place + len(text) - 1 for place, text in zip(places, written, strict=True)]])
     hidden = block_hidden(trainee, batch, anchors, width, context=draft_context(trainee, batch, features))
     trained = np.asarray(logits(hidden, trainee.head[...]))[0]
 
     context = draft_context(trainee, batch, features)
     for index, state in enumerate(finished):
-        decoded = np.asarray(logits(decoder_hidden(engine, state, width), engine.head))[0]
+        kind, rows = engine.drafter, state.rows
+        decoded = np.asarray(logits(kind.block_hidden(target, state.drafter, rows, width), kind.head))[0]
         assert np.abs(trained[index] - decoded).max() <= 1e-4
-        drafts, _ = draft(engine, state, Speculation(width), keys(state.seed, state.length))
+        options = {"key": keys(rows.seed, rows.length), "width": width, "speculation": GREEDILY}
+        drafts = kind.propose(target, state.drafter, rows, **options).tokens
         slots = slot_hidden(trainee, batch, anchors[:, index : index + 1], drafts[None], context=context)
-        rows = np.asarray(logits(slots, trainee.head[...])).argmax(axis=-1)[0, 0]
-        expected = rows if artifact.draft_vocab is None else artifact.draft_vocab[rows]
+        best = np.asarray(logits(slots, trainee.head[...])).argmax(axis=-1)[0, 0]
+        expected = best if artifact.draft_vocab is None else artifact.draft_vocab[best]
         assert np.asarray(drafts)[0].tolist() == expected.tolist(), "each slot given the draft before it"
 
 
 def decode(engine, prompt, *, num_steps, width):
     row = jnp.asarray([prompt + [0] * (32 - len(prompt))], jnp.int32)
     length = jnp.array([len(prompt)], jnp.int32)
-    state = start(engine, row, length, length + 40, length, capacity=128)
-    return speculative_segment(engine, state, num_steps, Speculation(width))
+    state = prefill(engine, row, length, length + 40, length, capacity=128)
+    return segment(engine, state, num_steps, Draft("drafter", width))
 
 
 def packed_row(texts):
@@ -65,10 +69,10 @@ def packed_row(texts):
     length = sum(map(len, texts)) + 5
     batch = {name: np.zeros((1, length), np.int32) for name in ("tokens", "positions", "segments")}
     places, place = [], 0
-    for segment, text in enumerate(texts, start=1):
+    for number, text in enumerate(texts, start=1):
         span = slice(place, place + len(text))
         batch["tokens"][0, span], batch["positions"][0, span] = text, np.arange(len(text))
-        batch["segments"][0, span] = segment
+        batch["segments"][0, span] = number
         places.append(place)
         place += len(text)
     return jax.tree.map(jnp.asarray, batch), places

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from configs.files import held, write_json
-from pipelines.responses import read_responses
+from pipelines.responses import Responses
 from tests.tiny_run import Tiny, logged_step, make_tiny
 from train.metrics import read_metrics
 
@@ -58,20 +58,21 @@ def test_data_held_by_another_are_waited_for(tiny: Tiny, tmp_path: Path):
     done = tiny.train(tmp_path / "a", "train.steps=1", f"run.data_dir={data}")
     assert done.returncode == 0, done.stderr
     (folder,) = (data / "responses").glob("*/train")
-    expected = read_responses(folder.parent, "train")
+    expected = list(Responses(folder.parent / "train"))
     mark = folder / "00001.json"
+    content = json.loads(mark.read_text())
     mark.unlink()
     with held(folder, wait=False):
         process = tiny.start(tmp_path / "b", "train.steps=1", f"run.data_dir={data}")
         assert process.stdout is not None
         line = next(line for line in process.stdout if "waiting for its end" in line)
         assert line.startswith(f"{folder}: process {os.getpid()} on ")
-        write_json(mark, {"responses": 8, "tokens": 8})  # what was missing is there when it gets its turn
+        write_json(mark, content)  # what was missing is there when it gets its turn
         written = {path: path.stat().st_mtime_ns for path in folder.glob("0*")}
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert {path: path.stat().st_mtime_ns for path in folder.glob("0*")} == written, "nothing is written twice"
-    assert read_responses(folder.parent, "train") == expected
+    assert list(Responses(folder.parent / "train")) == expected
 
 
 def test_the_same_data_asked_for_at_the_same_time(tiny: Tiny, tmp_path: Path):

@@ -109,6 +109,15 @@ def write_prompts(path: Path, count: int = 24) -> Path:
     return path
 
 
+def on_disk(folder: Path, responses: Sequence[Any], size: int = 16) -> Any:
+    """`pipelines.responses.Responses` of the given ones, written to `folder` in shards of `size`."""
+    from pipelines.responses import Responses, write_responses
+
+    for index, first in enumerate(range(0, len(responses), size)):
+        write_responses(folder, index, responses[first : first + size])
+    return Responses(folder)
+
+
 def recipe(root: Path) -> dict[str, dict[str, Any]]:
     """The tiny recipe: 12 steps of width 4 over the target and prompts in `root`."""
     return {
@@ -123,7 +132,7 @@ def recipe(root: Path) -> dict[str, dict[str, Any]]:
             "batch": 8,
             "shard_size": 8,
         },
-        "features": {"mode": "cached", "dtype": "float32"},
+        "features": {"mode": "cached", "dtype": "float32", "attention": "dense"},
         "drafter": {
             "num_layers": 1,
             "target_layer_ids": None,

@@ -17,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from models.cache import Slots
 from models.sharding import whole_rows
 from models.statistics import bootstrap_ratio, wilson
 from pipelines.batches import RowSource
-from pipelines.responses import Response
+from pipelines.packing import starts
 from train.objectives.dflash import Trainee, draft_context, head_cross_entropy, row_features, slot_hidden, slot_labels
 
 ROWS = 4
@@ -85,17 +86,15 @@ class Acceptance:
         return {"width": self.width, "tau": self.tau, "tasks": self.tasks(), "slots": self.slots()}
 
 
-def heldout_acceptance(
-    trainee: Trainee, source: RowSource, responses: Sequence[Response], head_chunk: int
-) -> Acceptance:
+def heldout_acceptance(trainee: Trainee, source: RowSource, head_chunk: int) -> Acceptance:
     """The greedy walk over every held-out response."""
-    width = trainee.drafter.config.width
-    lengths = [response.length for response in responses]
+    width, responses = trainee.drafter.config.width, source.responses
     walks: list[Walk] = []
     for numbers, batch, startable in _batches(source, whole_rows(ROWS, trainee.mesh)):
         accepted = _accepted_everywhere(trainee, batch, startable, width, head_chunk)
         for row, hits in zip(numbers, accepted, strict=False):
-            for number, begin in zip(source.rows[row].numbers, source.rows[row].starts(lengths), strict=True):
+            held = source.packing[row]
+            for number, begin in zip(held.tolist(), starts(responses.lengths[held]), strict=True):
                 response = responses[number]
                 first = begin + len(response.prompt_ids) - 1
                 last = begin + response.length - 1
@@ -131,25 +130,40 @@ def _accepted_everywhere(
 ) -> np.ndarray:
     """[B, S]: leading correct drafts of a block anchored at each startable position, 0 elsewhere."""
     out = np.zeros(startable.shape, np.int32)
+    arrays = {name: jnp.asarray(values) for name, values in batch.items()}
+    context = _context(trainee, arrays)
+    arrays.pop("features", None)
     places = [np.flatnonzero(row) for row in startable]
     for start in range(0, max(map(len, places)), ANCHORS):
         anchors = np.full((len(places), ANCHORS), -1, np.int32)
         for row, place in enumerate(places):
             part = place[start : start + ANCHORS]
             anchors[row, : len(part)] = part
-        hits = np.asarray(_leading_hits(trainee, batch, anchors, width=width, head_chunk=head_chunk))
+        asked = jnp.asarray(anchors)
+        hits = np.asarray(_leading_hits(trainee, arrays, context, asked, width=width, head_chunk=head_chunk))
         for row in range(len(places)):
             used = anchors[row] >= 0
             out[row, anchors[row][used]] = hits[row][used]
     return out
 
 
+@jax.jit
+def _context(trainee: Trainee, batch: dict[str, Array]) -> Slots:
+    """What the drafter reads of the rows, whatever the anchors."""
+    return draft_context(trainee, batch, row_features(trainee, batch, final=False))
+
+
 @partial(jax.jit, static_argnames=("width", "head_chunk"))
 def _leading_hits(
-    trainee: Trainee, batch: dict[str, Array], anchors: Int[Array, "B A"], *, width: int, head_chunk: int
+    trainee: Trainee,
+    batch: dict[str, Array],
+    context: Slots,
+    anchors: Int[Array, "B A"],
+    *,
+    width: int,
+    head_chunk: int,
 ) -> Int[Array, "B A"]:
     """How many slots from the first on would draft the response's own token."""
-    context = draft_context(trainee, batch, row_features(trainee, batch, final=False))
     labels = slot_labels(batch, anchors, width)
     hidden = slot_hidden(trainee, batch, anchors, labels, context=context)
     rows = jnp.where(labels >= 0, trainee.draft_index[...][labels], -1)

@@ -35,7 +35,8 @@ from models.sources import load_target
 from models.target import TargetConfig
 from models.tokenizer import load_tokenizer
 from pipelines.batches import RowSource, train_batches
-from pipelines.prepare import Prepared, describe_rows, frequent_tokens, prepare
+from pipelines.prepare import Prepared, frequent_tokens, prepare
+from pipelines.responses import Responses
 from train.acceptance import Acceptance, heldout_acceptance
 from train.build import drafter_config, new_drafter
 from train.checkpoint import LAYOUT, check_identity, whole_steps
@@ -71,10 +72,12 @@ def assemble(recipe: Recipe) -> Assembly:
     prepared = prepare(recipe, target, tokenizer)
     vocab = None
     if config.draft_vocab_size is not None:
-        vocab = frequent_tokens(prepared.read("train"), config.draft_vocab_size, target.config.eos_ids)
+        written = Responses(prepared.responses / "train")
+        vocab = frequent_tokens(written, config.draft_vocab_size, target.config.eos_ids)
         config = dataclasses.replace(config, draft_vocab_size=len(vocab))
     drafter = new_drafter(recipe, config, target)
-    trainee = Trainee(drafter, target, vocab, online=recipe.features.mode == "online")
+    section = recipe.features
+    trainee = Trainee(drafter, target, vocab, online=section.mode == "online", attention=section.attention)
     return Assembly(trainee, prepared, vocab, target.config, target.fingerprint)
 
 
@@ -120,14 +123,14 @@ def train(recipe: Recipe, *, config: str, overrides: Sequence[str], resume: bool
 def _fit_and_report(recipe: Recipe, assembly: Assembly, identity: Mapping[str, Any], *, command: str) -> int:
     from train.trainer import fit
 
-    run, section, prepared = recipe.run_dir, recipe.batches, assembly.prepared
+    run, section = recipe.run_dir, recipe.batches
     rows = assembly.rows("train", section.row_length)
-    say(f"batches: {describe_rows(rows, prepared.read('train'), section.row_length)}")
-    heldout, responses = assembly.rows("heldout", section.row_length), prepared.read("heldout")
+    say(f"batches: {rows.describe()}")
+    heldout = assembly.rows("heldout", section.row_length)
 
     def evaluate(model: nnx.Module, step: int) -> Acceptance:
         assert isinstance(model, Trainee)
-        acceptance = heldout_acceptance(model, heldout, responses, recipe.loss.head_chunk)
+        acceptance = heldout_acceptance(model, heldout, recipe.loss.head_chunk)
         say(f"train: step {step}: held-out tau {acceptance.tau:.3f} ({_per_task(acceptance)})")
         return acceptance
 

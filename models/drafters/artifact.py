@@ -34,8 +34,9 @@ from configs.files import replacing
 from configs.paths import read_object
 from models.drafters.artifact_config import config_json, parse_config, read_config
 from models.drafters.dflash import Drafter, DrafterConfig
-from models.sharding import shard
-from models.target import FINGERPRINT, Target
+from models.drafters.dflash_kind import DFlash
+from models.sharding import constrain, shard
+from models.target import AXES, FINGERPRINT, Target
 
 CONFIG = "config.json"
 _NORMS = {
@@ -56,10 +57,18 @@ class Artifact:
     origin: dict[str, Any]
 
     def drafter(self, dtype: str, mesh: jax.sharding.Mesh | None = None) -> Drafter:
-        """The network, computing in `dtype`, on `mesh`."""
-        drafter = Drafter(self.config, self.weights, dtype, mesh)
+        """The network on `mesh`, computing in `dtype`, which its weights are kept in: a step need not cast them."""
+        weights = jax.tree.map(lambda weight: weight.astype(dtype), self.weights)
+        drafter = Drafter(self.config, weights, dtype, mesh)
         shard(drafter, mesh)
         return drafter
+
+    def bound(self, target: Target) -> DFlash:
+        """The drafter for `target`, in its type, on its mesh."""
+        vocab = None if self.draft_vocab is None else jnp.asarray(self.draft_vocab, jnp.int32)
+        head = target.head if vocab is None else target.head[vocab]
+        head = constrain(head, target.mesh, *AXES["head"])
+        return DFlash(self.drafter(str(target.dtype), target.mesh), head, vocab)
 
     @property
     def chat_template_args(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ it, so that a block is drafted as one sentence and not as W-1 independent guesse
 """
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,8 +18,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from models.attention import block_attention, cached_block_attention
-from models.cache import KVCache
+from models.attention import Drafting, attend
+from models.cache import Cache, Slots
 from models.layers import (
     RopeScaling,
     full_precision,
@@ -28,8 +29,7 @@ from models.layers import (
     rotation,
     swiglu,
 )
-from models.masks import block_mask, context_mask
-from models.sharding import CACHE, constrain
+from models.sharding import constrain
 from models.target import Target
 
 
@@ -129,38 +129,35 @@ class Drafter(nnx.Module):
         self.frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
 
     @full_precision
-    def context(self, features: Float[Array, "B S LE"], positions: Int[Array, "B S"]) -> KVCache:
-        """Keys [B K H S] and values [B K S H] of context positions, for every layer."""
+    def context(self, features: Float[Array, "B S LE"], positions: Int[Array, "B S"]) -> Slots:
+        """Keys and values of context positions, for every layer."""
         fused = constrain(features.astype(self.dtype) @ self._cast(self.fc), self.mesh, "batch")
         fused = rms_norm(fused, self._cast(self.hidden_norm), self.config.rms_eps)
         turn = rotation(positions, self.frequencies)
         pairs = [self._key_value(layer, fused, turn) for layer in self.layers]
         keys = [key.transpose(0, 2, 3, 1) for key, _ in pairs]
-        values = [value.transpose(0, 2, 1, 3) for _, value in pairs]
-        return constrain(KVCache(keys, values), self.mesh, *CACHE)
+        return Slots(keys, [value.transpose(0, 2, 1, 3) for _, value in pairs]).held(self.mesh)
 
     @full_precision
     def __call__(
         self,
         block: Float[Array, "B A W D"],
-        anchor_positions: Int[Array, "B A"],
-        context: KVCache,
-        distance: Int[Array, "B A S"] | None,
+        where: Drafting,
+        context: Cache,
         *,
         remat: bool = False,
     ) -> Float[Array, "B A W D"]:
         """Final hidden states (after `norm`) of A blocks per row, each at its anchor, over a shared context.
 
-        `distance` is how far before a block's anchor each context position lies (`models.masks.context_distance`);
-        None where the context is a cache indexed by position, for a single anchor a row, and nothing is differentiated.
+        Each layer sees as far as its own `causal` and `window` say, whatever `where` says of them.
         """
         batch, _, width, _ = block.shape
-        positions = anchor_positions[:, :, None] + jnp.arange(width)
+        positions = where.anchors[:, :, None] + jnp.arange(width)
         turn = rotation(positions.reshape(batch, -1), self.frequencies)
-        layer_step = nnx.remat(Drafter._layer) if remat else Drafter._layer
         x = constrain(block.astype(self.dtype), self.mesh, "batch")
         for index, layer in enumerate(self.layers):
-            x = layer_step(self, layer, x, turn, context.keys[index], context.values[index], anchor_positions, distance)
+            step = partial(self._layer, layer, turn=turn, context=context.layer(index), where=where)
+            x = (jax.checkpoint(step) if remat else step)(x)
         return rms_norm(x, self._cast(self.norm), self.config.rms_eps)
 
     @full_precision
@@ -176,30 +173,15 @@ class Drafter(nnx.Module):
         change = jax.nn.silu(seen @ self._cast(self.markov.into)) @ self._cast(self.markov.out)
         return hidden + self._cast(self.norm) * change
 
-    def _layer(
-        self,
-        layer: DrafterLayer,
-        x: Array,
-        turn: Array,
-        context_keys: Array,
-        context_values: Array,
-        anchors: Array,
-        distance: Array | None,
-    ) -> Array:
+    def _layer(self, layer: DrafterLayer, x: Array, *, turn: Array, context: Cache, where: Drafting) -> Array:
         shape, eps = x.shape, self.config.rms_eps
         flat = x.reshape(shape[0], -1, shape[-1])
         normed = rms_norm(flat, self._cast(layer.attention_norm), eps)
         q = jnp.tensordot(normed, self._cast(layer.q), 1).reshape(*flat.shape[:2], self.config.num_heads, -1)
         q = rotate(rms_norm(q, self._cast(layer.q_norm), eps), turn)
         k, v = self._key_value(layer, normed, turn)
-        inside = block_mask(shape[2], causal=layer.causal, window=layer.window)
-        if distance is None:
-            near = (context_keys, context_values, anchors[:, 0], inside)
-            mixed = cached_block_attention(q, k, v, *near, window=layer.window)
-        else:
-            q, k, v = (part.reshape(*shape[:3], *part.shape[2:]) for part in (q, k, v))
-            mask = context_mask(distance, shape[2], layer.window)
-            mixed = block_attention(q, k, v, context_keys, context_values, mask, inside)
+        where = dataclasses.replace(where, causal=layer.causal, window=layer.window)
+        mixed = attend(q, context, where, (k, v))
         flat = flat + mixed.reshape(*flat.shape[:2], -1) @ self._cast(layer.out)
         normed = rms_norm(flat, self._cast(layer.mlp_norm), eps)
         flat = flat + swiglu(normed, self._cast(layer.gate_up), self._cast(layer.down))

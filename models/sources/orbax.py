@@ -14,7 +14,6 @@ are undone here. A Qwen3 it keeps as it is.
 """
 
 import contextlib
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import keystr, tree_leaves_with_path
 
 from configs.errors import UserError
 from models.sharding import spread
@@ -139,34 +139,30 @@ class _Leaves:
         if found is None:
             raise UserError(f"{path}: no Orbax checkpoint; expected STEP/items, STEP/model_params or what they hold")
         self.item = found
-        try:
-            raw = json.loads((self.item / "_METADATA").read_text())["tree_metadata"]
-            keys = [tuple(str(key["key"]) for key in entry["key_metadata"]) for entry in raw.values()]
-        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UserError(f"{self.item}/_METADATA: not readable ({error}); copy the checkpoint again") from error
+        with _handler(self.item) as handler:
+            metadata = tree_leaves_with_path(handler.metadata(self.item.resolve()).tree)
+        leaves = {tuple(keystr(path, simple=True, separator="/").split("/")): leaf for path, leaf in metadata}
         states = {"opt_state", "step", "opt_states"}
-        held = [key for key in keys if not states & set(key)]
-        self._keys = {_unwrapped(key): key for key in held}
-        self._metadata = self._read_metadata()
+        self._leaves = {_unwrapped(key): (key, leaf) for key, leaf in leaves.items() if not states & set(key)}
         self._shared: dict[str, jax.Array] = {}
         self._asked: set[str] = set()
 
     @property
     def names(self) -> list[str]:
-        return list(self._keys)
+        return list(self._leaves)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._keys
+        return name in self._leaves
 
     def read(self, name: str) -> jax.Array:
-        if name not in self._keys:
+        if name not in self._leaves:
             raise UserError(f"{self.item}: no array {name}; the checkpoint is of another family or of fewer layers")
         self._asked.add(name)
         return self._restore(name)
 
     def unread(self) -> list[str]:
         """The arrays nobody read; the state of random number generators (`rngs`) is none of the model's."""
-        left = set(self._keys) - self._asked
+        left = set(self._leaves) - self._asked
         return sorted(name for name in left if not any(part.endswith("rngs") for part in name.split("/")))
 
     def shared(self, name: str) -> jax.Array:
@@ -175,22 +171,16 @@ class _Leaves:
             self._shared[name] = self.read(name)
         return self._shared[name]
 
-    def _read_metadata(self) -> Any:
-        with _handler(self.item) as handler:
-            return handler.metadata(self.item.resolve()).tree
-
     def _restore(self, name: str) -> jax.Array:
         import orbax.checkpoint as ocp
 
-        leaf = self._metadata
-        for part in self._keys[name]:
-            leaf = leaf[part] if isinstance(leaf, dict) else leaf[int(part)]
+        key, leaf = self._leaves[name]
         shape, dtype = leaf.shape, leaf.dtype
         one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         sharding = one if self._mesh is None else spread(shape, self._mesh)
         where = ocp.ArrayRestoreArgs(sharding=sharding, dtype=dtype, global_shape=shape)
         item, how = jax.ShapeDtypeStruct(shape, dtype), where
-        for part in reversed(self._keys[name]):
+        for part in reversed(key):
             item, how = {part: item}, {part: how}
         args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
         with _handler(self.item) as handler:
@@ -206,7 +196,7 @@ def _handler(item: Path) -> Iterator[Any]:
     try:
         with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
             yield handler
-    except (ValueError, KeyError, OSError, TypeError) as error:
+    except (ValueError, KeyError, OSError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{item}: cannot read it ({reason}); copy the checkpoint again") from error
 

@@ -16,13 +16,12 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from models import layers
-from models.cache import KVCache
+from models.attention import Blocks, Kernel, Packed
+from models.cache import Slots
 from models.drafters.dflash import Drafter, block_tokens
 from models.layers import Frozen
-from models.masks import context_distance
 from models.sharding import constrain, looked_up
-from models.target import AXES, Target
-from pipelines.features import packed_features
+from models.target import AXES, Target, packed_features
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +38,16 @@ class LossSettings:
 class Trainee(nnx.Module):
     """The drafter with what it borrows from the target, frozen: embedding, LM head, the target itself when online."""
 
-    def __init__(self, drafter: Drafter, target: Target, draft_vocab: np.ndarray | None, *, online: bool):
-        self.drafter = drafter
+    def __init__(
+        self,
+        drafter: Drafter,
+        target: Target,
+        draft_vocab: np.ndarray | None,
+        *,
+        online: bool,
+        attention: Kernel = "dense",  # of the target
+    ):
+        self.drafter, self.attention = drafter, attention
         self.target = target if online else None
         self.mesh = target.mesh
         self.embedding = Frozen(target.embedding[...], axes=AXES["embedding"])
@@ -93,11 +100,11 @@ def row_features(trainee: Trainee, batch: dict[str, Array], *, final: bool) -> F
     if trainee.target is None:
         return batch["features"]
     taps = trainee.drafter.config.target_layer_ids
-    tokens, positions, segments = batch["tokens"], batch["positions"], batch["segments"]
-    return packed_features(trainee.target, tokens, positions, segments, taps=taps, final=final)
+    where = Packed(batch["positions"], batch["segments"], trainee.attention)
+    return packed_features(trainee.target, batch["tokens"], where, taps=taps, final=final)
 
 
-def draft_context(trainee: Trainee, batch: dict[str, Array], features: Float[Array, "B S LE"]) -> KVCache:
+def draft_context(trainee: Trainee, batch: dict[str, Array], features: Float[Array, "B S LE"]) -> Slots:
     """The drafter's keys and values of a batch's rows."""
     size = trainee.drafter.config.feature_size
     return trainee.drafter.context(features[..., :size], batch["positions"])
@@ -109,7 +116,7 @@ def block_hidden(
     anchors: Int[Array, "B A"],
     width: int,
     *,
-    context: KVCache,
+    context: Slots,
     remat: bool = False,
 ) -> Float[Array, "B A W D"]:
     """Final hidden states of the blocks at `anchors` (row indices; -1 gives a block nobody scores)."""
@@ -118,9 +125,9 @@ def block_hidden(
     tokens, positions, segments = (
         jnp.take_along_axis(batch[name], at, axis=1) for name in ("tokens", "positions", "segments")
     )
-    distance = context_distance(positions, segments, batch["positions"], batch["segments"])
+    where = Blocks(positions, segments, batch["positions"], batch["segments"])
     block = looked_up(trainee.embedding[...], block_tokens(tokens, width, drafter.config.mask_token_id), trainee.mesh)
-    return drafter(block, positions, context, distance, remat=remat)
+    return drafter(block, where, context, remat=remat)
 
 
 def slot_hidden(
@@ -129,7 +136,7 @@ def slot_hidden(
     anchors: Int[Array, "B A"],
     labels: Int[Array, "B A W1"],
     *,
-    context: KVCache,
+    context: Slots,
     remat: bool = False,
 ) -> Float[Array, "B A W1 D"]:
     """Hidden states of slots 1..W-1 as the LM head reads them, every slot given the response's own token before it."""

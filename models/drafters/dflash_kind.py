@@ -1,0 +1,105 @@
+"""The DFlash drafter as a kind: its network bound to a target, proposing a block in one pass."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int, Key
+
+from models.attention import Block
+from models.cache import Slots, empty_slots
+from models.drafters import Proposal
+from models.drafters.dflash import Drafter, block_tokens
+from models.layers import logits
+from models.rows import Rows
+from models.sampling import distribution, draw
+from models.target import Target
+from models.verify import Speculation
+
+
+@struct.dataclass
+class DFlash:
+    """A drafter's network, with the LM head rows it is read through. Its state is its keys and values of features."""
+
+    network: Drafter
+    head: Float[Array, "Vd D"]
+    draft_vocab: Int[Array, " Vd"] | None  # token id of each head row; None when rows are token ids
+    final: bool = struct.field(pytree_node=False, default=False)
+
+    @property
+    def width(self) -> int:
+        return self.network.config.width
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        return self.network.config.target_layer_ids
+
+    def init_state(self, batch: int, capacity: int) -> Slots:
+        config = self.network.config
+        shape = (batch, config.num_kv_heads, capacity, config.head_dim)
+        return empty_slots(config.num_layers, shape, jnp.dtype(self.network.dtype))
+
+    def read(
+        self,
+        state: Slots,
+        features: Float[Array, "B T LE"],
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+    ) -> Slots:
+        return state.write(self.network.context(features, positions), positions[:, 0])
+
+    def propose(
+        self,
+        target: Target,
+        state: Slots,
+        rows: Rows,
+        *,
+        key: Key[Array, " B"],
+        width: int,
+        speculation: Speculation,
+    ) -> Proposal:
+        hidden = self.block_hidden(target, state, rows, width)[:, 1:]
+        tokens, q = self._tokens(target, rows.anchors, hidden, key, speculation)
+        if q is None and not speculation.sampling.greedy:
+            q = jax.nn.one_hot(tokens, target.config.vocab_size)
+        return Proposal(tokens, None, q, jnp.isfinite(hidden).all(axis=(1, 2)))
+
+    def block_hidden(self, target: Target, state: Slots, rows: Rows, width: int) -> Float[Array, "B W D"]:
+        """The final hidden states of every row's block."""
+        block = target.embed(block_tokens(rows.anchors, width, self.network.config.mask_token_id))
+        return self.network(block[:, None], Block(rows.length[:, None] - 1), state)[:, 0]
+
+    def _tokens(
+        self,
+        target: Target,
+        anchors: Int[Array, " B"],
+        hidden: Float[Array, "B W1 D"],
+        key: Key[Array, " B"],
+        speculation: Speculation,
+    ) -> tuple[Int[Array, "B W1"], Float[Array, "B W1 V"] | None]:
+        """Slot after slot, each given the token before it where the network has a Markov head; q where it was drawn."""
+        if self.network.markov is None and not speculation.draws:
+            return self._token_ids(jnp.argmax(logits(hidden, self.head), axis=-1)), None
+
+        def next_slot(before: Array, slot: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array | None]]:
+            hidden, number = slot
+            scores = logits(self.network.corrected(hidden, target.embed(before)), self.head)
+            if not speculation.draws:
+                token, q = self._token_ids(jnp.argmax(scores, axis=-1)), None
+            else:
+                chances = distribution(scores, speculation.sampling)
+                places = jax.vmap(lambda k, row: draw(jax.random.fold_in(k, number), row))(key, chances)
+                token, q = self._token_ids(places), self._over_vocabulary(chances, target.config.vocab_size)
+            return token, (token, q)
+
+        slots = (hidden.swapaxes(0, 1), jnp.arange(hidden.shape[1]))
+        _, (tokens, q) = jax.lax.scan(next_slot, anchors, slots)
+        return tokens.swapaxes(0, 1), None if q is None else q.swapaxes(0, 1)
+
+    def _token_ids(self, rows: Int[Array, "*b"]) -> Int[Array, "*b"]:
+        return (rows if self.draft_vocab is None else self.draft_vocab[rows]).astype(jnp.int32)
+
+    def _over_vocabulary(self, q: Float[Array, "*b Vd"], size: int) -> Float[Array, "*b V"]:
+        """`q` with zeros for the tokens the draft vocabulary lacks."""
+        if self.draft_vocab is None:
+            return q
+        return jnp.zeros((*q.shape[:-1], size)).at[..., self.draft_vocab].set(q)

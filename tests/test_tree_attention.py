@@ -1,0 +1,64 @@
+"""A node of a tree sees what it would see at the end of its own branch, written as a text: hidden states agree, and a
+chain of nodes is what consecutive tokens are, to the bit."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models.attention import Chain, Tree, whole
+from tests.tiny import make_target
+
+PARENTS = {
+    "chain": [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5]],
+    "two branches": [[0, 0, 1, 2, 3, 4], [0, 1, 2, 0, 4, 5]],
+    "a comb and a star": [[0, 1, 1, 3, 3, 5], [0, 0, 0, 0, 0, 0]],
+}
+ROOTS, CAPACITY = [9, 4], 24
+
+
+def branch(parents: list[int], node: int) -> list[int]:
+    """The nodes from the anchor to `node`."""
+    return [0] if node == 0 else [*branch(parents, parents[node - 1]), node]
+
+
+def prefilled(target, page: int | None, rows: np.ndarray):
+    cache = target.empty_cache(len(rows), CAPACITY, page)
+    positions = jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape)
+    return target(jnp.asarray(rows), Chain(positions), cache=cache)[2]
+
+
+@pytest.mark.parametrize("page", [None, 5])
+@pytest.mark.parametrize("parents", PARENTS.values(), ids=PARENTS)
+def test_nodes_are_the_ends_of_their_branches(parents: list[list[int]], page: int | None):
+    target, rng = make_target(), np.random.default_rng(0)
+    rows, nodes = (rng.integers(3, 60, (2, size)).astype(np.int32) for size in (12, 7))
+    where = Tree(jnp.array(ROOTS), jnp.array(parents))
+    hidden, _, _ = target(jnp.asarray(nodes), where, cache=prefilled(target, page, rows))
+    for row, root in enumerate(ROOTS):
+        for node in range(7):
+            path = branch(parents[row], node)
+            text = jnp.asarray([[*rows[row, :root], *nodes[row, path]]])
+            alone, _, _ = target(text, whole(text))
+            np.testing.assert_allclose(hidden[row, node], alone[0, -1], atol=2e-5)
+            assert int(where.positions[row, node]) == root + len(path) - 1
+
+
+@pytest.mark.parametrize("page", [None, 5])
+def test_a_chain_is_a_tree_of_one_branch(page: int | None):
+    target, rng = make_target(), np.random.default_rng(1)
+    rows, nodes = (rng.integers(3, 60, (2, size)).astype(np.int32) for size in (12, 7))
+    cache, roots = prefilled(target, page, rows), jnp.array(ROOTS)
+    tree = target(jnp.asarray(nodes), Tree(roots, jnp.array(PARENTS["chain"])), cache=cache)
+    chain = target(jnp.asarray(nodes), Chain(roots[:, None] + jnp.arange(7)), cache=cache)
+    np.testing.assert_array_equal(tree[0], chain[0])
+    for one, other in zip(tree[2].values, chain[2].values, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_by_hand():
+    """Root 7, parents 0 0 1: node 3 sees 0..6, the anchor at 7, node 1 at 8 and itself at 10."""
+    where = Tree(jnp.array([7]), jnp.array([[0, 0, 1]]))
+    seen = [np.flatnonzero(row).tolist() for row in np.asarray(where.mask(jnp.arange(12)))[0]]
+    before = list(range(7))
+    assert seen == [[*before, 7], [*before, 7, 8], [*before, 7, 9], [*before, 7, 8, 10]]
+    assert where.positions.tolist() == [[7, 8, 8, 9]]
