@@ -189,7 +189,7 @@ def test_damaged_metadata(tmp_path: Path, left: str):
     items = save({"token_embedder": {"embedding": np.ones((2, 2), np.float32)}}, tmp_path / "items")
     (items / "_METADATA").write_text(left)
     with pytest.raises(UserError, match=r"items: cannot read it \(.*\); copy the checkpoint again"):
-        orbax_weights(tmp_path, TARGET, lambda shape: None)
+        orbax_weights(tmp_path, TARGET, None)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
