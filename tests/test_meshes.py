@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +23,7 @@ from models.sharding import global_rows, make_mesh, shard, sharding_of
 from models.target import Target
 from pipelines.prompt_files import Prompt
 from pipelines.responses import Job, generate_many
-from serve.load import mesh_of
+from serve.__main__ import mesh_of
 from serve.session import Decoder
 from tests.tiny import Letters, make_artifact, make_target
 from tests.tiny_run import EIGHT
@@ -134,13 +133,13 @@ def test_what_a_mesh_does_not_divide():
 
 
 def test_mesh_of_a_command():
-    assert mesh_of(Namespace(mesh="tensor=2,data=1")) == Mesh(data=1, fsdp=1, tensor=2)
-    assert mesh_of(Namespace(mesh="")) == Mesh(data=1, fsdp=1, tensor=1)
+    assert mesh_of("tensor=2,data=1") == Mesh(data=1, fsdp=1, tensor=2)
+    assert mesh_of("") == Mesh(data=1, fsdp=1, tensor=1)
     with pytest.raises(UserError, match=r"--mesh data=2: data and fsdp split rows, .* one row at a time"):
-        mesh_of(Namespace(mesh="data=2"))
+        mesh_of("data=2")
     for wrong in ("model=2", "tensor=0", "tensor", "tensor=2,,x"):
         with pytest.raises(UserError, match=r"--mesh .*: expected data=N, fsdp=N or tensor=N"):
-            mesh_of(Namespace(mesh=wrong))
+            mesh_of(wrong)
 
 
 def test_rows_of_a_recipe():
