@@ -57,7 +57,7 @@ def _extract(recipe: Recipe, target: Target, store: FeatureStore, part: Sequence
         contents = [fill(row, part, length) for row in group]
         names = ("tokens", "positions", "segments")
         tokens, *places = (jnp.stack([content[name] for content in contents]) for name in names)
-        where = Packed(*places, recipe.features.attention)
+        where = Packed(*places, kernel=recipe.features.attention)
         features = packed_features(target, tokens, where, taps=store.tapped.taps, final=store.tapped.final)
         for row, values in zip(group, np.asarray(features), strict=True):
             for number, place in zip(row.numbers, row.starts([r.length for r in part]), strict=True):

@@ -45,7 +45,8 @@ class Trainee(nnx.Module):
         online: bool,
         attention: Kernel = "dense",  # of the target
     ):
-        self.drafter, self.attention = drafter, attention
+        self.drafter = drafter
+        self.attention: Kernel = attention
         self.target = target if online else None
         self.embedding = Frozen(target.embedding[...])
         head, index = target.head, np.arange(target.config.vocab_size)
