@@ -235,7 +235,9 @@ def _splash(
         kernel = splash.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=interpret)
 
         def row(q: Array, keys: Array, values: Array, segments: Array) -> Array:
-            return kernel(q, keys, values, segment_ids=splash.SegmentIds(segments, segments))
+            mixed = kernel(q, keys, values, segment_ids=splash.SegmentIds(segments, segments))
+            assert isinstance(mixed, Array)  # not a pair with residuals
+            return mixed
 
         return jax.vmap(row)
 
