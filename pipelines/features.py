@@ -60,7 +60,7 @@ def _extract(recipe: Recipe, target: Target, store: FeatureStore, texts: list[np
         contents = [fill([texts[number] for number in row], length) for row in group]
         names = ("tokens", "positions", "segments")
         tokens, positions, segments = (jnp.stack([content[name] for content in contents]) for name in names)
-        where = Packed(positions, segments, recipe.features.attention)
+        where = Packed(positions, segments, kernel=recipe.features.attention)
         features = packed_features(target, tokens, where, taps=store.tapped.taps, final=store.tapped.final)
         for row, values in zip(group, np.asarray(features), strict=True):
             for number, place in zip(row, starts(lengths[row]), strict=True):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from models import attention
-from models.attention import Block, Blocks, Chain, attend
+from models.attention import Block, Blocks, Chain, Tree, attend
 from models.cache import Slots
 from models.decode import make_engine, prefill, segment
 from models.drafters import SINGLE, Draft
@@ -99,6 +99,27 @@ def test_caches_stay_in_place(draft: Draft | None):
     engine = engine if draft else engine.plain
     state = prefill(engine, np.ones((1, 8), np.int32), length, length + 20, length * 0, capacity=capacity)
     text = compiled(lambda engine, state: segment(engine, state, 8, draft or SINGLE), engine, state)
+    assert_no_copy(text, capacity)
+
+
+def test_caches_stay_in_place_under_a_tree():
+    """The same of steps that read a tree."""
+    capacity, target = 768, make_target()
+
+    def loop(target, state):
+        def step(_, state):
+            root, cache = state
+            nodes = jnp.ones((1, 6), jnp.int32) + root
+            hidden, _, cache = target(nodes, Tree(root, jnp.array([[0, 0, 1, 2, 4]])), cache=cache)
+            return root + 1 + jnp.argmax(target.logits(hidden)[:, 5], axis=-1) % 3, cache
+
+        return jax.lax.fori_loop(0, 8, step, state)
+
+    state = jnp.array([4]), target.empty_cache(1, capacity)
+    assert_no_copy(compiled(loop, target, state), capacity)
+
+
+def assert_no_copy(text: str, capacity: int):
     assert re.search(rf"f32\[(1,)?2,{capacity},8\]", text), "the caches are in the program under this shape"
     assert not re.findall(rf"= f32\[(?:1,)?2,(?:{capacity},8|8,{capacity})\]\S* copy\(.*", text)
 

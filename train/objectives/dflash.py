@@ -52,7 +52,8 @@ class Trainee(nnx.Module):
         online: bool,
         attention: Kernel = "dense",  # of the target
     ):
-        self.drafter, self.attention = drafter, attention
+        self.drafter = drafter
+        self.attention: Kernel = attention
         self.target = target if online else None
         self.mesh = target.mesh
         self.embedding = Frozen(target.embedding[...], axes=AXES["embedding"])
