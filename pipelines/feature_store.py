@@ -2,7 +2,7 @@
 
 Owned here: a directory of `run.data_dir`/features, named by a digest of its manifest
 
-    manifest.json                       responses directory, taps, whether the final state is in, dtype
+    manifest.json                       responses directory, taps, whether the final state is in, dtype, attention
     {train,heldout}/00000.array_record  shard: one record a response, the 16 bytes of its `stamp`, then those of an
                                         array [S, L*E] (+ E: where the loss has soft labels, the final hidden state,
                                         normed, comes last)
@@ -49,6 +49,7 @@ class FeatureStore:
         """The store for `responses`, its manifest written."""
         tapped = tapped_of(recipe, taps)
         manifest = {"format": FORMAT, "responses": responses.name, **dataclasses.asdict(tapped), "taps": list(taps)}
+        manifest["attention"] = recipe.features.attention
         digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
         directory = Path(recipe.run.data_dir) / "features" / digest
         shards.describe(directory, manifest)

@@ -155,6 +155,25 @@ def test_copies_where_it_can():
     assert len(set(expected)) == 2, "steps of both kinds"
 
 
+def test_rows_copy_by_themselves():
+    """Over seven tokens, where much repeats: rows copy beside rows that draft, and each writes its text."""
+    target = make_target(vocab_size=7, eos_ids=(2,), tied_head=True)
+    engine = make_engine(target, make_artifact(vocab_size=7, mask_token_id=6, tied_head=True))
+    prompts = [np.random.default_rng(seed).integers(3, 6, 5 + 2 * seed).tolist() for seed in range(5)]
+    expected = plain(target, prompts)
+    for draft in (Draft("drafter", 3, copy=6), Draft("drafter", 5, copy=2), Draft("ngram", 4, copy=3)):
+        state = speculate(engine, prompts, draft)
+        assert outputs(state, prompts) == expected
+        copied, counts = np.asarray(state.rows.copied), np.asarray(state.rows.num_steps)
+        mixed = [len({bool(copied[row, step]) for row in range(5) if step < counts[row]}) for step in range(40)]
+        assert mixed.count(2) > 1, "steps of both kinds of row"
+        for row, prompt in enumerate(prompts):
+            places = len(prompt) + np.cumsum([0, *np.asarray(state.rows.runs)[row, : counts[row] - 1].tolist()])
+            text = np.array(prompt + expected[row])
+            could = [ngram_drafts(text, int(place), 5)[1] >= COPY_LEAST for place in places]
+            assert copied[row, : counts[row]].tolist() == could, "a row copies where it can, whatever the others do"
+
+
 def test_ngram_by_hand():
     rows = jnp.array([[5, 6, 7, 5, 6, 0, 0], [8, 9, 8, 4, 9, 8, 9], [1, 2, 2, 0, 0, 0, 0], [1, 2, 3, 4, 0, 0, 0]])
     lengths = jnp.array([5, 7, 3, 4])

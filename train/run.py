@@ -177,6 +177,7 @@ def identity_of(recipe: Recipe, assembly: Assembly) -> dict[str, Any]:
         "target.dtype": recipe.target.dtype,
         "train.dtype": recipe.train.dtype,
         "features.mode": recipe.features.mode,
+        "features.attention": recipe.features.attention,
         "features.dtype": recipe.features.dtype if recipe.features.mode == "cached" else None,
     }
 

@@ -10,7 +10,8 @@ carries its own architecture name, so that no loader takes it for the plain kind
                                            or .markov_size is set;
                                            draft_vocab_ids [Vd] int32 holds the draft vocabulary's token ids,
                                            markov.into.weight [M, 2D] and markov.out.weight [D, M] the Markov head
-    wideblock {target, target_fingerprint, chat_template_args, ...}   where it comes from; other loaders ignore it
+    wideblock {kind, target, target_fingerprint, chat_template_args, ...}
+                                           its kind, and where it comes from; other loaders ignore it
 
 Drafters that others trained are read too: names with or without `model.`, dflash_config nested or at the top level,
 both RoPE spellings, any float type, sharded files. A field that changes the computation and that we do not honour is
@@ -38,7 +39,7 @@ from models.drafters.dflash_kind import DFlash
 from models.sharding import constrain, shard
 from models.target import AXES, FINGERPRINT, Target
 
-CONFIG = "config.json"
+CONFIG, KIND = "config.json", "dflash"
 _NORMS = {
     "attention_norm": "input_layernorm",
     "mlp_norm": "post_attention_layernorm",
@@ -129,6 +130,9 @@ def read_artifact(path: Path) -> Artifact:
         file.
     """
     raw = read_config(path)
+    kind = raw.get("wideblock", {}).get("kind", KIND)
+    if kind != KIND:
+        raise UserError(f"{path}: a drafter of kind {kind!r}; expected {KIND!r}, the one that decodes here")
     config = parse_config(raw, path)
     tensors = _read_tensors(path)
     draft_vocab = tensors.pop("draft_vocab_ids", None)
