@@ -1,9 +1,9 @@
 """Sampled speculative decoding has exactly the target's distribution: every sequence of four tokens over a tiny
 vocabulary is enumerated, and 60,000 decoded ones are compared with it."""
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from models.attention import whole
-from models.decode import make_engine, prefill, segment
+from models.decode import DecodeState, make_engine, prefill, segment
 from models.drafters import SINGLE, Draft
 from models.rows import Rows
 from models.sampling import Sampling, distribution
@@ -40,14 +40,20 @@ CASES = {
 }
 
 
-class Decoded(NamedTuple):
-    rows: Rows
-
-
 def tiny():
     target = make_target(vocab_size=VOCAB, hidden_size=16, num_layers=3)
     layers = {"target_layer_ids": (0, 1), "num_target_layers": 3, "target_hidden_size": 16, "hidden_size": 16}
     return target, make_artifact(vocab_size=VOCAB, mask_token_id=5, width=4, **layers, markov_size=8)
+
+
+def prefilled(engine, prompt: Sequence[int], seeds: jax.Array, new: int = NEW, page: int | None = None) -> DecodeState:
+    """A row of the prompt for every seed; with slots, one row read and repeated."""
+    count = 1 if page is None else len(seeds)
+    rows, length = jnp.tile(jnp.asarray(prompt), (count, 1)), jnp.full(count, len(prompt))
+    state = prefill(engine, rows, length, length + new, seeds[:count], capacity=16, page=page)
+    if page is None:
+        state = jax.tree.map(lambda leaf: jnp.repeat(leaf, len(seeds), axis=0), state)
+    return dataclasses.replace(state, rows=dataclasses.replace(state.rows, seed=seeds))
 
 
 def enumerated(target, sampling: Sampling, prompt: Sequence[int] = PROMPT) -> dict[tuple[int, ...], float]:
@@ -79,8 +85,8 @@ def assert_distributed(counts: dict[tuple[int, ...], int], expected: dict[tuple[
     assert stats.chisquare(observed[kept], wanted[kept] * total / wanted[kept].sum()).pvalue > 0.01
 
 
-def counted(state, counts, prompt: Sequence[int] = PROMPT):
-    tokens, length = np.asarray(state.rows.tokens), np.asarray(state.rows.length)
+def counted(rows: Rows, counts, prompt: Sequence[int] = PROMPT):
+    tokens, length = np.asarray(rows.tokens), np.asarray(rows.length)
     for row, end in zip(tokens, length, strict=True):
         text = tuple(row[len(prompt) : end].tolist())
         counts[text] = counts.get(text, 0) + 1
@@ -94,13 +100,10 @@ def test_speculative(width: int | str, speculation: Speculation, page: int | Non
     draft = Draft("ngram", 4) if width == "ngram" else Draft("drafter", width)
     target, artifact = tiny()
     engine, counts, steps = make_engine(target, artifact), {}, 0
-    rows = jnp.tile(jnp.asarray(PROMPT), (ROWS, 1))
-    length = jnp.full(ROWS, len(PROMPT))
     for part in range(SAMPLES // ROWS):
-        seeds = jnp.arange(ROWS) + part * ROWS
-        fresh = prefill(engine, rows, length, length + NEW, seeds, capacity=16, page=page)
+        fresh = prefilled(engine, PROMPT, jnp.arange(ROWS) + part * ROWS, page=page)
         state = segment(engine, fresh, 100, draft, speculation)
-        counted(state, counts)
+        counted(state.rows, counts)
         steps += int(state.rows.num_steps.sum())
     assert_distributed(counts, enumerated(target, speculation.sampling))
     tokens = sum(len(text) * count for text, count in counts.items())
@@ -108,53 +111,48 @@ def test_speculative(width: int | str, speculation: Speculation, page: int | Non
 
 
 COPIES = [
-    (Draft("drafter", 3, copy=4), WARM),
-    (Draft("drafter", 1, copy=3), NUCLEUS),
-    (Draft("drafter", 4, copy=3), WARM),
+    (Draft("drafter", 3, copy=4), Speculation(WARM)),
+    (Draft("drafter", 1, copy=3), Speculation(NUCLEUS)),
+    (Draft("drafter", 4, copy=3), Speculation(WARM, block=True)),
 ]
 
 
-@pytest.mark.parametrize(("draft", "sampling"), COPIES)
-@pytest.mark.parametrize("block", [False, True])
-def test_copying(draft: Draft, sampling: Sampling, block: bool):
+@pytest.mark.parametrize(("draft", "speculation"), COPIES)
+def test_copying(draft: Draft, speculation: Speculation):
     """In steps where some rows copy and others draft."""
     target, artifact = tiny()
     engine, counts, kinds, mixed = make_engine(target, artifact), {}, set(), 0
-    rows, length = jnp.tile(jnp.asarray(COPYING), (ROWS, 1)), jnp.full(ROWS, len(COPYING))
     for part in range(SAMPLES // ROWS):
-        seeds = jnp.arange(ROWS) + part * ROWS
-        fresh = prefill(engine, rows, length, length + NEW, seeds, capacity=16)
-        state = segment(engine, fresh, 100, draft, Speculation(sampling, block=block))
-        counted(state, counts, COPYING)
+        fresh = prefilled(engine, COPYING, jnp.arange(ROWS) + part * ROWS)
+        state = segment(engine, fresh, 100, draft, speculation)
+        counted(state.rows, counts, COPYING)
         copied = np.asarray(state.rows.copied)
         taken = np.arange(16) < np.asarray(state.rows.num_steps)[:, None]
         kinds |= set(copied[taken].tolist())
         mixed += sum(len(set(copied[taken[:, step], step].tolist())) == 2 for step in range(NEW))
     assert kinds == {True, False}, "rows of both kinds"
     assert mixed, "in the same step"
-    assert_distributed(counts, enumerated(target, sampling, COPYING))
+    assert_distributed(counts, enumerated(target, speculation.sampling, COPYING))
 
 
-@pytest.mark.parametrize("draft", [Draft("drafter", 3, copy=4)])
-def test_copying_alone(draft: Draft):
+def test_copying_alone():
     """Every row by itself: its steps copy or draft."""
     target, artifact = tiny()
     engine, counts, kinds = make_engine(target, artifact), {}, set()
-    row, length = jnp.asarray([COPYING]), jnp.array([len(COPYING)])
+    fresh = prefilled(engine, COPYING, jnp.arange(1))
 
     @jax.jit
     @jax.vmap
     def decoded(seed):
-        state = prefill(engine, row, length, length + NEW, seed[None], capacity=16)
-        return jax.tree.map(
-            lambda leaf: leaf[0], segment.__wrapped__(engine, state, 100, draft, Speculation(WARM)).rows
-        )
+        state = dataclasses.replace(fresh, rows=dataclasses.replace(fresh.rows, seed=seed[None]))
+        end = segment.__wrapped__(engine, state, 100, Draft("drafter", 3, copy=4), Speculation(WARM))
+        return jax.tree.map(lambda leaf: leaf[0], end.rows)
 
     for part in range(SAMPLES // ROWS):
-        found = Decoded(decoded(jnp.arange(ROWS) + part * ROWS))
-        counted(found, counts, COPYING)
-        steps = np.arange(16) < np.asarray(found.rows.num_steps)[:, None]
-        kinds |= set(np.asarray(found.rows.copied)[steps].tolist())
+        rows = decoded(jnp.arange(ROWS) + part * ROWS)
+        counted(rows, counts, COPYING)
+        steps = np.arange(16) < np.asarray(rows.num_steps)[:, None]
+        kinds |= set(np.asarray(rows.copied)[steps].tolist())
     assert kinds == {True, False}, "steps of both kinds"
     assert_distributed(counts, enumerated(target, WARM, COPYING))
 
@@ -164,11 +162,9 @@ def test_plain(sampling: Sampling, page: int | None):
     target, artifact = tiny()
     engine = make_engine(target, artifact).plain
     counts: dict[tuple[int, ...], int] = {}
-    rows = jnp.tile(jnp.asarray(PROMPT), (ROWS, 1))
-    length, seeds = jnp.full(ROWS, len(PROMPT)), jnp.arange(ROWS)
     for part in range(SAMPLES // ROWS):
-        state = prefill(engine, rows, length, length + NEW, seeds + part * ROWS, capacity=16, page=page)
-        counted(segment(engine, state, 100, SINGLE, Speculation(sampling)), counts)
+        state = prefilled(engine, PROMPT, jnp.arange(ROWS) + part * ROWS, page=page)
+        counted(segment(engine, state, 100, SINGLE, Speculation(sampling)).rows, counts)
     assert_distributed(counts, enumerated(target, sampling))
 
 
@@ -176,12 +172,11 @@ def test_block_verification_accepts_more():
     """Its point: never fewer tokens a step than token by token, in expectation (arXiv 2403.10444, theorem 2)."""
     target, artifact = tiny()
     engine = make_engine(target, artifact)
-    rows, length = jnp.tile(jnp.asarray(PROMPT), (ROWS, 1)), jnp.full(ROWS, len(PROMPT))
     runs = {}
     for block in (False, True):
         total = 0
         for part in range(2):
-            fresh = prefill(engine, rows, length, length + 8, jnp.arange(ROWS) + part * ROWS, capacity=16)
+            fresh = prefilled(engine, PROMPT, jnp.arange(ROWS) + part * ROWS, new=8)
             state = segment(engine, fresh, 1, Draft("drafter", 4), Speculation(HOT, block=block))
             total += float(state.rows.runs[:, 0].mean())
         runs[block] = total / 2

@@ -12,7 +12,17 @@ from models.drafters import SINGLE, Draft, Proposal
 from models.sampling import Sampling
 from models.verify import GREEDILY, Speculation, verify_greedy, verify_tokens
 from tests.test_decoder_lossless import PROMPTS, outputs, padded, plain
-from tests.test_sampling_exact import NEW, PROMPT, ROWS, SAMPLES, VOCAB, assert_distributed, counted, enumerated, tiny
+from tests.test_sampling_exact import (
+    PROMPT,
+    ROWS,
+    SAMPLES,
+    VOCAB,
+    assert_distributed,
+    counted,
+    enumerated,
+    prefilled,
+    tiny,
+)
 from tests.tiny import make_artifact, make_target
 
 PARENTS = (0, 0, 1, 1, 2, 3, 6)  # two branches, the first with two of its own; a chain of three below
@@ -82,12 +92,10 @@ def test_the_greedy_text(page: int | None):
 def test_the_distribution(sampling: Sampling, page: int | None):
     target, artifact = tiny()
     engine, counts, steps = bush(target, artifact), {}, 0
-    rows, length = jnp.tile(jnp.asarray(PROMPT), (ROWS, 1)), jnp.full(ROWS, len(PROMPT))
     for part in range(SAMPLES // ROWS):
-        seeds = jnp.arange(ROWS) + part * ROWS
-        state = prefill(engine, rows, length, length + NEW, seeds, capacity=32, page=page)
+        state = prefilled(engine, PROMPT, jnp.arange(ROWS) + part * ROWS, page=page)
         state = segment(engine, state, 100, Draft("drafter", engine.drafter.width), Speculation(sampling))
-        counted(state, counts)
+        counted(state.rows, counts)
         steps += int(state.rows.num_steps.sum())
     assert_distributed(counts, enumerated(target, sampling))
     assert sum(len(text) * count for text, count in counts.items()) > 1.1 * steps, "nodes were accepted"
