@@ -28,7 +28,7 @@ def _from_list(value: object) -> object:
 Place = Annotated[str, AfterValidator(at_home)]  # names a file or directory: `~` is replaced
 Places = Annotated[tuple[Place, ...], BeforeValidator(_from_list)]
 Ids = Annotated[tuple[int, ...], Field(min_length=1), BeforeValidator(_from_list)]
-STRICT = ConfigDict(strict=True, extra="forbid")
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -284,9 +284,9 @@ def _explain(cls: type, error: ValidationError) -> str:
     hint = typing.get_type_hints(cls)[field]
     if type(None) in typing.get_args(hint):
         (hint,) = (arg for arg in typing.get_args(hint) if arg is not type(None))
+    if kind == "finite_number":
+        return f"{field}: expected a {'finite ' if got == got else ''}number, got {got}"
     if kind in _LIMITS:
-        if got != got:
-            return f"{field}: expected a number, got {got}"
         word, name = _LIMITS[kind]
         limit = first.get("ctx", {})[name]
         return f"{field}: expected {word} {limit}, got {type(limit)(got)}"

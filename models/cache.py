@@ -50,7 +50,10 @@ class Cache(abc.ABC):
 
     @abc.abstractmethod
     def insert(self, new: "Slots", rows: Int[Array, " R"]) -> "Cache":
-        """Itself with the first positions of `rows` replaced by those of `new`; rows >= B are dropped."""
+        """Itself with `rows` cleared and `new` at their first positions; rows >= B are dropped.
+
+        Cleared, since what a row before them left may be no numbers, which no mask hides: 0 x NaN is NaN.
+        """
 
     @abc.abstractmethod
     def slots(self, places: Int[Array, "B C"]) -> "Slots":
@@ -115,9 +118,13 @@ class Slots(Cache):
     def insert(self, new: "Slots", rows: Int[Array, " R"]) -> "Slots":
         size = new.capacity
         keys, values = zip(self.keys, new.keys, strict=True), zip(self.values, new.values, strict=True)
+
+        def cleared(buffer: Array) -> Array:
+            return buffer.at[rows].set(0, mode="drop")
+
         return Slots(
-            [buffer.at[rows, :, :, :size].set(part, mode="drop") for buffer, part in keys],
-            [buffer.at[rows, :, :size].set(part, mode="drop") for buffer, part in values],
+            [cleared(buffer).at[rows, :, :, :size].set(part, mode="drop") for buffer, part in keys],
+            [cleared(buffer).at[rows, :, :size].set(part, mode="drop") for buffer, part in values],
         )
 
     def held(self, mesh: jax.sharding.Mesh | None) -> "Slots":
@@ -165,7 +172,9 @@ class Pages(Cache):
     def insert(self, new: Slots, rows: Int[Array, " R"]) -> "Pages":
         pages = self.table.at[rows].get(mode="fill", fill_value=self.values[0].shape[0])  # beyond the pool: dropped
         places = jnp.broadcast_to(jnp.arange(new.capacity), (rows.shape[0], new.capacity))
-        return self._scattered(new, pages, places, jnp.ones(rows.shape[0], bool))
+        keys, values = ([pool.at[pages].set(0, mode="drop") for pool in pools] for pools in (self.keys, self.values))
+        cleared = Pages(keys, values, self.table)
+        return cleared._scattered(new, pages, places, jnp.ones(rows.shape[0], bool))
 
     def held(self, mesh: jax.sharding.Mesh | None) -> "Pages":
         keys, values = (constrain(pools, mesh, None, None, "kv_heads") for pools in (self.keys, self.values))

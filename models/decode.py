@@ -88,7 +88,7 @@ def prefill(
     reach: int | Int[Array, ""] = 0,
     page: int | None = None,
 ) -> DecodeState:
-    """A state with the prompts (padded on the right to P) prefilled; `capacity` >= stop + width.
+    """A state with the prompts (padded on the right to P) prefilled; `capacity` >= stop + width - 1.
 
     The target's cache has pages of `page` positions, or slots.
 
@@ -125,8 +125,9 @@ def insert(
     """`state` with prompts (padded on the right to P) prefilled into the rows of these numbers; >= B: dropped."""
     new = prefill(engine, prompts, lengths, stops, seeds, capacity=prompts.shape[1])
 
-    def put(all: Array, some: Array) -> Array:
-        return all.at[(numbers, *(slice(size) for size in some.shape[1:]))].set(some, mode="drop")
+    def put(whole: Array, part: Array) -> Array:
+        cleared = whole.at[numbers].set(jnp.zeros((), whole.dtype), mode="drop")
+        return cleared.at[(numbers, *(slice(size) for size in part.shape[1:]))].set(part, mode="drop")
 
     rows, drafter = jax.tree.map(put, (state.rows, state.drafter), (new.rows, new.drafter))
     assert isinstance(new.cache, Slots)
@@ -156,10 +157,7 @@ def segment(
 
     def run(carry: tuple[Array, DecodeState], copying: Copying) -> tuple[Array, DecodeState]:
         def applies(carry: tuple[Array, DecodeState]) -> Array:
-            rows = carry[1].rows
-            copies = can_copy(rows)
-            every, none = jnp.all(rows.done | copies), jnp.all(rows.done | ~copies)
-            return unfinished(carry) & {"none": none, "all": every, "some": ~(every | none)}[copying]
+            return unfinished(carry) & who_copies(carry[1].rows)[copying]
 
         def advance(carry: tuple[Array, DecodeState]) -> tuple[Array, DecodeState]:
             return carry[0] + 1, step(engine, carry[1], draft, speculation, copying)
@@ -271,6 +269,13 @@ def nothing_proposed(engine: Engine, rows: Rows, speculation: Speculation) -> Pr
     batch = rows.done.shape[0]
     q = None if speculation.sampling.greedy else jnp.zeros((batch, 0, engine.target.config.vocab_size))
     return Proposal(jnp.zeros((batch, 0), jnp.int32), None, q, jnp.ones(batch, bool))
+
+
+def who_copies(rows: Rows) -> dict[Copying, Bool[Array, ""]]:
+    """Which one it is of the unfinished rows."""
+    copies = can_copy(rows)
+    every, none = jnp.all(rows.done | copies), jnp.all(rows.done | ~copies)
+    return {"none": none, "all": every, "some": ~(every | none)}
 
 
 def can_copy(rows: Rows) -> Bool[Array, " B"]:

@@ -74,12 +74,3 @@ def draw(key: Key[Array, ""], probabilities: Float[Array, " V"]) -> Int[Array, "
 def keys(seed: Int[Array, " B"], position: Int[Array, " B"]) -> Key[Array, " B"]:
     """One key a row, fixed by the row's seed and a position: a row's draws do not depend on its batch mates."""
     return jax.vmap(lambda s, p: jax.random.fold_in(jax.random.key(s), p))(seed, position)
-
-
-def sample(
-    logits: Float[Array, "B V"], seed: Int[Array, " B"], position: Int[Array, " B"], sampling: Sampling
-) -> Int[Array, " B"]:
-    """The next token of every row, for `position`."""
-    if sampling.greedy:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    return jax.vmap(draw)(keys(seed, position), distribution(logits, sampling))

@@ -4,7 +4,7 @@ In: source names, as a recipe lists them in `prompts.sources`
 
     own                          the training prompts that come with this package
     own:KIND                     one kind of them, such as own:chat
-    path/to/file.jsonl(.gz)      a file in the formats of models/prompts.py
+    path/to/file.jsonl(.gz)      a file in the formats of pipelines/prompt_files.py
     tfds:NAME[:SPLIT][@DIR]      a TFDS dataset prepared as array_record, read without TensorFlow; NAME may be
                                  name/config:1.0.0, SPLIT a slice such as train[:10%], DIR is its data_dir
     hf:NAME[#CONFIG][:SPLIT]     a dataset of the Hugging Face hub, or a local folder, read with `datasets`

@@ -24,7 +24,7 @@ import json
 import struct
 import time
 from array import array
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -385,12 +385,12 @@ def generate_many(
     drafter = Nothing() if tapped is None else Recorder(tapped, target.config.hidden_size)
     engine, speculation = Engine(target, drafter), Speculation(Sampling(section.temperature))
     state = decode.empty_state(engine, rows, section.max_prompt_tokens + section.max_new_tokens)
-    waiting = _length_bucketed([len(job.ids) for job in jobs], 2 * section.batch)
+    waiting = deque(_length_bucketed([len(job.ids) for job in jobs], 2 * section.batch))
     running: dict[int, int] = {}  # row -> job number
     while waiting or running:
         free = [row for row in range(rows) if row not in running]
         while waiting and (len(free) >= min(refill, rows) or not running):
-            taken = [(free.pop(0), waiting.pop(0)) for _ in range(min(refill, len(free), len(waiting)))]
+            taken = [(free.pop(0), waiting.popleft()) for _ in range(min(refill, len(free), len(waiting)))]
             running.update(taken)
             state = _insert(recipe, engine, state, [(row, jobs[number]) for row, number in taken])
         state = decode.segment(engine, state, SEGMENT, SINGLE, speculation)

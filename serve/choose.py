@@ -20,6 +20,7 @@ old failures fade into the prior.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -120,9 +121,9 @@ def worthwhile_drafts(cost: Cost, prior: Sequence[float]) -> list[Draft]:
         return [SINGLE]
     slots = max(widths)
 
-    def best(drafts: str, conditional: np.ndarray) -> tuple[int, float]:
+    def best(kind: Literal["drafter", "ngram"], conditional: np.ndarray) -> tuple[int, float]:
         survival = np.cumprod(conditional)
-        rates = {w: (1 + survival[: w - 1].sum()) / cost.step_ms(drafts, w) for w in widths}
+        rates = {w: (1 + survival[: w - 1].sum()) / cost.step_ms(kind, w) for w in widths}
         width = max(rates, key=lambda width: rates[width])
         return width, rates[width] * cost.verify_ms[1]
 
@@ -156,7 +157,7 @@ def copying(text: Sequence[int], begin: int, width: int) -> tuple[list[tuple[int
 def ngram_drafts(text: np.ndarray, place: int, width: int) -> tuple[np.ndarray, int]:
     """The W-1 n-gram drafts for text[place:], and how many tokens before `place` they rest on.
 
-    The rule of `models.decode.ngram_tokens`.
+    The rule of `models.drafters.ngram.ngram_tokens`.
     """
     past = text[:place]
     if place < 2:

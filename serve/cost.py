@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -44,9 +44,9 @@ class Cost:
     draft_ms: dict[int, float]  # by width; 0 at width 1
     verify_ms: dict[int, float]
 
-    def step_ms(self, drafts: str, width: int) -> float:
+    def step_ms(self, kind: Literal["drafter", "ngram"], width: int) -> float:
         """One speculative step; n-gram drafts cost nothing worth counting."""
-        return self.verify_ms[width] + (self.draft_ms[width] if drafts == "drafter" else 0.0)
+        return self.verify_ms[width] + (self.draft_ms[width] if kind == "drafter" else 0.0)
 
     def expected_speedup(self, width: int, survival: Sequence[float]) -> float:
         """Speedup at `width` if slots survive as they did; `survival[j - 1]` is the share of steps accepting slot j."""
@@ -67,7 +67,7 @@ def measure_cost(
     engine: Engine, state: DecodeState, plain: DecodeState, widths: Sequence[int], speculation: Speculation = GREEDILY
 ) -> Cost:
     """Times every width on the given states, which stay as they are: of `engine` and of `engine.plain`, both with room
-    for STEPS full blocks.
+    for stop + width - 1 positions.
 
     The widths alternate, one segment each in turn, so that a machine that slows down slows all of them.
     """
@@ -113,7 +113,7 @@ def time_steps(engine: Engine, capacity: int, widths: Sequence[int], speculation
     vocab_size = engine.target.config.vocab_size
     ids = np.random.default_rng(0).integers(0, vocab_size, (1, capacity // 4)).astype(np.int32)
     length, zero = np.array([ids.shape[1]], np.int32), np.zeros(1, np.int32)
-    stop = length + capacity // 2
+    stop = np.array([timed_stop(capacity, widths)], np.int32)
     state = prefill(engine, ids, length, stop, zero, capacity=capacity)
     plain = prefill(engine.plain, ids, length, stop, zero, capacity=capacity)
     parts = []
@@ -121,6 +121,11 @@ def time_steps(engine: Engine, capacity: int, widths: Sequence[int], speculation
         drop_programs()
         parts.append(measure_cost(engine, state, plain, widths[first : first + TOGETHER], speculation))
     return joined(parts)
+
+
+def timed_stop(capacity: int, widths: Sequence[int]) -> int:
+    """Where the rows that are timed end: three quarters on, or as far as the widest block has room."""
+    return min(3 * capacity // 4, capacity + 1 - max(widths))
 
 
 def joined(parts: Sequence[Cost]) -> Cost:

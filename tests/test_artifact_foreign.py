@@ -103,6 +103,8 @@ def test_sliding_layers_are_causal_inside_the_block_unless_told_otherwise(writte
         ({"attention_bias": True}, "attention_bias=True is not supported"),
         ({"residual_scale": 0.5}, "residual_scale is not known"),
         ({"use_sliding_window": True, "layer_types": None}, "use_sliding_window without layer_types"),
+        ({"wideblock": {"kind": "eagle3"}}, "a drafter of kind 'eagle3'; expected 'dflash'"),
+        ({"wideblock": ["mine"]}, "wideblock: expected a mapping of fields"),
     ],
 )
 def test_what_we_do_not_compute_is_refused_by_name(written: Path, changes: dict, said: str):

@@ -34,7 +34,7 @@ def test_head_gradient_of_a_drafter_that_is_nearly_sure(soft: float):
     def gradient(dtype: str) -> np.ndarray:
         def loss(hidden):
             named = {"teacher": teacher.astype(dtype), "soft": soft} if soft else {}
-            return head_cross_entropy(hidden, head.astype(dtype), jnp.asarray(labels), 16, **named)[0].sum()
+            return head_cross_entropy(hidden, head.astype(dtype), jnp.asarray(labels), 16, mesh=None, **named)[0].sum()
 
         return np.asarray(jax.grad(loss)(hidden.astype(dtype)), np.float32)
 

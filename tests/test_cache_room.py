@@ -7,7 +7,7 @@ import pytest
 
 from models.attention import Chain
 from models.cache import Slots, empty_pages, empty_slots
-from models.decode import make_engine, prefill, segment
+from models.decode import insert, make_engine, prefill, segment
 from models.drafters import Draft
 from tests.tiny import make_artifact, make_target
 
@@ -45,3 +45,20 @@ def test_a_prompt_longer_than_the_cache_is_our_mistake(page: int | None):
     tokens = jnp.ones((1, 9), jnp.int32)
     with pytest.raises(AssertionError, match="9 positions into a cache of 8"):
         target(tokens, Chain(jnp.arange(9)[None]), cache=target.empty_cache(1, 8, page))
+
+
+@pytest.mark.parametrize("page", [None, 4])
+def test_who_comes_after_a_fault_notices_nothing(page: int | None):
+    """A row that ended in no numbers is given to another prompt: what it writes is what it writes in a fresh row."""
+    engine = make_engine(make_target(eos_ids=()), make_artifact())
+    prompt, length = jnp.full((2, 4), 7), jnp.array([4, 4])
+    state = prefill(engine, prompt, length, jnp.array([16, 8]), length, capacity=16, page=page)
+    state = segment(engine, state, 40, Draft("drafter", 4))
+    one, other = jnp.array([3]), jnp.array([[9, 8, 5]])
+    state = insert(engine, state, jnp.array([0]), other, one, one + 6, one)
+    state = segment(engine, state, 40, Draft("drafter", 4)).rows
+    fresh = prefill(engine, other, one, one + 6, one, capacity=16, page=page)
+    fresh = segment(engine, fresh, 40, Draft("drafter", 4)).rows
+    assert int(state.fault[0]) == 0
+    assert state.tokens[0, :9].tolist() == fresh.tokens[0, :9].tolist()
+    assert state.runs[0, : int(state.num_steps[0])].tolist() == fresh.runs[0, : int(fresh.num_steps[0])].tolist()

@@ -14,7 +14,7 @@ from models.decode import make_engine, prefill, propose
 from models.drafters import Draft, Nothing
 from models.sampling import Sampling, keys
 from models.verify import GREEDILY
-from serve.cost import STEPS, Cost, draft_segment, kept_cost, measure_cost, surroundings
+from serve.cost import STEPS, Cost, draft_segment, kept_cost, measure_cost, surroundings, timed_stop
 from tests.tiny import make_artifact, make_target
 
 COST = Cost(10.0, {1: 0.0, 2: 2.0}, {1: 10.5, 2: 11.0})
@@ -126,6 +126,14 @@ def test_parts_add_up_to_steps_and_hold_no_call(monkeypatch: pytest.MonkeyPatch)
     assert cost.verify_ms == pytest.approx({1: 11.0 + call, 2: 12.0})
     assert cost.draft_ms == pytest.approx({1: 0.0, 2: 1.0 + call})
     assert cost.step_ms("drafter", 2) == pytest.approx(13.0 + call)
+
+
+def test_steps_are_timed_where_there_is_room():
+    """The widest block after the last token of the timed rows still fits: a row that lacks room ends as a fault."""
+    for capacity, widths in ((256, [1, 128]), (512, [1, 2, 32]), (256, [2, 6])):
+        stop = timed_stop(capacity, widths)
+        assert stop + max(widths) - 1 <= capacity
+        assert stop >= capacity // 4 + STEPS or max(widths) == 128
 
 
 def test_drafting_alone_drafts_as_often_as_it_is_told():

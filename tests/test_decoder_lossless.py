@@ -123,12 +123,13 @@ def test_scripted_drafts(monkeypatch: pytest.MonkeyPatch, rate: float, page: int
         assert all((run == 1).all() for run in runs)
 
 
-def test_long_prompts_are_read_in_chunks():
-    """Keys, values and features of 150 and 70 tokens, as one forward over them has them."""
+@pytest.mark.parametrize("capacity", [256, 160])
+def test_long_prompts_are_read_in_chunks(capacity: int):
+    """Keys, values and features of 150 and 70 tokens, as one forward over them has them; 64 does not divide 160."""
     target = make_target()
     engine = make_engine(target, make_artifact())
     rows, lengths = padded([np.random.default_rng(size).integers(3, 60, size).tolist() for size in (150, 70)])
-    state = prefill(engine, rows, lengths, lengths + 8, lengths, capacity=256)
+    state = prefill(engine, rows, lengths, lengths + 4, lengths, capacity=capacity)
     positions = jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape)
     local = target.empty_cache(*rows.shape)
     _, features, cache = target(rows, Chain(positions), cache=local, taps=engine.drafter.taps)

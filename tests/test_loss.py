@@ -132,7 +132,7 @@ def test_gradient_equals_automatic_differentiation(soft: float):
     weights = jnp.asarray(rng.random((2, 3, 5)), jnp.float32)
 
     def ours(hidden):
-        return jnp.sum(weights * head_cross_entropy(hidden, head, rows, 7, teacher=teacher, soft=soft)[0])
+        return jnp.sum(weights * head_cross_entropy(hidden, head, rows, 7, teacher=teacher, soft=soft, mesh=None)[0])
 
     def plain(hidden):
         logp = jax.nn.log_softmax(hidden @ head.T)
@@ -160,7 +160,7 @@ def _head_gradient(trainee, hidden, teaching):
     rows = jnp.zeros(hidden.shape[:3], jnp.int32)
 
     def loss(hidden):
-        return head_cross_entropy(hidden, trainee.head[...], rows, CHUNK, **teaching)[0].sum()
+        return head_cross_entropy(hidden, trainee.head[...], rows, CHUNK, mesh=None, **teaching)[0].sum()
 
     return jax.grad(loss)(hidden)
 

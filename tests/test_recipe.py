@@ -73,6 +73,7 @@ def test_resolved_recipe_reads_back(tmp_path: Path):
         ("run.name=''", ["run.name", "expected a value"]),
         ("run.dir=''", ["run.dir", "expected a value"]),
         ("optimizer.learning_rate=.nan", ["optimizer.learning_rate", "expected a number", "nan"]),
+        ("optimizer.learning_rate=.inf", ["optimizer.learning_rate", "expected a finite number", "inf"]),
         ("optimizer.b1=1.0", ["optimizer.b1", "below 1.0", "1.0"]),
     ],
 )

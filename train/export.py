@@ -23,7 +23,7 @@ from configs.console import say
 from configs.errors import UserError
 from configs.files import replacing, write_atomic, write_json
 from models.drafters.artifact import Artifact, interrupted, read_artifact, write_artifact
-from models.drafters.artifact_config import beyond_plain, config_json, is_drafter, parse_config, read_config
+from models.drafters.artifact_config import beyond_plain, config_json, is_drafter, origin_of, parse_config, read_config
 from models.drafters.dflash import DrafterConfig
 from models.layers import RopeScaling
 from train.card import bare_card, card
@@ -164,7 +164,7 @@ def read_drafter(path: Path) -> Artifact:
     vocab = None if vocab is None else np.asarray(vocab)
     if any(layer["q"].ndim != 4 for layer in tree["layers"].values()):
         raise UserError(f"{path}: exported in an earlier layout (layers/<i>/q is no [D, K, G, H]); export it again")
-    return Artifact(parse_config(raw, path), drafter_weights({"drafter": tree}), vocab, raw.get("wideblock", {}))
+    return Artifact(parse_config(raw, path), drafter_weights({"drafter": tree}), vocab, origin_of(raw, path))
 
 
 def write_orbax(artifact: Artifact, out: Path) -> None:

@@ -93,6 +93,10 @@ def train_drafter(recipe: Recipe, *, resume: bool = False) -> Path:
 
 def train(recipe: Recipe, *, config: str, overrides: Sequence[str], resume: bool) -> int:
     """Prepares, trains, measures; returns the exit code (128 + signal when interrupted)."""
+    if jax.process_count() > 1:
+        raise UserError(
+            f"{recipe.run_dir}: expected one process, got {jax.process_count()}: data and runs have one writer"
+        )
     keep_compiled_programs()
     keep_freed_memory()
     run = recipe.run_dir

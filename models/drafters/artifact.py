@@ -33,13 +33,13 @@ import numpy as np
 from configs.errors import UserError
 from configs.files import replacing
 from configs.paths import read_object
-from models.drafters.artifact_config import config_json, parse_config, read_config
+from models.drafters.artifact_config import config_json, origin_of, parse_config, read_config
 from models.drafters.dflash import Drafter, DrafterConfig
 from models.drafters.dflash_kind import DFlash
 from models.sharding import constrain, shard
 from models.target import AXES, FINGERPRINT, Target
 
-CONFIG, KIND = "config.json", "dflash"
+CONFIG = "config.json"
 _NORMS = {
     "attention_norm": "input_layernorm",
     "mlp_norm": "post_attention_layernorm",
@@ -130,9 +130,6 @@ def read_artifact(path: Path) -> Artifact:
         file.
     """
     raw = read_config(path)
-    kind = raw.get("wideblock", {}).get("kind", KIND)
-    if kind != KIND:
-        raise UserError(f"{path}: a drafter of kind {kind!r}; expected {KIND!r}, the one that decodes here")
     config = parse_config(raw, path)
     tensors = _read_tensors(path)
     draft_vocab = tensors.pop("draft_vocab_ids", None)
@@ -146,7 +143,7 @@ def read_artifact(path: Path) -> Artifact:
             f"{path}: draft_vocab_ids does not hold {config.draft_vocab_size} ids below {config.vocab_size}"
         )
     weights = _from_tensors(config, tensors, path)
-    return Artifact(config, weights, draft_vocab, raw.get("wideblock", {}))
+    return Artifact(config, weights, draft_vocab, origin_of(raw, path))
 
 
 def check_fit(artifact: Artifact, target: Target, path: Path) -> None:

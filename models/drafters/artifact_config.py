@@ -10,7 +10,7 @@ from configs.paths import read_object
 from models.drafters.dflash import DrafterConfig
 from models.layers import RopeScaling
 
-PLAIN, OWN = "DFlashDraftModel", "WideblockDraftModel"
+KIND, PLAIN, OWN = "dflash", "DFlashDraftModel", "WideblockDraftModel"
 
 
 def beyond_plain(config: DrafterConfig) -> dict[str, str]:
@@ -73,7 +73,9 @@ def config_json(config: DrafterConfig, origin: Mapping[str, Any], dtype: str) ->
 
 def parse_config(raw: Mapping[str, Any], path: Path) -> DrafterConfig:
     """The shape a config.json describes; refuses, by name, every field that we do not honour."""
-    where = f"{path}/config.json"
+    where, kind = f"{path}/config.json", origin_of(raw, path).get("kind", KIND)
+    if kind != KIND:
+        raise UserError(f"{where}: a drafter of kind {kind!r}; expected {KIND!r}, the one that decodes here")
     architecture = (raw.get("architectures") or [None])[0]
     if architecture not in (PLAIN, OWN):
         raise UserError(f"{where}: architectures {architecture!r}; expected a drafter ({PLAIN} or {OWN})")
@@ -123,6 +125,14 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> DrafterConfig:
         )
     except KeyError as error:
         raise UserError(f"{where}: field {error} is missing; expected a DFlash drafter config") from error
+
+
+def origin_of(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Its kind and where it comes from, as the drafter itself says; {} where it does not."""
+    origin = raw.get("wideblock") or {}
+    if not isinstance(origin, dict):
+        raise UserError(f"{path}/config.json: wideblock: expected a mapping of fields, got {origin!r}; take it out")
+    return origin
 
 
 def _mask_token(token: Any, vocab_size: int, where: str) -> int:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Int, Key
 
-from models.drafters import Proposal
+from models.drafters import Nothing, Proposal
 from models.rows import Rows
 from models.target import Target
 from models.verify import Speculation
@@ -16,18 +16,8 @@ COPY_LEAST, COPY_MOST = 2, 3  # a row can copy where its last so many tokens occ
 
 
 @struct.dataclass
-class Ngram:
+class Ngram(Nothing):
     """The kind without weights or state: the rows themselves are all it reads."""
-
-    width: int = struct.field(pytree_node=False, default=1)
-    taps: tuple[int, ...] = struct.field(pytree_node=False, default=())
-    final: bool = struct.field(pytree_node=False, default=False)
-
-    def init_state(self, batch: int, capacity: int) -> None:
-        return None
-
-    def read(self, state: None, features: Array, tokens: Array, positions: Array) -> None:
-        return None
 
     def propose(
         self, target: Target, state: Any, rows: Rows, *, key: Key[Array, " B"], width: int, speculation: Speculation

@@ -106,7 +106,7 @@ def leading_hits(
     labels = slot_labels(batch, anchors, trainee.width)
     hidden = slot_hidden(trainee, batch, anchors, labels, context=context)
     rows = jnp.where(labels >= 0, trainee.draft_index[...][labels], -1)
-    _, _, hit = head_cross_entropy(hidden, trainee.head[...], rows, head_chunk)
+    _, _, hit = head_cross_entropy(hidden, trainee.head[...], rows, head_chunk, mesh=trainee.mesh)
     return jnp.cumprod(hit, axis=-1).sum(axis=-1)
 
 
@@ -249,7 +249,7 @@ def head_cross_entropy(
     *,
     teacher: Float[Array, "B A W1 D"] | None = None,
     soft: float = 0.0,
-    mesh: jax.sharding.Mesh | None = None,
+    mesh: jax.sharding.Mesh | None,
 ) -> tuple[Float[Array, "B A W1"], Float[Array, "B A W1"], Bool[Array, "B A W1"]]:
     """The loss of each slot, its cross-entropy against its head row alone, and whether that row's logit is highest.
 

@@ -1,4 +1,4 @@
-"""Building what a recipe describes: the drafter's shape, its first weights, the trainee."""
+"""Building what a recipe describes: the drafter's shape, its first weights."""
 
 import dataclasses
 from pathlib import Path
