@@ -1,7 +1,7 @@
 """The layers both networks are made of: RMSNorm, rotary positions, SwiGLU, the LM head.
 
-Weights are [in, out], q/k/v and gate/up in one where they read the same input, so laid that no dimension that a mesh
-may split holds two kinds of thing. Norms, softmax and logits are computed in float32 whatever the compute type.
+Weights are matrices [in, out]: what has more dimensions a TPU's compiler lays out anew. q/k/v are one, head after head,
+so that a mesh may split its columns. Norms, softmax and logits are computed in float32 whatever the compute type.
 """
 
 import contextlib
@@ -87,10 +87,23 @@ def rms_norm(x: Float[Array, "*b D"], scale: Float[Array, " D"], eps: float) -> 
     return (wide * scale.astype(jnp.float32)).astype(x.dtype)
 
 
-def swiglu(x: Float[Array, "*b D"], gate_up: Float[Array, "D 2 F"], down: Float[Array, "F D"]) -> Float[Array, "*b D"]:
-    """The gated MLP: silu(gate) * up, projected down; `gate_up` holds gate first."""
-    both = jnp.tensordot(x, gate_up, 1)
-    return (jax.nn.silu(both[..., 0, :]) * both[..., 1, :]) @ down
+def into_heads(
+    x: Float[Array, "*b D"], weight: Float[Array, "D KGH"], num_kv_heads: int, head_dim: int
+) -> Float[Array, "*b K G H"]:
+    """`x @ weight`, whose columns are heads, those of a key/value head side by side.
+
+    Without the barrier XLA's TPU compiler splits the columns of the weight in place of the product's, for which it lays
+    the whole weight out anew.
+    """
+    product = jax.lax.optimization_barrier(x @ weight)
+    return product.reshape(*x.shape[:-1], num_kv_heads, -1, head_dim)
+
+
+def swiglu(
+    x: Float[Array, "*b D"], gate: Float[Array, "D F"], up: Float[Array, "D F"], down: Float[Array, "F D"]
+) -> Float[Array, "*b D"]:
+    """The gated MLP: silu(gate) * up, projected down."""
+    return (jax.nn.silu(x @ gate) * (x @ up)) @ down
 
 
 def logits(hidden: Float[Array, "*b D"], head: Float[Array, "V D"]) -> Float[Array, "*b V"]:

@@ -33,7 +33,6 @@ TABLE: dict[str, str | tuple[str, ...]] = {
     "head_rows": ("fsdp", "tensor"),  # the vocabulary of an LM head: states come to it, which are less than it is
 }
 Axes = Sequence[str | None]  # logical axes of an array's first dimensions
-AnyMesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
 Tree = TypeVar("Tree")
 
 
@@ -58,7 +57,7 @@ def make_mesh(sizes: schema.Mesh) -> jax.sharding.Mesh | None:
     return jax.make_mesh(shape, MESH, axis_types=(AxisType.Auto,) * len(MESH), devices=jax.devices()[:count])
 
 
-def ways(axis: str, mesh: AnyMesh | None) -> int:
+def ways(axis: str, mesh: jax.sharding.Mesh | None) -> int:
     """Into how many parts a logical axis is split."""
     return 1 if mesh is None else math.prod(mesh.shape[part] for part in _parts(axis))
 
@@ -68,17 +67,23 @@ def whole_rows(count: int, mesh: jax.sharding.Mesh | None) -> int:
     return -(-count // ways("batch", mesh)) * ways("batch", mesh)
 
 
-def sharding_of(shape: Sequence[int], axes: Axes, mesh: AnyMesh) -> NamedSharding:
+def sharding_of(shape: Sequence[int], axes: Axes, mesh: jax.sharding.Mesh) -> NamedSharding:
     """Where an array of this shape lies.
 
     Raises:
       UserError: a logical axis is no multiple of the mesh axes it is split over.
     """
     for size, axis in zip(shape, axes, strict=False):
-        if axis is not None and size % ways(axis, mesh):
-            over = " x ".join(f"mesh.{part}={mesh.shape[part]}" for part in _parts(axis))
-            raise UserError(f"{axis}={size}: expected a multiple of {over}; choose a mesh or a size that divides")
+        if axis is not None:
+            check_divides(axis, size, mesh)
     return NamedSharding(mesh, PartitionSpec(*(axis and TABLE[axis] for axis in axes)))
+
+
+def check_divides(axis: str, size: int, mesh: jax.sharding.Mesh | None) -> None:
+    """Raises UserError where so much of a logical axis is no multiple of the mesh axes it is split over."""
+    if mesh is not None and size % ways(axis, mesh):
+        over = " x ".join(f"mesh.{part}={mesh.shape[part]}" for part in _parts(axis))
+        raise UserError(f"{axis}={size}: expected a multiple of {over}; choose a mesh or a size that divides")
 
 
 def constrain(tree: Tree, mesh: jax.sharding.Mesh | None, *axes: str | None) -> Tree:

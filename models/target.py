@@ -25,6 +25,7 @@ from models.layers import (
     RopeScaling,
     apply_rotary,
     full_precision,
+    into_heads,
     logits,
     rms_norm,
     rope_frequencies,
@@ -63,10 +64,11 @@ class TargetConfig:
 AXES: dict[str, tuple[str | None, ...]] = {  # logical axes of the weights, [in, out]; norms have none
     "embedding": ("vocab", "embed"),
     "head": ("head_rows", None),
-    "qkv": ("embed", "kv_heads", None, None),  # [D, K, G+2, H]: the G queries of a key/value head, its key, its value
+    "qkv": ("embed", "kv_heads"),  # [D, K*(G+2)*H]: the G queries of a key/value head, its key, its value
     "qkv_bias": ("kv_heads", None, None),
     "out": ("heads", "embed"),
-    "gate_up": ("embed", None, "mlp"),  # [D, 2, F]
+    "gate": ("embed", "mlp"),
+    "up": ("embed", "mlp"),
     "down": ("mlp", "embed"),
 }
 
@@ -83,7 +85,8 @@ class TargetLayer(nnx.Module):
         self.k_norm = Frozen(weights["k_norm"]) if "k_norm" in weights else None
         self.out = Frozen(weights["out"], axes=AXES["out"])
         self.mlp_norm = Frozen(weights["mlp_norm"])
-        self.gate_up = Frozen(weights["gate_up"], axes=AXES["gate_up"])
+        self.gate = Frozen(weights["gate"], axes=AXES["gate"])
+        self.up = Frozen(weights["up"], axes=AXES["up"])
         self.down = Frozen(weights["down"], axes=AXES["down"])
 
 
@@ -156,7 +159,8 @@ class Target(nnx.Module):
             mixed = attend(q, seen, where)
             x = x + mixed.reshape(*x.shape[:2], -1) @ layer.out[...]
             normed = rms_norm(x, layer.mlp_norm[...], self.config.rms_eps)
-            x = constrain(x + swiglu(normed, layer.gate_up[...], layer.down[...]), self.mesh, "batch")
+            x = x + swiglu(normed, layer.gate[...], layer.up[...], layer.down[...])
+            x = constrain(x, self.mesh, "batch")
             tapped[index] = x
         chosen = [tapped[tap] for tap in taps]
         features = jnp.concatenate(chosen, axis=-1) if chosen else jnp.zeros((*x.shape[:2], 0), x.dtype)
@@ -166,7 +170,7 @@ class Target(nnx.Module):
         """Rotated queries [B T N H], rotated keys [B K H T], values [B K T H]."""
         config = self.config
         normed = rms_norm(x, layer.attention_norm[...], config.rms_eps)
-        qkv = jnp.tensordot(normed, layer.qkv[...], 1)
+        qkv = into_heads(normed, layer.qkv[...], config.num_kv_heads, config.head_dim)
         if layer.qkv_bias is not None:
             qkv = qkv + layer.qkv_bias[...]
         q, k, v = qkv[..., :-2, :].reshape(*x.shape[:2], -1, config.head_dim), qkv[..., -2, :], qkv[..., -1, :]

@@ -20,13 +20,14 @@ from models.decode import make_engine
 from models.drafters import Draft
 from models.recorder import Tapped
 from models.sharding import global_rows, make_mesh, shard, sharding_of
+from models.sources import load_target
 from models.target import Target
 from pipelines.prompt_files import Prompt
 from pipelines.responses import Job, generate_many
 from serve.__main__ import mesh_of
 from serve.session import Decoder
 from tests.tiny import Letters, make_artifact, make_target
-from tests.tiny_run import EIGHT
+from tests.tiny_run import EIGHT, write_target
 from train.objectives.dflash import LossSettings, Trainee, block_loss
 
 MESHES = ((8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 1, 8))
@@ -140,6 +141,14 @@ def test_mesh_of_a_command():
     for wrong in ("model=2", "tensor=0", "tensor", "tensor=2,,x"):
         with pytest.raises(UserError, match=r"--mesh .*: expected data=N, fsdp=N or tensor=N"):
             mesh_of(wrong)
+
+
+def test_heads_that_a_mesh_does_not_divide(tmp_path: Path):
+    """Two key/value heads over four devices, though the columns of their weights do divide."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1] * 4).reshape(1, 1, 4), ("data", "fsdp", "tensor"))
+    source = write_target(tmp_path / "target")
+    with pytest.raises(UserError, match=r"kv_heads=2: expected a multiple of mesh\.tensor=4"):
+        load_target(str(source), "float32", mesh)
 
 
 def test_rows_of_a_recipe():

@@ -35,7 +35,7 @@ def test_eight_devices_equal_one(tiny: Tiny):
             np.testing.assert_allclose(got[name], value, atol=2e-5, err_msg=name)
     # D over fsdp; heads, mlp and features over tensor; norms are whole.
     layer = {"q": ["fsdp", "tensor"], "kv": ["fsdp", "tensor"], "out": ["tensor", "fsdp"]}
-    layer |= {"gate_up": ["fsdp", None, "tensor"], "down": ["tensor", "fsdp"]}
+    layer |= {"gate": ["fsdp", "tensor"], "up": ["fsdp", "tensor"], "down": ["tensor", "fsdp"]}
     layer |= {key: [] for key in ("attention_norm", "mlp_norm", "q_norm", "k_norm")}
     expected = {f"drafter.layers.0.{name}": split for name, split in layer.items()}
     expected |= {"drafter.fc": ["tensor", "fsdp"], "drafter.hidden_norm": [], "drafter.norm": []}

@@ -49,10 +49,10 @@ def make_target(seed: int = 0, dtype: str = "float32", **changes: Any) -> Target
     layers = [
         {
             "attention_norm": norm(d),
-            "qkv": matrix(d, config.num_kv_heads, config.num_heads // config.num_kv_heads + 2, config.head_dim),
+            "qkv": matrix(d, config.qkv_size),
             "out": matrix(q, d),
             "mlp_norm": norm(d),
-            "gate_up": matrix(d, 2, config.mlp_size),
+            **dict(zip(("gate", "up"), matrix(d, 2, config.mlp_size).swapaxes(0, 1), strict=True)),
             "down": matrix(config.mlp_size, d),
         }
         for _ in range(config.num_layers)
@@ -110,13 +110,13 @@ def make_artifact(seed: int = 0, **changes: Any) -> Artifact:
     layers = [
         {
             "attention_norm": norm(d),
-            "q": matrix(d, config.num_kv_heads, config.num_heads // config.num_kv_heads, config.head_dim),
-            "kv": matrix(d, config.num_kv_heads, 2, config.head_dim),
+            "q": matrix(d, config.q_size),
+            "kv": matrix(d, 2 * config.kv_size),
             "q_norm": norm(config.head_dim),
             "k_norm": norm(config.head_dim),
             "out": matrix(config.q_size, d),
             "mlp_norm": norm(d),
-            "gate_up": matrix(d, 2, config.mlp_size),
+            **dict(zip(("gate", "up"), matrix(d, 2, config.mlp_size).swapaxes(0, 1), strict=True)),
             "down": matrix(config.mlp_size, d),
         }
         for _ in range(config.num_layers)

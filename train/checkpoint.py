@@ -27,7 +27,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from configs.errors import DiskError, UserError
 
-LAYOUT = 2  # raised when the drafter's weights are laid out otherwise
+LAYOUT = 3  # raised when the drafter's weights are laid out otherwise
 ITEMS = {
     "params": ocp.StandardCheckpointHandler,
     "optimizer": ocp.StandardCheckpointHandler,

@@ -6,9 +6,9 @@ model card beside it (README.md, see `train.card`). Or the parameters alone as a
     RUN/drafter.json  {"config": DrafterConfig fields, "draft_vocab": [token ids] or null, "origin": {...}}
     OUT/config.json   as the artifact's
     OUT/params        Orbax, float32, matrices [in, out]: fc [L*E, D], hidden_norm [D], norm [D],
-                      layers/<i>/{q [D, K, G, H], kv [D, K, 2, H], out [N*H, D], gate_up [D, 2, F],
+                      layers/<i>/{q [D, K*G*H], kv [D, K*2*H], out [N*H, D], gate [D, F], up [D, F],
                       down [F, D], attention_norm [D], mlp_norm [D], q_norm [H], k_norm [H]}, markov/{into, out} and
-                      draft_vocab_ids [Vd] where there are any (letters: models.shapes; k before v, gate before up)
+                      draft_vocab_ids [Vd] where there are any (letters: models.shapes; k before v)
 """
 
 import dataclasses
@@ -162,8 +162,8 @@ def read_drafter(path: Path) -> Artifact:
     tree = dict(read_tree(path / "params"))
     vocab = tree.pop("draft_vocab_ids", None)
     vocab = None if vocab is None else np.asarray(vocab)
-    if any(layer["q"].ndim != 4 for layer in tree["layers"].values()):
-        raise UserError(f"{path}: exported in an earlier layout (layers/<i>/q is no [D, K, G, H]); export it again")
+    if any("gate" not in layer for layer in tree["layers"].values()):
+        raise UserError(f"{path}: exported in an earlier layout (there is no layers/<i>/gate); export it again")
     return Artifact(parse_config(raw, path), drafter_weights({"drafter": tree}), vocab, origin_of(raw, path))
 
 

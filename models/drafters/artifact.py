@@ -188,11 +188,11 @@ def _to_tensors(artifact: Artifact) -> dict[str, np.ndarray]:
     for index, layer in enumerate(weights["layers"]):
         layer = {name: np.asarray(value) for name, value in layer.items()}
         base = f"layers.{index}"
-        d, (k, v), (gate, up) = config.hidden_size, np.moveaxis(layer["kv"], 2, 0), np.moveaxis(layer["gate_up"], 1, 0)
-        attention = {"q": layer["q"].reshape(d, -1), "k": k.reshape(d, -1), "v": v.reshape(d, -1), "o": layer["out"]}
+        kv = layer["kv"].reshape(-1, config.num_kv_heads, 2, config.head_dim)
+        k, v = (part.reshape(len(kv), -1) for part in np.moveaxis(kv, 2, 0))
+        attention = {"q": layer["q"], "k": k, "v": v, "o": layer["out"]}
         out |= {f"{base}.self_attn.{part}_proj.weight": value.T for part, value in attention.items()}
-        mlp = {"gate": gate, "up": up, "down": layer["down"]}
-        out |= {f"{base}.mlp.{part}_proj.weight": value.T for part, value in mlp.items()}
+        out |= {f"{base}.mlp.{part}_proj.weight": layer[part].T for part in ("gate", "up", "down")}
         out |= {f"{base}.{foreign}.weight": layer[ours] for ours, foreign in _NORMS.items()}
     return out
 
@@ -220,13 +220,12 @@ def _from_tensors(config: DrafterConfig, tensors: Mapping[str, np.ndarray], path
         mlp = {part: take(f"{base}.mlp.{part}_proj.weight", *shape).T for part, shape in parts.items()}
         sizes = {"q_norm": config.head_dim, "k_norm": config.head_dim}
         norms = {ours: take(f"{base}.{foreign}.weight", sizes.get(ours, d)) for ours, foreign in _NORMS.items()}
-        heads = (d, config.num_kv_heads, -1, config.head_dim)
+        heads = (d, config.num_kv_heads, config.head_dim)
         return norms | {
-            "q": attention["q"].reshape(heads),
-            "kv": np.concatenate([attention["k"].reshape(heads), attention["v"].reshape(heads)], axis=2),
+            "q": attention["q"],
+            "kv": np.stack([attention["k"].reshape(heads), attention["v"].reshape(heads)], axis=2).reshape(d, -1),
             "out": attention["o"],
-            "gate_up": np.stack([mlp["gate"], mlp["up"]], axis=1),
-            "down": mlp["down"],
+            **mlp,
         }
 
     weights = {

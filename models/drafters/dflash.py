@@ -24,6 +24,7 @@ from models.layers import (
     RopeScaling,
     apply_rotary,
     full_precision,
+    into_heads,
     rms_norm,
     rope_frequencies,
     rotary,
@@ -75,10 +76,11 @@ class DrafterConfig:
 
 AXES: dict[str, tuple[str | None, ...]] = {  # logical axes of the weights, [in, out]; norms have none
     "fc": ("features", "embed"),
-    "q": ("embed", "kv_heads", None, None),  # [D, K, G, H]
-    "kv": ("embed", "kv_heads", None, None),  # [D, K, 2, H]
+    "q": ("embed", "kv_heads"),  # [D, K*G*H]
+    "kv": ("embed", "kv_heads"),  # [D, K*2*H]: the key of a key/value head, its value
     "out": ("heads", "embed"),
-    "gate_up": ("embed", None, "mlp"),  # [D, 2, F]
+    "gate": ("embed", "mlp"),
+    "up": ("embed", "mlp"),
     "down": ("mlp", "embed"),
     "markov.into": ("embed", "mlp"),
     "markov.out": ("mlp", "embed"),
@@ -97,7 +99,8 @@ class DrafterLayer(nnx.Module):
         self.k_norm = nnx.Param(weights["k_norm"])
         self.out = nnx.Param(weights["out"], axes=AXES["out"])
         self.mlp_norm = nnx.Param(weights["mlp_norm"])
-        self.gate_up = nnx.Param(weights["gate_up"], axes=AXES["gate_up"])
+        self.gate = nnx.Param(weights["gate"], axes=AXES["gate"])
+        self.up = nnx.Param(weights["up"], axes=AXES["up"])
         self.down = nnx.Param(weights["down"], axes=AXES["down"])
 
 
@@ -177,21 +180,24 @@ class Drafter(nnx.Module):
         shape, eps = x.shape, self.config.rms_eps
         flat = x.reshape(shape[0], -1, shape[-1])
         normed = rms_norm(flat, self._cast(layer.attention_norm), eps)
-        q = jnp.tensordot(normed, self._cast(layer.q), 1).reshape(*flat.shape[:2], self.config.num_heads, -1)
+        q = self._into_heads(normed, layer.q).reshape(*flat.shape[:2], self.config.num_heads, -1)
         q = apply_rotary(rms_norm(q, self._cast(layer.q_norm), eps), angles)
         k, v = self._key_value(layer, normed, angles)
         where = dataclasses.replace(where, causal=layer.causal, window=layer.window)
         mixed = attend(q, context, where, (k, v))
         flat = flat + mixed.reshape(*flat.shape[:2], -1) @ self._cast(layer.out)
         normed = rms_norm(flat, self._cast(layer.mlp_norm), eps)
-        flat = flat + swiglu(normed, self._cast(layer.gate_up), self._cast(layer.down))
+        flat = flat + swiglu(normed, self._cast(layer.gate), self._cast(layer.up), self._cast(layer.down))
         return constrain(flat.reshape(shape), self.mesh, "batch")
 
     def _key_value(self, layer: DrafterLayer, x: Array, angles: Array) -> tuple[Array, Array]:
         """Rotated keys and values [B T K H] of normed inputs [B T D]."""
-        kv = jnp.tensordot(x, self._cast(layer.kv), 1)
+        kv = self._into_heads(x, layer.kv)
         k = rms_norm(kv[..., 0, :], self._cast(layer.k_norm), self.config.rms_eps)
         return apply_rotary(k, angles), kv[..., 1, :]
+
+    def _into_heads(self, x: Array, param: nnx.Param) -> Array:
+        return into_heads(x, self._cast(param), self.config.num_kv_heads, self.config.head_dim)
 
     def _cast(self, param: nnx.Param) -> Array:
         return param[...].astype(self.dtype)
@@ -210,17 +216,18 @@ def random_weights(config: DrafterConfig, rng: jax.Array) -> dict[str, Any]:
     def matrix(*shape: int, scale: float = 1.0) -> Array:
         return 0.02 * scale * jax.random.normal(next(keys), shape, jnp.float32)
 
-    depth, kv_heads = (2 * config.num_layers) ** -0.5, config.num_kv_heads
+    depth = (2 * config.num_layers) ** -0.5
     layers = [
         {
             "attention_norm": jnp.ones(d),
-            "q": matrix(d, kv_heads, config.num_heads // kv_heads, config.head_dim),
-            "kv": matrix(d, kv_heads, 2, config.head_dim),
+            "q": matrix(d, config.q_size),
+            "kv": matrix(d, 2 * config.kv_size),
             "q_norm": jnp.ones(config.head_dim),
             "k_norm": jnp.ones(config.head_dim),
             "out": matrix(config.q_size, d, scale=depth),
             "mlp_norm": jnp.ones(d),
-            "gate_up": matrix(d, 2, config.mlp_size),
+            "gate": matrix(d, config.mlp_size),
+            "up": matrix(d, config.mlp_size),
             "down": matrix(config.mlp_size, d, scale=depth),
         }
         for _ in range(config.num_layers)
@@ -259,7 +266,7 @@ def _from_target_layer(layer: Any, common: Array, config: DrafterConfig) -> dict
         return jnp.asarray(variable[...], jnp.float32)
 
     excess = wide(layer.attention_norm) / jnp.where(common == 0, 1.0, common)
-    qkv = excess[:, None, None, None] * wide(layer.qkv)
+    qkv = (excess[:, None] * wide(layer.qkv)).reshape(len(common), config.num_kv_heads, -1, config.head_dim)
     q, kv = qkv[:, :, :-2], qkv[:, :, -2:]
 
     def head_norm(norm: Any, matrix: Array) -> Array:
@@ -268,12 +275,13 @@ def _from_target_layer(layer: Any, common: Array, config: DrafterConfig) -> dict
 
     return {
         "attention_norm": common,
-        "q": q,
-        "kv": kv,
+        "q": q.reshape(len(common), -1),
+        "kv": kv.reshape(len(common), -1),
         "q_norm": head_norm(layer.q_norm, q),
         "k_norm": head_norm(layer.k_norm, kv[:, :, :1]),
         "out": wide(layer.out),
         "mlp_norm": wide(layer.mlp_norm),
-        "gate_up": wide(layer.gate_up),
+        "gate": wide(layer.gate),
+        "up": wide(layer.up),
         "down": wide(layer.down),
     }

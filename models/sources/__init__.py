@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from configs.errors import UserError
 from configs.paths import at_home
+from models.sharding import check_divides
 from models.sources.directory import directory_config, directory_weights, eos_ids
 from models.sources.gguf import embedded_file, gguf_target
 from models.sources.layout import target_weights
@@ -63,6 +64,7 @@ def load_target(source: str, dtype: str, mesh: jax.sharding.Mesh | None = None) 
             settings = read_settings(named.path, named.settings)
             config = maxtext_config(named.path, settings, eos_ids(tokenizer_directory(source)))
             checkpoint = orbax_weights(Path(settings["load_parameters_path"]), config, mesh)
+    check_divides("kv_heads", config.num_kv_heads, mesh)  # their columns may divide where they do not
     check_ids(config.eos_ids, config, f"target {config.name}: ids that end an answer")
     weights, digests = target_weights(config, checkpoint, jnp.dtype(dtype), mesh)
     return Target(config, weights, fingerprint(config, digests), mesh)

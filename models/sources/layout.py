@@ -99,23 +99,18 @@ def _weights(
         heads = [part.reshape(config.num_kv_heads, -1, config.head_dim, *part.shape[1:]) for part in parts]
         return (np if isinstance(heads[0], np.ndarray) else jnp).concatenate(heads, axis=1)
 
-    def stacked(parts: list[Any]) -> Any:
-        return (np if isinstance(parts[0], np.ndarray) else jnp).stack(parts)
-
     def layer(index: int) -> dict[str, Any]:
         base = f"model.layers.{index}"
         q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         parts = {"q_proj": q, "k_proj": kv, "v_proj": kv}
+        qkv = joined([tensor(f"{base}.self_attn.{part}.weight", size, d) for part, size in parts.items()])
         out = {
             "attention_norm": tensor(f"{base}.input_layernorm.weight", d),
-            "qkv": joined(
-                [tensor(f"{base}.self_attn.{part}.weight", size, d) for part, size in parts.items()]
-            ).transpose(3, 0, 1, 2),
+            "qkv": qkv.reshape(-1, d).T,
             "out": tensor(f"{base}.self_attn.o_proj.weight", d, q).T,
             "mlp_norm": tensor(f"{base}.post_attention_layernorm.weight", d),
-            "gate_up": stacked(
-                [tensor(f"{base}.mlp.{part}_proj.weight", config.mlp_size, d) for part in ("gate", "up")]
-            ).transpose(2, 0, 1),
+            "gate": tensor(f"{base}.mlp.gate_proj.weight", config.mlp_size, d).T,
+            "up": tensor(f"{base}.mlp.up_proj.weight", config.mlp_size, d).T,
             "down": tensor(f"{base}.mlp.down_proj.weight", d, config.mlp_size).T,
         }
         if config.qkv_bias:
