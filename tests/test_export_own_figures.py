@@ -17,7 +17,7 @@ from tests.test_report import made_up_report
 from tests.tiny import make_artifact
 from tests.tiny_run import recipe
 from train.acceptance import Acceptance, Walk
-from train.checkpoint import Checkpoints
+from train.checkpoint import LAYOUT, Checkpoints
 from train.export import Form, export, write_description
 
 # 40 answers, each of two steps. The last step of an answer counts for tau alone.
@@ -35,7 +35,7 @@ def checkpointed(run: Path, steps: dict[int, tuple[Artifact, Acceptance | None]]
         if acceptance is not None:
             measured = {"tau": acceptance.tau, "acceptance": acceptance.to_dict()}
         batches = iter(grain.MapDataset.range(9).to_iter_dataset())
-        checkpoints.save(step, trees, batches, {"seed": 0, "identity": {}, **measured})
+        checkpoints.save(step, trees, batches, {"seed": 0, "identity": {"layout": LAYOUT}, **measured})
     checkpoints.close()
     write_description(run, make_artifact().config, None, {"target": "tiny"})
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe(run)))

@@ -4,6 +4,7 @@ vocabulary is enumerated, and 60,000 decoded ones are compared with it."""
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +86,7 @@ def assert_distributed(counts: dict[tuple[int, ...], int], expected: dict[tuple[
     assert stats.chisquare(observed[kept], wanted[kept] * total / wanted[kept].sum()).pvalue > 0.01
 
 
-def counted(rows: Rows, counts, prompt: Sequence[int] = PROMPT):
+def counted(rows: Rows | SimpleNamespace, counts, prompt: Sequence[int] = PROMPT):
     tokens, length = np.asarray(rows.tokens), np.asarray(rows.length)
     for row, end in zip(tokens, length, strict=True):
         text = tuple(row[len(prompt) : end].tolist())
@@ -146,10 +147,10 @@ def test_copying_alone():
     def decoded(seed):
         state = dataclasses.replace(fresh, rows=dataclasses.replace(fresh.rows, seed=seed[None]))
         end = segment.__wrapped__(engine, state, 100, Draft("drafter", 3, copy=4), Speculation(WARM))
-        return jax.tree.map(lambda leaf: leaf[0], end.rows)
+        return {name: getattr(end.rows, name)[0] for name in ("tokens", "length", "copied", "num_steps")}
 
     for part in range(SAMPLES // ROWS):
-        rows = decoded(jnp.arange(ROWS) + part * ROWS)
+        rows = SimpleNamespace(**decoded(jnp.arange(ROWS) + part * ROWS))
         counted(rows, counts, COPYING)
         steps = np.arange(16) < np.asarray(rows.num_steps)[:, None]
         kinds |= set(np.asarray(rows.copied)[steps].tolist())

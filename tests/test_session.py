@@ -52,8 +52,15 @@ def test_equal_to_the_plain_loop(engine, stop: tuple[str, ...]):
             assert not any(word in before for word in stop), "and none before did"
 
 
-@pytest.mark.parametrize("draft", [Draft("drafter", 4), Draft("drafter", 4, copy=3)])
-@pytest.mark.parametrize("options", [{}, {"deterministic": True}, {"block": True}], ids=str)
+ROWS = [
+    (Draft("drafter", 4), {}),
+    (Draft("drafter", 4), {"deterministic": True}),
+    (Draft("drafter", 4), {"block": True}),
+    (Draft("drafter", 4, copy=3), {"block": True}),
+]
+
+
+@pytest.mark.parametrize(("draft", "options"), ROWS, ids=str)
 def test_sampled_rows_do_not_see_their_batch(engine, draft: Draft, options: dict[str, bool]):
     sampled = decoder(engine, draft, Speculation(Sampling(0.8, top_p=0.9), **options))
     together = sampled.generate(PROMPTS, max_new_tokens=20, seeds=range(8))
