@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+MANY = 512  # tokens
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -102,8 +103,16 @@ def into_heads(
 def swiglu(
     x: Float[Array, "*b D"], gate: Float[Array, "D F"], up: Float[Array, "D F"], down: Float[Array, "F D"]
 ) -> Float[Array, "*b D"]:
-    """The gated MLP: silu(gate) * up, projected down."""
-    return (jax.nn.silu(x @ gate) * (x @ up)) @ down
+    """The gated MLP: silu(gate) * up, projected down.
+
+    For many tokens on a CPU one product reads both: its gradient takes a seventh less of a training step than that of
+    two. Elsewhere it would lay the weights out anew, and split a mesh's parts of them in the middle.
+    """
+    if jax.default_backend() == "cpu" and x.size // x.shape[-1] > MANY:
+        gated, upper = jnp.split(x @ jnp.concatenate([gate, up], axis=1), 2, axis=-1)
+    else:
+        gated, upper = x @ gate, x @ up
+    return (jax.nn.silu(gated) * upper) @ down
 
 
 def logits(hidden: Float[Array, "*b D"], head: Float[Array, "V D"]) -> Float[Array, "*b V"]:

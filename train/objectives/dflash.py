@@ -267,12 +267,13 @@ def head_cross_entropy(
         flat = values.reshape(batch, size, *values.shape[rows.ndim :])
         flat = jnp.pad(flat, ((0, 0), (0, padding), *[(0, 0)] * (flat.ndim - 2)), constant_values=fill)
         parts = flat.reshape(batch, num_chunks, each, *flat.shape[2:]).swapaxes(0, 1)
-        return constrain(parts, mesh, None, "batch")
+        return constrain(parts.reshape(num_chunks, batch * each, *flat.shape[2:]), mesh, None, "batch")
 
     states = (hidden,) if teacher is None else (hidden, teacher)
     parts = (chunked(rows, -1), *[chunked(value.astype(hidden.dtype)) for value in states])
     out = jax.lax.map(lambda part: _chunk_cross_entropy(part[1], head, part[0], (*part[2:], soft), mesh), parts)
-    loss, hard, hit = (value.swapaxes(0, 1).reshape(batch, -1)[:, :size].reshape(rows.shape) for value in out)
+    parts = (value.reshape(num_chunks, batch, each).swapaxes(0, 1).reshape(batch, -1)[:, :size] for value in out)
+    loss, hard, hit = (value.reshape(rows.shape) for value in parts)
     return loss, hard, hit
 
 
@@ -293,14 +294,14 @@ def _chunk_forward(
     """
     *teacher, soft = teaching
     hidden, labels = (constrain(value, mesh, "replica") for value in (hidden, labels))
-    logits = constrain(layers.logits(hidden, head), mesh, "replica", None, "head_rows")
+    logits = constrain(layers.logits(hidden, head), mesh, "replica", "head_rows")
     valid, label = labels >= 0, jnp.maximum(labels, 0)
     top = logits.max(axis=-1)
-    exponent = jnp.exp(logits - top[..., None])
+    exponent = jnp.exp(logits - top[:, None])
     total = exponent.sum(axis=-1)
-    chosen = jnp.take_along_axis(logits, label[..., None], axis=-1)[..., 0]
+    chosen = jnp.take_along_axis(logits, label[:, None], axis=-1)[:, 0]
     hard = jnp.where(valid, jnp.log(total) + top - chosen, 0.0)
-    loss, error = hard, exponent / total[..., None]  # becomes what was expected less what was wanted
+    loss, error = hard, exponent / total[:, None]  # becomes what was expected less what was wanted
     if teacher:
         belief = jax.nn.softmax(layers.logits(constrain(teacher[0], mesh, "replica"), head), axis=-1)
         smooth = jnp.log(total) + top - jnp.sum(belief * logits, axis=-1)
@@ -308,17 +309,17 @@ def _chunk_forward(
         error = error - soft * belief
     # The label's share goes off here, not off the matmul's result: near the end of training both are almost its head
     # row, and their difference would be rounding alone.
-    error = error - (1 - soft) * (jnp.arange(head.shape[0]) == label[..., None])
+    error = error - (1 - soft) * (jnp.arange(head.shape[0]) == label[:, None])
     with layers.matmul_precision(head.dtype):
-        gradient = jnp.einsum("btv,vd->btd", error.astype(head.dtype), head, preferred_element_type=jnp.float32)
-    gradient = constrain(jnp.where(valid[..., None], gradient, 0.0), mesh, "batch")
+        gradient = jnp.einsum("tv,vd->td", error.astype(head.dtype), head, preferred_element_type=jnp.float32)
+    gradient = constrain(jnp.where(valid[:, None], gradient, 0.0), mesh, "batch")
     return (loss, hard, valid & (chosen >= top)), gradient.astype(hidden.dtype)
 
 
 def _chunk_backward(
     mesh: jax.sharding.Mesh | None, gradient: Array, cotangents: tuple[Array, Any, Any]
 ) -> tuple[Array, None, None, None]:
-    return (cotangents[0][..., None] * gradient).astype(gradient.dtype), None, None, None
+    return (cotangents[0][:, None] * gradient).astype(gradient.dtype), None, None, None
 
 
 _chunk_cross_entropy.defvjp(_chunk_forward, _chunk_backward)
