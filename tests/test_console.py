@@ -95,7 +95,7 @@ def test_ctrl_c_is_one_line_with_the_way_on(tmp_path: Path):
             writers.append(os.open(tmp_path / "prompts.jsonl", os.O_WRONLY | os.O_NONBLOCK))
         return bool(writers)
 
-    _, said = signal_when(process, signal.SIGINT, read_from)
+    _, said = signal_when(process, signal.SIGINT, read_from, again=30)
     os.close(writers[0])
     assert process.returncode == 130
     again = f"python -m pipelines prepare --config {tmp_path}/tiny.yaml 'batches.blocks={{3: 4, 4: 4}}'"

@@ -223,8 +223,14 @@ def start(
     )
 
 
-def signal_when(process: subprocess.Popen[str], number: signal.Signals, ready: Callable[[], bool]) -> tuple[str, str]:
-    """Sends the signal as soon as `ready()`, waits for the end; (stdout, stderr)."""
+def signal_when(
+    process: subprocess.Popen[str], number: signal.Signals, ready: Callable[[], bool], *, again: float | None = None
+) -> tuple[str, str]:
+    """Sends the signal as soon as `ready()`, waits for the end; (stdout, stderr).
+
+    A signal that comes right before a call that blocks is noted and interrupts nothing: with `again`, it is sent once
+    more where the program has not ended after so many seconds.
+    """
     deadline = time.monotonic() + 120
     with process:
         try:
@@ -232,6 +238,12 @@ def signal_when(process: subprocess.Popen[str], number: signal.Signals, ready: C
                 assert process.poll() is None, f"it ended before it could be stopped: {process.communicate()}"
                 assert time.monotonic() < deadline, "never got ready"
                 time.sleep(0.002)
+            process.send_signal(number)
+            try:
+                return process.communicate(timeout=again or 120)
+            except subprocess.TimeoutExpired:
+                if again is None:
+                    raise
             process.send_signal(number)
             return process.communicate(timeout=120)
         finally:
