@@ -19,7 +19,7 @@ import numpy as np
 from configs.errors import UserError
 from pipelines.feature_store import FeatureSource
 from pipelines.packing import fill, pack, padding, startable
-from pipelines.responses import Responses
+from pipelines.records import Responses
 
 PREFETCH = 4  # batches; the default of 500 would hold gigabytes of features
 

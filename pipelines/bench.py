@@ -3,7 +3,7 @@
 The last line is one JSON object
 
     responses              how many; synthetic, of 50 to 3,000 tokens evenly over the logarithm, a quarter prompt
-    responses_per_second   {write: drawn and written in shards by the writer of `pipelines.responses`;
+    responses_per_second   {write: drawn and written in shards by the writer of `pipelines.records`;
                            iterate: opened, packed into rows of 3,072 and read as one epoch of training batches, without
                            features}
     padding                share of the rows' positions that hold no token
@@ -25,9 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from configs.console import command, say
+from configs.errors import UserError
 
 SHORTEST, LONGEST, ROW, VOCABULARY = 50, 3000, 3072, 49152
 SHARD, ROWS, BLOCKS = 512, 8, {16: 64}
+LEAST = 400  # a quarter of them still fills a batch
 
 
 @command
@@ -36,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--responses", type=int, default=200_000, help="how many (default: %(default)s)")
     parser.add_argument("--alone", action="store_true", help="only so many, in this process")
     options = parser.parse_args(arguments)
+    if options.responses < LEAST and not options.alone:
+        raise UserError(f"--responses: expected at least {LEAST}, got {options.responses}")
     if options.alone:
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps(measure(Path(folder) / "train", options.responses)))
@@ -58,7 +62,7 @@ def measure(folder: Path, count: int) -> dict[str, Any]:
     from configs.device import peak_memory_bytes
     from pipelines.batches import RowSource, train_batches
     from pipelines.packing import padding
-    from pipelines.responses import Responses, write_responses
+    from pipelines.records import Responses, write_responses
 
     began = time.perf_counter()
     for index, first in enumerate(range(0, count, SHARD)):
@@ -81,7 +85,7 @@ def synthetic(first: int, end: int) -> list[Any]:
     """Responses `first` to `end`, of tokens drawn at random."""
     import numpy as np
 
-    from pipelines.responses import Response
+    from pipelines.records import Response
 
     rng = np.random.default_rng(first)
     lengths = np.exp(rng.uniform(np.log(SHORTEST), np.log(LONGEST), end - first)).astype(int).tolist()

@@ -18,7 +18,7 @@ from models.target import Target, packed_features
 from pipelines import shards
 from pipelines.feature_store import FeatureStore
 from pipelines.packing import fill, pack, starts
-from pipelines.responses import Responses
+from pipelines.records import Responses
 
 ROWS = 4  # packed rows per forward
 

@@ -3,7 +3,7 @@
 Tokens of different responses carry different segment numbers and never meet (`models.attention.Packed`); positions
 start at 0 in every segment, as they do when decoding.
 
-All lengths are known before any text is read (`pipelines.responses`), so the plan of every row is made once, by best
+All lengths are known before any text is read (`pipelines.records`), so the plan of every row is made once, by best
 fit over the whole split, in O(n log n) time; it takes 4 bytes a response and 8 a row. Rows then have random access:
 an epoch is a permutation of their numbers and a checkpoint one integer. Grain's own packing reads a stream: it packs
 less tightly for not knowing what comes, and restored from a checkpoint it reads and packs a batch of rows again.

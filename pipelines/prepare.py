@@ -14,7 +14,8 @@ from pipelines.batches import RowSource
 from pipelines.feature_store import FeatureSource
 from pipelines.features import prepare_features
 from pipelines.prompts import load_prompts, split_heldout
-from pipelines.responses import Responses, prepare_responses
+from pipelines.records import Responses
+from pipelines.responses import prepare_responses
 
 
 @dataclasses.dataclass(frozen=True)

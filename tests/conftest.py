@@ -1,6 +1,8 @@
 """Test set-up: CPU only, shapes and types checked at run time, compiled programs kept between runs."""
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,14 @@ from jaxtyping import install_import_hook  # noqa: E402
 # An int may stand where a float is asked for, as PEP 484 and the type checker have it.
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 install_import_hook(["configs", "models", "pipelines", "train", "serve"], CHECKER)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_its_own() -> Iterator[None]:
+    """A file's compiled programs go with it: hundreds of them in a worker are gigabytes, and one has crashed there."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture(scope="session")

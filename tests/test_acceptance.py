@@ -11,7 +11,7 @@ from models.layers import logits
 from models.statistics import bootstrap_ratio, wilson
 from models.target import packed_features
 from pipelines.batches import RowSource
-from pipelines.responses import Response
+from pipelines.records import Response
 from tests.tiny import make_artifact, make_target
 from tests.tiny_run import on_disk
 from train.acceptance import heldout_acceptance, walk

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipelines.batches import RowSource
-from pipelines.responses import Response
+from pipelines.records import Response
 from tests.tiny import make_artifact, make_target
 from tests.tiny_run import on_disk
 from train import acceptance

@@ -9,7 +9,7 @@ import pytest
 from configs.schema import load_recipe
 from pipelines.batches import RowSource, train_batches
 from pipelines.packing import fill, pack, padding, startable
-from pipelines.responses import Response
+from pipelines.records import Response
 from tests.tiny_run import on_disk
 
 BLOCKS = {3: 6, 5: 2}

@@ -14,7 +14,8 @@ from models.tokenizer import load_tokenizer
 from pipelines import feature_store, responses
 from pipelines.feature_store import FeatureStore
 from pipelines.prompts import load_prompts
-from pipelines.responses import Responses, prepare_responses
+from pipelines.records import Responses
+from pipelines.responses import prepare_responses
 from tests.tiny_run import TEMPLATE, make_tiny, write_tokenizer
 
 # As Qwen3's: with thinking off, the answer starts after an empty thought.

@@ -13,7 +13,7 @@ from configs.schema import load_recipe
 from pipelines import shards
 from pipelines.batches import RowSource, train_batches
 from pipelines.feature_store import FeatureSource, FeatureStore
-from pipelines.responses import Response
+from pipelines.records import Response
 from tests.tiny_run import Tiny, make_tiny, on_disk, recipe
 
 HIDDEN = 4

@@ -11,7 +11,8 @@ from configs.schema import Recipe, load_recipe
 from models.sources import load_target
 from models.tokenizer import load_tokenizer
 from pipelines.prompts import load_prompts
-from pipelines.responses import Responses, prepare_responses
+from pipelines.records import Responses
+from pipelines.responses import prepare_responses
 from tests.tiny_run import TEMPLATE, make_tiny, write_tokenizer
 
 END, IM_START, IM_END, SPARE = 256, 257, 258, 259  # the tiny tokenizer's special tokens

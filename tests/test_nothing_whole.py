@@ -14,7 +14,7 @@ from models.tokenizer import load_tokenizer
 from pipelines import shards
 from pipelines.batches import PREFETCH, RowSource, train_batches
 from pipelines.prepare import frequent_tokens, prepare
-from pipelines.responses import Response, Responses
+from pipelines.records import Response, Responses
 from tests.tiny_run import make_tiny, on_disk
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines import shards
 from pipelines.batches import RowSource, train_batches
-from pipelines.responses import Response
+from pipelines.records import Response
 from tests.tiny_run import on_disk
 
 BLOCKS = {3: 4, 5: 2}

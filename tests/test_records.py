@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipelines import shards
-from pipelines.responses import Response, Responses, write_responses
+from pipelines.records import Response, Responses, write_responses
 
 WRITTEN = [
     Response("sums", "1", (1, 2), (3, 4, 5), True),

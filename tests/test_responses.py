@@ -19,7 +19,8 @@ from pipelines import responses, shards
 from pipelines.feature_store import FeatureSource
 from pipelines.features import prepare_features
 from pipelines.prompts import load_prompts
-from pipelines.responses import Responses, prepare_responses
+from pipelines.records import Responses
+from pipelines.responses import prepare_responses
 from tests.tiny_run import make_tiny
 
 

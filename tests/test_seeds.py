@@ -15,7 +15,8 @@ from models.tokenizer import load_tokenizer
 from models.verify import Speculation
 from pipelines import responses, shards
 from pipelines.prompts import load_prompts
-from pipelines.responses import Response, Responses, prepare_responses
+from pipelines.records import Response, Responses
+from pipelines.responses import prepare_responses
 from serve.cost import Cost
 from serve.evaluate import Evaluator, Question
 from serve.session import Decoder

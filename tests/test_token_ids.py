@@ -13,7 +13,8 @@ from models.drafters.artifact import read_artifact, write_artifact
 from models.sources import load_target
 from models.tokenizer import load_tokenizer
 from pipelines.prompts import load_prompts
-from pipelines.responses import Responses, prepare_responses, write_responses
+from pipelines.records import Responses, write_responses
+from pipelines.responses import prepare_responses
 from serve.session import Decoder
 from tests.tiny import Letters, make_artifact, make_target
 from tests.tiny_run import SPECIAL, TEMPLATE, make_tiny, write_target, write_tokenizer

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from configs.files import held, write_json
-from pipelines.responses import Responses
+from pipelines.records import Responses
 from tests.tiny_run import Tiny, logged_step, make_tiny
 from train.metrics import read_metrics
 

@@ -110,8 +110,8 @@ def write_prompts(path: Path, count: int = 24) -> Path:
 
 
 def on_disk(folder: Path, responses: Sequence[Any], size: int = 16) -> Any:
-    """`pipelines.responses.Responses` of the given ones, written to `folder` in shards of `size`."""
-    from pipelines.responses import Responses, write_responses
+    """`pipelines.records.Responses` of the given ones, written to `folder` in shards of `size`."""
+    from pipelines.records import Responses, write_responses
 
     for index, first in enumerate(range(0, len(responses), size)):
         write_responses(folder, index, responses[first : first + size])

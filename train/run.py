@@ -36,7 +36,7 @@ from models.target import TargetConfig
 from models.tokenizer import load_tokenizer
 from pipelines.batches import RowSource, train_batches
 from pipelines.prepare import Prepared, frequent_tokens, prepare
-from pipelines.responses import Responses
+from pipelines.records import Responses
 from train.acceptance import Acceptance, heldout_acceptance
 from train.checkpoint import LAYOUT, check_identity, whole_steps
 from train.export import write_description
