@@ -27,6 +27,7 @@ def _from_list(value: object) -> object:
 
 Place = Annotated[str, AfterValidator(at_home)]  # names a file or directory: `~` is replaced
 Places = Annotated[tuple[Place, ...], BeforeValidator(_from_list)]
+Numbers = Annotated[tuple[Annotated[float, Field(ge=0.0)], ...], Field(min_length=1), BeforeValidator(_from_list)]
 Ids = Annotated[tuple[int, ...], Field(min_length=1), BeforeValidator(_from_list)]
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -58,7 +59,7 @@ class Responses:
     regenerate: bool  # false: train on the responses found in the prompt files; costs acceptance
     max_prompt_tokens: int = Field(ge=1)
     max_new_tokens: int = Field(ge=2)
-    temperature: float = Field(ge=0.0)  # 0 is greedy
+    temperatures: Numbers  # every prompt is answered once at each; 0 is greedy
     batch: int = Field(ge=1)  # rows generated together
     shard_size: int = Field(ge=1)  # responses per shard; a finished shard is never redone
 

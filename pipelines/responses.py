@@ -11,6 +11,7 @@ is a digest of the manifest, so equal requests share it and different ones never
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import time
 from array import array
@@ -19,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from configs.console import progress, say
@@ -40,15 +42,16 @@ from pipelines.records import Response, Responses, write_responses
 
 FORMAT = 3  # raised when the target's forward pass, its sampling or the records change what stands in a directory
 SEGMENT = 16  # decoding steps between looks at the rows
-REFILL = 8  # rows prefilled together
+REFILL = 16  # one row in so many is prefilled at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A prompt to be answered: its token ids, the draws' seed, and the answer where it is given (not yet cut)."""
+    """A prompt to be answered: its token ids, how to draw the answer, and the answer if it is given (not yet cut)."""
 
     prompt: Prompt
     ids: Sequence[int]
+    temperature: float
     seed: int
     given: Sequence[int] | None
 
@@ -114,7 +117,7 @@ def _manifest(recipe: Recipe, target: Target, jobs: dict[str, list[Job]]) -> dic
             "digest": digest.hexdigest(),
         },
         "responses": section,
-        "seed": None if recipe.responses.temperature == 0.0 else recipe.run.seed,
+        "seed": recipe.run.seed if any(recipe.responses.temperatures) else None,
     }
 
 
@@ -142,18 +145,19 @@ def _encode(recipe: Recipe, target: Target, tokenizer: Tokenizer, prompts: Seque
         )
     for prompt, ids in kept:
         check_ids(ids, target.config, f"prompt {prompt.task}/{prompt.id}")
-    given = [None] * len(kept)
     if not section.regenerate:
         given = _given_answers(target, tokenizer, [prompt for prompt, _ in kept])
+        return [Job(prompt, ids, 0.0, 0, answer) for (prompt, ids), answer in zip(kept, given, strict=True)]
+    asked = [(prompt, ids, temperature) for temperature in section.temperatures for prompt, ids in kept]
     return [
-        Job(prompt, ids, draw_seed(recipe, split, number), answer)
-        for number, ((prompt, ids), answer) in enumerate(zip(kept, given, strict=True))
+        Job(prompt, ids, temperature, draw_seed(recipe, split, number, temperature), None)
+        for number, (prompt, ids, temperature) in enumerate(asked)
     ]
 
 
-def draw_seed(recipe: Recipe, split: str, number: int) -> int:
-    """Names the draws of a prompt by its number in the split, whatever is written before it; 0 when greedy."""
-    if recipe.responses.temperature == 0.0:
+def draw_seed(recipe: Recipe, split: str, number: int, temperature: float) -> int:
+    """Names the draws of an answer by its number in the split, whatever is written before it; 0 when greedy."""
+    if temperature == 0.0:
         return 0
     digest = hashlib.sha256(f"{recipe.run.seed}/{split}/{number}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1  # a positive int32
@@ -214,12 +218,16 @@ def _generated_responses(
 ) -> Iterator[tuple[int, Response, np.ndarray | None]]:
     """(job number, the target's own response, its features) in order of completion, with a progress bar in tokens."""
     label = f"responses: {target.config.name} writes"
-    started, tokens = time.monotonic(), 0
+    started, tokens, first = time.monotonic(), 0, 0
     with progress(label, len(jobs), "responses") as bar:
-        for number, written, features in generate_many(recipe, target, jobs, tapped):
-            tokens += len(written)
-            bar.advance(1, f"{tokens / (time.monotonic() - started):.0f} tokens/s")
-            yield number, jobs[number].response(written, finished=written[-1] in target.config.eos_ids), features
+        for _, group in itertools.groupby(jobs, key=lambda job: job.temperature):
+            alike = list(group)
+            for number, written, features in generate_many(recipe, target, alike, tapped):
+                tokens += len(written)
+                bar.advance(1, f"{tokens / (time.monotonic() - started):.0f} tokens/s")
+                finished = written[-1] in target.config.eos_ids
+                yield first + number, alike[number].response(written, finished=finished), features
+            first += len(alike)
 
 
 def generate_many(
@@ -227,25 +235,27 @@ def generate_many(
 ) -> Iterator[tuple[int, list[int], np.ndarray | None]]:
     """(job number, response ids, features [S, L*E] of prompt and response if asked) in order of completion.
 
-    `responses.batch` rows run together; whenever REFILL of them are free (or nothing else is left to do) the next
-    prompts, of similar length, take their place.
+    The jobs are of one temperature. `responses.batch` rows run together; whenever one in REFILL of them is free (or
+    nothing else is left to do) the next prompts, of similar length, take their place.
     """
     section = recipe.responses
-    rows, refill = whole_rows(min(section.batch, len(jobs)), target.mesh), whole_rows(REFILL, target.mesh)
+    num_rows = whole_rows(min(section.batch, len(jobs)), target.mesh)
+    refill = _refilled(num_rows, target)
     drafter = Nothing() if tapped is None else Recorder(tapped, target.config.hidden_size)
-    engine, speculation = Engine(target, drafter), Speculation(Sampling(section.temperature))
-    state = decode.empty_state(engine, rows, section.max_prompt_tokens + section.max_new_tokens)
+    engine, speculation = Engine(target, drafter), Speculation(Sampling(jobs[0].temperature))
+    state = decode.empty_state(engine, num_rows, section.max_prompt_tokens + section.max_new_tokens)
     waiting = deque(_length_bucketed([len(job.ids) for job in jobs], 2 * section.batch))
     running: dict[int, int] = {}  # row -> job number
     while waiting or running:
-        free = [row for row in range(rows) if row not in running]
-        while waiting and (len(free) >= min(refill, rows) or not running):
+        free = [row for row in range(num_rows) if row not in running]
+        while waiting and (len(free) >= min(refill, num_rows) or not running):
             taken = [(free.pop(0), waiting.popleft()) for _ in range(min(refill, len(free), len(waiting)))]
             running.update(taken)
             state = _insert(recipe, engine, state, [(row, jobs[number]) for row, number in taken])
         state = decode.segment(engine, state, SEGMENT, SINGLE, speculation)
-        done, length = np.asarray(state.rows.done), np.asarray(state.rows.length)
-        if np.asarray(state.rows.fault).any():
+        rows = state.rows
+        tokens, length, done, fault = jax.device_get((rows.tokens, rows.length, rows.done, rows.fault))
+        if fault.any():
             raise UserError(
                 f"{target.config.name}: logits are not finite while it writes responses; check its weights, or set "
                 "target.dtype=float32"
@@ -253,7 +263,12 @@ def generate_many(
         for row, number in [(row, number) for row, number in running.items() if done[row]]:
             del running[row]
             features = None if tapped is None else np.asarray(state.drafter[row])[: length[row]]
-            yield number, np.asarray(state.rows.tokens[row])[len(jobs[number].ids) : length[row]].tolist(), features
+            yield number, tokens[row, len(jobs[number].ids) : length[row]].tolist(), features
+
+
+def _refilled(rows: int, target: Target) -> int:
+    """How many of `rows` are prefilled together."""
+    return whole_rows(-(-rows // REFILL), target.mesh)
 
 
 def _length_bucketed(lengths: Sequence[int], window: int) -> list[int]:
@@ -266,7 +281,7 @@ def _length_bucketed(lengths: Sequence[int], window: int) -> list[int]:
 
 def _insert(recipe: Recipe, engine: Engine, state: DecodeState, taken: Sequence[tuple[int, Job]]) -> DecodeState:
     """`state` with jobs placed into rows ([(row, job)]), padded to as many as are refilled and a bucket length."""
-    section, refill = recipe.responses, whole_rows(REFILL, engine.target.mesh)
+    section, refill = recipe.responses, _refilled(len(state.rows.done), engine.target)
     longest = max(len(job.ids) for _, job in taken)
     bucket = min(_bucket(longest), section.max_prompt_tokens)
     rows = np.full(refill, section.batch, np.int32)  # a row that does not exist: dropped

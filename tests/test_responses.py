@@ -90,10 +90,24 @@ def test_sampled_text_does_not_depend_on_the_batch(world, tmp_path: Path):
     recipe, target, tokenizer, prompts = world
     found = []
     for batch in (2, 8):
-        sampled = in_directory(recipe, tmp_path / str(batch), temperature=1.0, batch=batch)
+        sampled = in_directory(recipe, tmp_path / str(batch), temperatures=(1.0,), batch=batch)
         found.append(list(Responses(prepare_responses(sampled, target, tokenizer, {"train": prompts[:8]}) / "train")))
     assert found[0] == found[1]
     assert len({response.response_ids for response in found[0]}) == 8
+
+
+def test_every_prompt_is_answered_at_every_temperature(world, tmp_path: Path):
+    """Greedily as it would be alone; drawn, each prompt on its own."""
+    recipe, target, tokenizer, prompts = world
+
+    def written(name: str, temperatures: tuple[float, ...]):
+        asked = in_directory(recipe, tmp_path / name, temperatures=temperatures)
+        return list(Responses(prepare_responses(asked, target, tokenizer, {"train": prompts[:6]}) / "train"))
+
+    both = written("both", (0.0, 1.0))
+    assert both[:6] == written("greedy", (0.0,))
+    assert [r.prompt_ids for r in both[6:]] == [r.prompt_ids for r in both[:6]]
+    assert len({r.response_ids for r in both}) == 12
 
 
 def test_prompts_too_long_are_left_out_aloud_or_refused(world, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -39,7 +39,7 @@ def world(tiny: Tiny):
 
 
 def sampling(tiny: Tiny, data: Path, seed: int = 0) -> Recipe:
-    return load_recipe(str(tiny.config), [f"run.data_dir={data}", f"run.seed={seed}", "responses.temperature=1.0"])
+    return load_recipe(str(tiny.config), [f"run.data_dir={data}", f"run.seed={seed}", "responses.temperatures=[1.0]"])
 
 
 def sampled(tiny: Tiny, world, data: Path, seed: int = 0, splits: tuple[str, ...] = ("train",)) -> list[Response]:
@@ -126,6 +126,6 @@ def test_greedy_answers_do_not_depend_on_it(tiny: Tiny, world, tmp_path: Path):
     found = []
     for seed in (0, 2**32 - 1):
         recipe = sampling(tiny, tmp_path, seed)
-        recipe = dataclasses.replace(recipe, responses=dataclasses.replace(recipe.responses, temperature=0.0))
+        recipe = dataclasses.replace(recipe, responses=dataclasses.replace(recipe.responses, temperatures=(0.0,)))
         found.append(prepare_responses(recipe, target, tokenizer, {"train": prompts[:3]}))
     assert found[0] == found[1]

@@ -128,7 +128,7 @@ def recipe(root: Path) -> dict[str, dict[str, Any]]:
             "regenerate": True,
             "max_prompt_tokens": 40,
             "max_new_tokens": 20,
-            "temperature": 0.0,
+            "temperatures": [0.0],
             "batch": 8,
             "shard_size": 8,
         },
