@@ -81,7 +81,8 @@ class Drafter:
     sliding_window: int | None = Field(ge=1)  # how far slots look back, themselves included; all the way when null
     mask_token_id: int | None = Field(ge=0)  # an unused special token of the target when null
     draft_vocab_size: int | None = Field(ge=2)  # most frequent response tokens; the whole vocabulary when null
-    markov_size: int | None = Field(ge=1)  # width of the head that corrects a slot by the token before; none when null
+    markov_rank: int | None = Field(ge=1)  # R of DSpark's Markov head: W2 @ W1[token before] on a slot's logits
+    markov_size: int | None = Field(ge=1)  # width of an MLP head in its place; no head when both are null
     init: Literal["target", "random"]
     init_from: Place | None = Field(min_length=1)  # a drafter artifact to start from instead
 
@@ -97,8 +98,15 @@ class Batches:
 class Loss:
     weighting: Literal["dpace", "decay"]
     gamma: float = Field(ge=1e-6)  # decay length in slots (decay); unused by dpace
-    soft: float = Field(ge=0.0, le=1.0)  # 0: label is the response's token; 1: the target's distribution; or a mixture
+    ce: float = Field(ge=0.0, le=1.0)  # share of the cross-entropy of the response's own token
+    kl: float = Field(ge=0.0, le=1.0)  # share of KL(target's distribution || drafter's)
+    tv: float = Field(ge=0.0, le=1.0)  # share of their total variation; the three shares sum to 1
     head_chunk: int = Field(ge=1)  # block positions whose logits exist at once
+
+    @property
+    def taught(self) -> bool:
+        """Whether the loss needs the target's distributions, and so its final hidden state."""
+        return self.kl + self.tv > 0
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -248,6 +256,13 @@ def _build(raw: dict[str, Any], where: str) -> Recipe:
             f"{where}: batches.blocks: expected widths from 2 to drafter.width={width}, the widest equal to it, "
             f"with at least one anchor each; got {blocks}"
         )
+    if recipe.drafter.markov_rank and recipe.drafter.markov_size:
+        raise RecipeError(
+            f"{where}: drafter.markov_rank and drafter.markov_size: expected at most one; set one to null"
+        )
+    loss = recipe.loss
+    if abs(loss.ce + loss.kl + loss.tv - 1) > 1e-6:
+        raise RecipeError(f"{where}: loss.ce + loss.kl + loss.tv: expected 1, got {loss.ce + loss.kl + loss.tv:g}")
     mesh = recipe.mesh
     for key, rows in (("batches.rows", recipe.batches.rows), ("responses.batch", recipe.responses.batch)):
         if rows % (mesh.data * mesh.fsdp):

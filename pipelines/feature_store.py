@@ -4,7 +4,7 @@ Owned here: a directory of `run.data_dir`/features, named by a digest of its man
 
     manifest.json                       responses directory, taps, whether the final state is in, dtype, attention
     {train,heldout}/00000.array_record  shard: one record a response, the 16 bytes of its `stamp`, then those of an
-                                        array [S, L*E] (+ E: where the loss has soft labels, the final hidden state,
+                                        array [S, L*E] (+ E: where the loss is taught, the final hidden state,
                                         normed, comes last)
     {train,heldout}/00000.json          its completion mark
 
@@ -77,8 +77,8 @@ class FeatureStore:
 
 
 def tapped_of(recipe: Recipe, taps: tuple[int, ...]) -> Tapped:
-    """What a recipe keeps of every token: soft labels need the final hidden state too."""
-    return Tapped(taps, recipe.loss.soft > 0, recipe.features.dtype)
+    """What a recipe keeps of every token: a taught loss needs the final hidden state too."""
+    return Tapped(taps, recipe.loss.taught, recipe.features.dtype)
 
 
 class FeatureSource:

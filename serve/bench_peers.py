@@ -79,12 +79,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def plain_part(path: Path) -> Any:
-    """The artifact at `path` without draft vocabulary and Markov head."""
+    """The artifact at `path` without draft vocabulary and head."""
     from models.drafters.artifact import read_artifact
 
     artifact = read_artifact(path)
-    config = dataclasses.replace(artifact.config, draft_vocab_size=None, markov_size=None)
-    weights = {name: value for name, value in artifact.weights.items() if name != "markov"}
+    config = dataclasses.replace(artifact.config, draft_vocab_size=None, markov_size=None, markov_rank=None)
+    weights = {name: value for name, value in artifact.weights.items() if not name.startswith("markov")}
     return dataclasses.replace(artifact, config=config, weights=weights, draft_vocab=None)
 
 

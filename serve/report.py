@@ -183,7 +183,8 @@ def describe(
             "layers": config.num_layers,
             "taps": list(config.target_layer_ids),
             "draft vocabulary": config.draft_vocab_size or config.vocab_size,
-            "Markov head": config.markov_size or "none",
+            "Markov head": f"rank {config.markov_rank}" if config.markov_rank else "none",
+            "MLP head": config.markov_size or "none",
             "in-block attention": ", ".join(attention),
         },
     }

@@ -56,7 +56,14 @@ def test_config_is_what_every_loader_needs(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"causal": (True, True)}, {"windows": (7, None)}, {"draft_vocab_size": 20}, {"markov_size": 12}]
+    "changes",
+    [
+        {"causal": (True, True)},
+        {"windows": (7, None)},
+        {"draft_vocab_size": 20},
+        {"markov_size": 12},
+        {"markov_rank": 3},
+    ],
 )
 def test_what_plain_loaders_would_run_wrong_has_its_own_name(tmp_path: Path, changes: dict):
     write_artifact(make_artifact(**changes), tmp_path)
@@ -74,6 +81,7 @@ def test_what_plain_loaders_would_run_wrong_has_its_own_name(tmp_path: Path, cha
         {"windows": (7, None), "causal": (True, False)},
         {"windows": (7, 7)},
         {"markov_size": 12},
+        {"markov_rank": 3, "draft_vocab_size": 20},
     ],
 )
 def test_round_trip_is_exact(tmp_path: Path, changes: dict):

@@ -139,17 +139,17 @@ def test_card_and_plain_export(tiny: Tiny):
     assert 'num_speculative_tokens": 3' in card
     assert "--speculative-num-draft-tokens 4" in card
     assert "| task | tau |" in card
-    own = tiny.train(tiny.root / "own", "drafter.markov_size=8", "drafter.draft_vocab_size=20")
+    own = tiny.train(tiny.root / "own", "drafter.markov_rank=8", "drafter.draft_vocab_size=20")
     assert own.returncode == 0, own.stderr
     export = ["train", "export", "--run", str(tiny.root / "own"), "--out"]
-    refused(command([*export, str(tiny.root / "p"), "--plain"]), "--plain", "markov_size", "train without")
+    refused(command([*export, str(tiny.root / "p"), "--plain"]), "--plain", "markov_rank", "train without")
     assert command([*export, str(tiny.root / "own_artifact")]).returncode == 0
     assert "a draft vocabulary and a Markov head" in (tiny.root / "own_artifact" / "README.md").read_text()
 
 
 def test_training_goes_on_from_an_artifact(tiny: Tiny):
     start = f"drafter.init_from={tiny.root}/artifact"
-    done = tiny.train(tiny.root / "further", start, "drafter.markov_size=8")
+    done = tiny.train(tiny.root / "further", start, "drafter.markov_rank=8")
     assert done.returncode == 0, done.stderr
     refused(tiny.train(tiny.root / "x", start, "drafter.causal=true"), "init_from", "causal: artifact (False")
 

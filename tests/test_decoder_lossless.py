@@ -73,10 +73,12 @@ DRAFTS = {f"width {width}": Draft("drafter", width) for width in (1, 2, 3, 6)} |
 
 
 @pytest.mark.parametrize("draft", DRAFTS.values(), ids=DRAFTS)
-@pytest.mark.parametrize(("markov", "page"), [(None, None), (24, None), (None, 5)])
-def test_random_drafter(draft: Draft, markov: int | None, page: int | None):
+@pytest.mark.parametrize(
+    ("head", "page"), [({}, None), ({"markov_size": 24}, None), ({"markov_rank": 3}, None), ({}, 5)]
+)
+def test_random_drafter(draft: Draft, head: dict[str, int], page: int | None):
     target = make_target()
-    engine = make_engine(target, make_artifact(markov_size=markov))
+    engine = make_engine(target, make_artifact(**head))
     expected = plain(target, PROMPTS)
     assert len({len(text) for text in expected}) > 1, "some answers end early, some at the limit"
     state = speculate(engine, PROMPTS, draft, page=page)

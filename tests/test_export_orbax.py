@@ -13,7 +13,7 @@ from models.drafters.artifact import Artifact, read_artifact, write_artifact
 from tests.tiny import make_artifact
 from tests.tiny_run import command
 
-CASES = [{}, {"markov_size": 12, "draft_vocab_size": 20}]
+CASES = [{}, {"markov_size": 12}, {"markov_rank": 3, "draft_vocab_size": 20}]
 
 
 def export(source: Path, out: Path, *flags: str) -> None:

@@ -28,7 +28,7 @@ def write(tmp_path: Path, written: list[Response]) -> FeatureStore:
     """Features of four responses a shard, as float32 of one tap and no final state."""
     (tmp_path / "asked").mkdir()
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe(tmp_path)))
-    asked = load_recipe(str(tmp_path / "tiny.yaml"), ["loss.soft=0.0"])
+    asked = load_recipe(str(tmp_path / "tiny.yaml"), ["loss.ce=1.0", "loss.kl=0.0"])
     store = FeatureStore.of(asked, (0,), tmp_path / "asked")
     for index in range(0, len(written), 4):
         part = written[index : index + 4]

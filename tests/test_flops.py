@@ -13,17 +13,22 @@ LARGE = {"hidden_size": 256, "num_heads": 8, "num_kv_heads": 4, "head_dim": 32, 
 CHUNK = 32
 
 
-@pytest.mark.parametrize("markov_size", [None, 256])
-@pytest.mark.parametrize("soft", [0.0, 0.5])
-@pytest.mark.parametrize("online", [False, True])
-def test_step_flops(online: bool, soft: float, markov_size: int | None):
+MLP, MARKOV = {"markov_size": 256}, {"markov_rank": 128}
+
+
+@pytest.mark.parametrize(
+    ("online", "kl", "head"),
+    [(False, 0.0, {}), (False, 0.5, MLP), (False, 0.0, MARKOV), (True, 0.0, MLP), (True, 0.5, {}), (True, 0.5, MARKOV)],
+)
+def test_step_flops(online: bool, kl: float, head: dict[str, int]):
     target = make_target(**LARGE)
-    artifact = make_artifact(**LARGE, target_hidden_size=256, markov_size=markov_size)
+    artifact = make_artifact(**LARGE, target_hidden_size=256, **head)
     trainee = Trainee(artifact.drafter("float32"), target, None, online=online)
-    batch = make_batch(target, final=soft > 0)
+    batch = make_batch(target, final=kl > 0)
     if online:
         del batch["features"]
-    settings = LossSettings("dpace", gamma=2.0, soft=soft, head_chunk=CHUNK, remat=False)  # one chunk a width: no loop
+    shares = {"ce": 1 - kl, "kl": kl, "tv": 0.0}
+    settings = LossSettings("dpace", gamma=2.0, **shares, head_chunk=CHUNK, remat=False)  # one chunk a width: no loop
 
     @jax.jit
     def gradients(trainee, batch):
@@ -33,5 +38,5 @@ def test_step_flops(online: bool, soft: float, markov_size: int | None):
     rows, length = batch["tokens"].shape
     blocks = {6: batch["anchors_w6"].shape[1], 3: batch["anchors_w3"].shape[1]}
     shape = {"rows": rows, "row_length": length, "blocks": blocks}
-    ours = step_flops(artifact.config, target.config, **shape, online=online, soft=soft > 0)
+    ours = step_flops(artifact.config, target.config, **shape, online=online, taught=kl > 0)
     assert 0.97 <= counted / ours <= 1.10

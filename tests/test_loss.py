@@ -1,5 +1,7 @@
-"""The loss is what its formula says: labels, weights and cross-entropy against loops written by hand, gradients
+"""The loss is what its formula says: labels, weights and each slot's loss against loops written by hand, gradients
 against automatic differentiation of the plain formula, and no logits larger than a chunk."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +18,13 @@ from train.objectives.dflash import (
     block_hidden,
     block_loss,
     draft_context,
-    head_cross_entropy,
+    head_loss,
     slot_labels,
     slot_weights,
 )
 
 CHUNK = 16
+LOSSES = {"ce": (1.0, 0.0, 0.0), "kl": (0.3, 0.7, 0.0), "tv": (0.0, 0.0, 1.0), "all": (0.2, 0.3, 0.5)}
 
 
 def make_batch(target, final: bool):
@@ -50,9 +53,14 @@ def labels_by_hand(batch, anchors, width):
 
 
 def loss_by_hand(trainee, batch, settings):
-    """Sum of weight * cross-entropy over all slots, over the number of blocks; plain loops over plain softmaxes."""
+    """Sum of weight * loss over all slots, over the number of blocks; plain loops over plain softmaxes."""
     vocab = np.asarray(trainee.draft_index[...])
     head = np.asarray(trainee.head[...], np.float64)
+    markov = trainee.drafter.markov_w1 is not None
+    w1, w2 = (
+        np.asarray(w[...], np.float64) if markov else None
+        for w in (trainee.drafter.markov_w1, trainee.drafter.markov_w2)
+    )
     context = draft_context(trainee, batch, batch["features"])
     final = np.asarray(batch["features"], np.float64)[..., 64:]
     total, blocks = 0.0, 0
@@ -66,14 +74,17 @@ def loss_by_hand(trainee, batch, settings):
             for slot in range(1, width):
                 label = labels[row, index, slot - 1]
                 use = label >= 0 and vocab[label] >= 0
+                place = int(anchors[row, index]) + slot - 1
                 logits = head @ hidden[row, index, slot]
+                if markov:
+                    logits = logits + w2 @ w1[int(batch["tokens"][row, max(place, 0) % final.shape[1]])]
                 logp = logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
                 usable.append(use)
                 hard.append(-logp[vocab[label]] if use else 0.0)
-                place = int(anchors[row, index]) + slot - 1
-                said = head @ final[row, min(max(place, 0), final.shape[1] - 1)] if settings.soft else logits
+                said = head @ final[row, min(max(place, 0), final.shape[1] - 1)] if settings.taught else logits
                 belief = np.exp(said - said.max()) / np.exp(said - said.max()).sum()
-                mixed.append(-(settings.soft * belief @ logp) + (1 - settings.soft) * hard[-1] if use else 0.0)
+                kl, tv = belief @ (np.log(belief) - logp), 1 - np.minimum(belief, np.exp(logp)).sum()
+                mixed.append(settings.ce * hard[-1] + settings.kl * kl + settings.tv * tv if use else 0.0)
             if settings.weighting == "decay":
                 weights = [use * np.exp(-i / settings.gamma) for i, use in enumerate(usable)]
             else:
@@ -85,22 +96,36 @@ def loss_by_hand(trainee, batch, settings):
     return total / blocks
 
 
-@pytest.mark.parametrize("soft", [0.0, 0.7])
-@pytest.mark.parametrize("weighting", ["dpace", "decay"])
-@pytest.mark.parametrize("vocab", [None, 40])
-def test_block_loss_equals_loops(weighting: str, vocab: int | None, soft: float):
-    target, artifact = make_target(), make_artifact(draft_vocab_size=vocab)
+def settings_of(loss: str, weighting: str = "dpace", gamma: float = 2.0, head_chunk: int = CHUNK) -> LossSettings:
+    ce, kl, tv = LOSSES[loss]
+    return LossSettings(weighting, gamma, ce=ce, kl=kl, tv=tv, head_chunk=head_chunk, remat=False)
+
+
+@pytest.mark.parametrize(
+    ("loss", "weighting", "changes"),
+    [
+        ("ce", "dpace", {}),
+        ("ce", "decay", {"draft_vocab_size": 40}),
+        ("kl", "decay", {"markov_rank": 3}),
+        ("kl", "dpace", {"draft_vocab_size": 40, "markov_rank": 3}),
+        ("tv", "dpace", {}),
+        ("all", "decay", {"draft_vocab_size": 40}),
+        ("all", "dpace", {"draft_vocab_size": 40, "markov_rank": 3}),
+    ],
+)
+def test_block_loss_equals_loops(loss: str, weighting: str, changes: dict):
+    target, artifact = make_target(), make_artifact(**changes)
     trainee = Trainee(artifact.drafter("float32"), target, artifact.draft_vocab, online=False)
-    settings = LossSettings(weighting, gamma=2.0, soft=soft, head_chunk=CHUNK, remat=False)
-    batch = make_batch(target, final=soft > 0)
-    loss, scalars = block_loss(trainee, batch, settings)
-    assert float(loss) == pytest.approx(loss_by_hand(trainee, batch, settings), rel=1e-5)
-    assert scalars["loss"] == loss
+    settings = settings_of(loss, weighting)
+    batch = make_batch(target, final=settings.taught)
+    total, scalars = block_loss(trainee, batch, settings)
+    assert float(total) == pytest.approx(loss_by_hand(trainee, batch, settings), rel=1e-5)
+    assert scalars["loss"] == total
 
 
 def test_online_features_give_the_same_loss():
     target, artifact = make_target(), make_artifact()
-    settings = LossSettings("dpace", gamma=2.0, soft=0.5, head_chunk=CHUNK, remat=True)
+    settings = dataclasses.replace(settings_of("all"), remat=True)
     batch = make_batch(target, final=True)
     cached = Trainee(artifact.drafter("float32"), target, None, online=False)
     online = Trainee(artifact.drafter("float32"), target, None, online=True)
@@ -117,52 +142,55 @@ def test_labels():
 
 def test_dpace_weights_by_hand():
     """Probabilities 1 and 0.5 (mixed with 1/4: 1, 0.625): worth 1 + 0.625 and 0.625, over the first."""
-    settings = LossSettings("dpace", gamma=1.0, soft=0.0, head_chunk=1, remat=False)
-    loss, usable = -jnp.log(jnp.array([[[1.0, 0.5]]])), jnp.ones((1, 1, 2), bool)
-    weights = slot_weights(loss, usable, usable, settings)
+    hard, usable = -jnp.log(jnp.array([[[1.0, 0.5]]])), jnp.ones((1, 1, 2), bool)
+    weights = slot_weights(hard, usable, settings_of("ce"))
     assert weights.ravel().tolist() == pytest.approx([1.0, 0.625 / 1.625])
 
 
-@pytest.mark.parametrize("soft", [0.0, 0.6])
-def test_gradient_equals_automatic_differentiation(soft: float):
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("rank", [0, 3])
+def test_gradient_equals_automatic_differentiation(loss: str, rank: int):
+    """By the states and by W2, in chunks of one block of each row, at a cotangent that is not 1."""
     rng = np.random.default_rng(0)
-    hidden, teacher = (jnp.asarray(rng.standard_normal((2, 3, 5, 8)), jnp.float32) for _ in range(2))
-    head = jnp.asarray(rng.standard_normal((20, 8)), jnp.float32)
+
+    def normal(*shape: int) -> jnp.ndarray:
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+    states, teacher, head, w2 = normal(2, 3, 5, 8 + rank), normal(2, 3, 5, 8), normal(20, 8), normal(20, rank)
     rows = jnp.asarray(rng.integers(-1, 20, (2, 3, 5)))
-    weights = jnp.asarray(rng.random((2, 3, 5)), jnp.float32)
+    settings = settings_of(loss, head_chunk=7)
 
-    def ours(hidden):
-        return jnp.sum(weights * head_cross_entropy(hidden, head, rows, 7, teacher=teacher, soft=soft, mesh=None)[0])
+    def ours(states, w2):
+        second = w2 if rank else None
+        return 3 * head_loss(states, second, head, rows, teacher if settings.taught else None, settings, None)[0]
 
-    def plain(hidden):
-        logp = jax.nn.log_softmax(hidden @ head.T)
-        label = jax.nn.one_hot(rows, 20) * (1 - soft) + soft * jax.nn.softmax(teacher @ head.T)
-        return jnp.sum(jnp.where(rows >= 0, weights * -jnp.sum(label * logp, axis=-1), 0))
+    def plain(states, w2):
+        logq, logp = (jax.nn.log_softmax(x) for x in (states @ jnp.concatenate([head, w2], 1).T, teacher @ head.T))
+        hard = jnp.where(rows >= 0, -jnp.take_along_axis(logq, jnp.maximum(rows, 0)[..., None], -1)[..., 0], 0)
+        kl, tv = jnp.exp(logp) * (logp - logq), jnp.abs(jnp.exp(logp) - jnp.exp(logq)) / 2
+        mixed = settings.ce * hard + settings.kl * kl.sum(-1) + settings.tv * tv.sum(-1)
+        weights = jax.lax.stop_gradient(slot_weights(hard, rows >= 0, settings))
+        return 3 * jnp.sum(jnp.where(rows >= 0, weights * mixed, 0))
 
-    assert ours(hidden) == pytest.approx(float(plain(hidden)), rel=1e-5)
-    np.testing.assert_allclose(jax.grad(ours)(hidden), jax.grad(plain)(hidden), atol=1e-5)
+    assert ours(states, w2) == pytest.approx(float(plain(states, w2)), rel=1e-5)
+    found, expected = (jax.grad(f, argnums=(0, 1))(states, w2) for f in (ours, plain))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), found, expected)
 
 
-@pytest.mark.parametrize("soft", [0.0, 0.5])
-def test_no_logits_larger_than_a_chunk(soft: float):
-    """Nothing in loss and gradient has a vocabulary dimension and more than CHUNK rows, soft labels or not."""
-    target, artifact = make_target(), make_artifact(draft_vocab_size=53)
-    trainee = Trainee(artifact.drafter("float32"), target, artifact.draft_vocab, online=False)
-    hidden = jnp.ones((2, 20, 5, 32))
-    teaching = {"teacher": hidden, "soft": soft} if soft else {}
-    graph = jax.make_jaxpr(lambda hidden: _head_gradient(trainee, hidden, teaching))(hidden)
+@pytest.mark.parametrize("loss", ["ce", "all"])
+def test_no_logits_larger_than_a_chunk(loss: str):
+    """Nothing in loss and gradient has a vocabulary dimension and more than CHUNK rows, taught or not."""
+    states, w2, head = jnp.ones((2, 20, 5, 35)), jnp.ones((53, 3)), jnp.ones((53, 32))
+    rows, settings = jnp.zeros(states.shape[:3], jnp.int32), settings_of(loss)
+    teacher = states[..., :32] if settings.taught else None
+
+    def total(states, w2):
+        return head_loss(states, w2, head, rows, teacher, settings, None)[0]
+
+    graph = jax.make_jaxpr(jax.grad(total, argnums=(0, 1)))(states, w2)
     shapes = {variable.aval.shape for variable in _variables(graph.jaxpr) if 53 in variable.aval.shape}
-    assert (CHUNK, 53) in shapes
-    assert all(np.prod(shape) <= max(CHUNK, 32) * 53 for shape in shapes), shapes
-
-
-def _head_gradient(trainee, hidden, teaching):
-    rows = jnp.zeros(hidden.shape[:3], jnp.int32)
-
-    def loss(hidden):
-        return head_cross_entropy(hidden, trainee.head[...], rows, CHUNK, mesh=None, **teaching)[0].sum()
-
-    return jax.grad(loss)(hidden)
+    assert (10, 53) in shapes, "a block of each of two rows"
+    assert all(np.prod(shape) <= max(CHUNK, 35) * 53 for shape in shapes), shapes
 
 
 def _variables(jaxpr):

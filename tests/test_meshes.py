@@ -51,7 +51,7 @@ def train_step(target: Target) -> list[np.ndarray]:
         "anchors_w4": rng.integers(0, 12, (8, 3)),
     }
     batch = global_rows({name: value.astype(np.int32) for name, value in batch.items()}, target.mesh)
-    settings = LossSettings("dpace", gamma=4.0, soft=0.5, head_chunk=64, remat=False)
+    settings = LossSettings("dpace", gamma=4.0, ce=0.1, kl=0.0, tv=0.9, head_chunk=64, remat=False)
 
     @nnx.jit
     def step(trainee: Trainee, batch: dict[str, jax.Array]) -> Any:

@@ -41,10 +41,10 @@ CASES = {
 }
 
 
-def tiny():
+def tiny(**head: int):
     target = make_target(vocab_size=VOCAB, hidden_size=16, num_layers=3)
     layers = {"target_layer_ids": (0, 1), "num_target_layers": 3, "target_hidden_size": 16, "hidden_size": 16}
-    return target, make_artifact(vocab_size=VOCAB, mask_token_id=5, width=4, **layers, markov_size=8)
+    return target, make_artifact(vocab_size=VOCAB, mask_token_id=5, width=4, **layers, **(head or {"markov_size": 8}))
 
 
 def prefilled(engine, prompt: Sequence[int], seeds: jax.Array, new: int = NEW, page: int | None = None) -> DecodeState:
@@ -93,13 +93,18 @@ def counted(rows: Rows | SimpleNamespace, counts, prompt: Sequence[int] = PROMPT
         counts[text] = counts.get(text, 0) + 1
 
 
-PAGED = [(*case, None) for case in CASES.values()] + [(*CASES["block"], 3)]
+MLP, MARKOV = {"markov_size": 8}, {"markov_rank": 2}
+RUNS = {name: (*case, MLP, None) for name, case in CASES.items()} | {
+    "block, paged": (*CASES["block"], MLP, 3),
+    "tokens, Markov head": (*CASES["tokens"], MARKOV, None),
+    "block, top-p, Markov head": (*CASES["block, top-p"], MARKOV, None),
+}
 
 
-@pytest.mark.parametrize(("width", "speculation", "page"), PAGED, ids=[*CASES, "block, paged"])
-def test_speculative(width: int | str, speculation: Speculation, page: int | None):
+@pytest.mark.parametrize(("width", "speculation", "head", "page"), RUNS.values(), ids=RUNS)
+def test_speculative(width: int | str, speculation: Speculation, head: dict[str, int], page: int | None):
     draft = Draft("ngram", 4) if width == "ngram" else Draft("drafter", width)
-    target, artifact = tiny()
+    target, artifact = tiny(**head)
     engine, counts, steps = make_engine(target, artifact), {}, 0
     for part in range(SAMPLES // ROWS):
         fresh = prefilled(engine, PROMPT, jnp.arange(ROWS) + part * ROWS, page=page)

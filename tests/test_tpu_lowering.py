@@ -41,10 +41,10 @@ def lower_for_tpu(dtype: str, function, *arguments) -> str:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("online", [False, True])
 def test_train_step(online: bool, dtype: str):
-    target, artifact = make_target(dtype=dtype), make_artifact(markov_size=16)
+    target, artifact = make_target(dtype=dtype), make_artifact(markov_rank=8)
     trainee = Trainee(artifact.drafter(dtype), target, None, online=online)
     optimizer = nnx.Optimizer(trainee, optax.adamw(1e-3), wrt=nnx.Param)
-    settings = LossSettings("dpace", gamma=4.0, soft=0.5, head_chunk=64, remat=True)
+    settings = LossSettings("dpace", gamma=4.0, ce=0.1, kl=0.4, tv=0.5, head_chunk=64, remat=True)
     rows = {name: jnp.ones((2, 32), jnp.int32) for name in ("tokens", "positions", "segments")}
     batch = rows | {"anchors_w6": jnp.full((2, 3), 4, jnp.int32), "anchors_w3": jnp.full((2, 5), 7, jnp.int32)}
     if not online:
@@ -99,6 +99,6 @@ def test_prefill(dtype: str):
 
 def started(dtype: str):
     """An engine and a state of two rows in it."""
-    engine = make_engine(make_target(dtype=dtype), make_artifact(draft_vocab_size=30, markov_size=16))
+    engine = make_engine(make_target(dtype=dtype), make_artifact(draft_vocab_size=30, markov_rank=8))
     prompt, length = np.ones((2, 8), np.int32), np.array([8, 5], np.int32)
     return engine, prefill(engine, prompt, length, length + 20, length, capacity=64)

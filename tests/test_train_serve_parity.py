@@ -14,7 +14,7 @@ from models.sampling import keys
 from models.target import packed_features
 from models.verify import GREEDILY
 from tests.tiny import make_artifact, make_target
-from train.objectives.dflash import Trainee, block_hidden, draft_context, slot_hidden
+from train.objectives.dflash import Trainee, block_hidden, draft_context, slot_states
 
 CASES = {
     "bidirectional": {},
@@ -22,7 +22,14 @@ CASES = {
     "window": {"windows": (9, 9)},
     "windows-in-one-layer": {"windows": (None, 4), "causal": (False, True)},
     "vocabulary": {"draft_vocab_size": 30},
-    "markov": {"markov_size": 24},
+    "MLP head": {"markov_size": 24},
+    "Markov head": {"markov_rank": 3},
+    "Markov head, vocabulary, causal-window": {
+        "markov_rank": 3,
+        "draft_vocab_size": 30,
+        "causal": (True, True),
+        "windows": (9, 4),
+    },
     "causal-window": {"causal": (True,), "windows": (5,), "num_layers": 1},
 }
 
@@ -51,8 +58,10 @@ def test_block_logits_agree(case: str, width: int):
         assert np.abs(trained[index] - decoded).max() <= 1e-4
         options = {"key": keys(rows.seed, rows.length), "width": width, "speculation": GREEDILY}
         drafts = kind.propose(target, state.drafter, rows, **options).tokens
-        slots = slot_hidden(trainee, batch, anchors[:, index : index + 1], drafts[None], context=context)
-        best = np.asarray(logits(slots, trainee.head[...])).argmax(axis=-1)[0, 0]
+        states = slot_states(trainee, batch, anchors[:, index : index + 1], drafts[None], context=context)
+        w2 = trainee.drafter.markov_w2
+        head = trainee.head[...] if w2 is None else jnp.concatenate([trainee.head[...], w2[...]], axis=1)
+        best = np.asarray(logits(states, head)).argmax(axis=-1)[0, 0]
         expected = best if artifact.draft_vocab is None else artifact.draft_vocab[best]
         assert np.asarray(drafts)[0].tolist() == expected.tolist(), "each slot given the draft before it"
 

@@ -89,6 +89,7 @@ def make_drafter_config(**changes: Any) -> DrafterConfig:
         windows=(None, None),
         draft_vocab_size=None,
         markov_size=None,
+        markov_rank=None,
     )
     layers = changes.get("num_layers", config.num_layers)
     uniform = {"causal": config.causal[:1] * layers, "windows": config.windows[:1] * layers}
@@ -125,6 +126,9 @@ def make_artifact(seed: int = 0, **changes: Any) -> Artifact:
     if config.markov_size is not None:
         size = config.markov_size
         weights["markov"] = {"into": matrix(2 * d, size), "out": matrix(size, d)}
+    if config.markov_rank is not None:
+        sizes = {"markov_w1": config.vocab_size, "markov_w2": config.draft_vocab_size or config.vocab_size}
+        weights |= {name: 4 * matrix(size, config.markov_rank) for name, size in sizes.items()}
     vocab = None
     if config.draft_vocab_size is not None:
         vocab = np.sort(rng.permutation(config.vocab_size)[: config.draft_vocab_size]).astype(np.int32)

@@ -93,7 +93,7 @@ def measure(config: str, overrides: Sequence[str], mode: str) -> dict[str, Any]:
         row_length=section.row_length,
         blocks=section.blocks,
         online=mode == "online",
-        soft=recipe.loss.soft > 0,
+        taught=recipe.loss.taught,
     )
     low, median, high = (float(value) for value in np.percentile(times, [25, 50, 75]))
     positions = section.rows * sum(width * anchors for width, anchors in section.blocks.items())

@@ -10,7 +10,7 @@ process (ratio_spread: quartiles). Positions are block positions, anchors x widt
 
 Equal: the plain drafter (no Markov head) of the recipe's shape and its weights, the target's embedding and draft
 vocabulary, rows, features, number and width of blocks, float32, all cores, the label (the target's whole distribution:
-their kl_div, our soft=1; both run the target's final hidden states through the head), the weight of slots
+their kl_div, our kl=1; both run the target's final hidden states through the head), the weight of slots
 (exponential decay), and a whole update: forward, backward, clipping by global norm, AdamW.
 
 Not equal: theirs packs the rows into one sequence and attends over all of it under a mask, ours row by row; it draws
@@ -36,7 +36,10 @@ from configs.console import command, progress, say
 from configs.schema import Recipe, load_recipe
 
 # The recipe's plain part on equal terms.
-PLAIN = ("features.mode=cached", "drafter.markov_size=null", "loss.soft=1.0", "loss.weighting=decay")
+PLAIN = (
+    *("features.mode=cached", "drafter.markov_rank=null", "drafter.markov_size=null", "loss.weighting=decay"),
+    *("loss.ce=0.0", "loss.kl=1.0", "loss.tv=0.0"),
+)
 
 
 @command
@@ -115,7 +118,7 @@ def make_trainee(recipe: Recipe, target: Any, tokenizer: Any) -> Any:
     size = config.draft_vocab_size or config.vocab_size
     config = dataclasses.replace(config, draft_vocab_size=size)
     vocab = np.sort(np.random.default_rng(recipe.run.seed).permutation(config.vocab_size)[:size]).astype(np.int32)
-    return Trainee(new_drafter(recipe, config, target), target, vocab, online=False)
+    return Trainee(new_drafter(recipe, config, target, vocab), target, vocab, online=False)
 
 
 def make_batch(recipe: Recipe, target: Any, trainee: Any, anchors: int) -> tuple[dict[str, np.ndarray], np.ndarray]:

@@ -7,8 +7,9 @@ model card beside it (README.md, see `train.card`). Or the parameters alone as a
     OUT/config.json   as the artifact's
     OUT/params        Orbax, float32, matrices [in, out]: fc [L*E, D], hidden_norm [D], norm [D],
                       layers/<i>/{q [D, K*G*H], kv [D, K*2*H], out [N*H, D], gate [D, F], up [D, F],
-                      down [F, D], attention_norm [D], mlp_norm [D], q_norm [H], k_norm [H]}, markov/{into, out} and
-                      draft_vocab_ids [Vd] where there are any (letters: models.shapes; k before v)
+                      down [F, D], attention_norm [D], mlp_norm [D], q_norm [H], k_norm [H]}, markov_w1 [V, R],
+                      markov_w2 [Vd, R], markov/{into, out} and draft_vocab_ids [Vd] where there are any (letters:
+                      models.shapes; k before v)
 """
 
 import dataclasses

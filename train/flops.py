@@ -16,9 +16,10 @@ def step_flops(
     row_length: int,
     blocks: dict[int, int],
     online: bool,
-    soft: bool,
+    taught: bool,
 ) -> float:
-    """FLOPs of one step over `rows` packed rows with `blocks` (width -> anchors per row); `soft`: with soft labels."""
+    """FLOPs of one step over `rows` packed rows with `blocks` (width -> anchors per row); `taught`: with a loss that
+    needs the target's distributions."""
     vocab = config.draft_vocab_size or config.vocab_size
     d, taps = config.hidden_size, len(config.target_layer_ids) * config.target_hidden_size
     layer = d * (config.q_size + 2 * config.kv_size) + config.q_size * d + 3 * d * config.mlp_size
@@ -27,10 +28,11 @@ def step_flops(
     for width, anchors in blocks.items():
         matmuls = 6 * layer * config.num_layers
         attention = 12 * (row_length + width) * config.q_size * config.num_layers
-        slot = (6 if soft else 4) * d * vocab + 6 * 3 * d * (config.markov_size or 0)
+        head = (6 if taught else 4) * d * vocab + 6 * (config.markov_rank or 0) * vocab
+        slot = head + 6 * 3 * d * (config.markov_size or 0)
         total += anchors * width * (matmuls + attention) + anchors * (width - 1) * slot
     if online:
-        num_layers = target.num_layers if soft else max(config.target_layer_ids) + 1
+        num_layers = target.num_layers if taught else max(config.target_layer_ids) + 1
         total += row_length * _target_forward(target, num_layers, row_length)
     return rows * total
 

@@ -6,10 +6,12 @@ carries its own architecture name, so that no loader takes it for the plain kind
 
     architectures ["DFlashDraftModel"]     plain: layer_types says which layers look back `sliding_window` positions
                                            only; in-block attention is causal in these and bidirectional in the others
-    architectures ["WideblockDraftModel"]  is_causal says otherwise for all layers, or dflash_config.draft_vocab_size
-                                           or .markov_size is set;
-                                           draft_vocab_ids [Vd] int32 holds the draft vocabulary's token ids,
-                                           markov.into.weight [M, 2D] and markov.out.weight [D, M] the Markov head
+    architectures ["WideblockDraftModel"]  is_causal says otherwise for all layers, or one of these is set, by the
+                                           names and tensors of PyPI `speculators` as far as it has them:
+        draft_vocab_size                   d2t [Vd] int64: row i of the head is token i + d2t[i]; t2d [V] bool: which
+                                           tokens have a row (before: draft_vocab_ids [Vd] int32, the tokens)
+        markov_rank                        markov_head.markov_w1.weight [V, R], markov_head.markov_w2.weight [Vd, R]
+        markov_size                        markov.into.weight [M, 2D], markov.out.weight [D, M]: the MLP head
     wideblock {kind, target, target_fingerprint, chat_template_args, ...}
                                            its kind, and where it comes from; other loaders ignore it
 
@@ -109,7 +111,7 @@ def write_artifact(artifact: Artifact, path: Path, dtype: str = "float32") -> No
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
     tensors = {name: np.ascontiguousarray(value, kind) for name, value in _to_tensors(artifact).items()}
     if artifact.draft_vocab is not None:
-        tensors["draft_vocab_ids"] = np.asarray(artifact.draft_vocab, np.int32)
+        tensors |= vocabulary_maps(artifact.draft_vocab, artifact.config.vocab_size)
     config = path / CONFIG
     with replacing(config) as described, replacing(path / "model.safetensors") as weights:
         described.write_text(json.dumps(config_json(artifact.config, artifact.origin, dtype), indent=2) + "\n")
@@ -132,18 +134,34 @@ def read_artifact(path: Path) -> Artifact:
     raw = read_config(path)
     config = parse_config(raw, path)
     tensors = _read_tensors(path)
-    draft_vocab = tensors.pop("draft_vocab_ids", None)
-    if (draft_vocab is None) != (config.draft_vocab_size is None):
-        raise UserError(f"{path}: dflash_config.draft_vocab_size and tensor draft_vocab_ids: one without the other")
-    if draft_vocab is not None and not (
-        draft_vocab.shape == (config.draft_vocab_size,)
-        and 0 <= draft_vocab.min() <= draft_vocab.max() < config.vocab_size
-    ):
-        raise UserError(
-            f"{path}: draft_vocab_ids does not hold {config.draft_vocab_size} ids below {config.vocab_size}"
-        )
+    draft_vocab = _pop_vocabulary(config, tensors, path)
     weights = _from_tensors(config, tensors, path)
     return Artifact(config, weights, draft_vocab, origin_of(raw, path))
+
+
+def vocabulary_maps(draft_vocab: np.ndarray, vocab_size: int) -> dict[str, np.ndarray]:
+    """d2t and t2d of a draft vocabulary, ascending token ids."""
+    ids = np.asarray(draft_vocab, np.int64)
+    return {"d2t": ids - np.arange(len(ids)), "t2d": np.isin(np.arange(vocab_size), ids)}
+
+
+def _pop_vocabulary(config: DrafterConfig, tensors: dict[str, np.ndarray], path: Path) -> np.ndarray | None:
+    """The draft vocabulary's token ids, by whichever map is there."""
+    size, ids, offsets, kept = (
+        config.draft_vocab_size,
+        *(tensors.pop(n, None) for n in ("draft_vocab_ids", "d2t", "t2d")),
+    )
+    if ids is None and offsets is not None:
+        ids = offsets + np.arange(len(offsets))
+    if (ids is None) != (size is None):
+        raise UserError(f"{path}: draft_vocab_size and tensor d2t (or draft_vocab_ids): one without the other")
+    if ids is None:
+        return None
+    if ids.shape != (size,) or not 0 <= ids.min() <= ids.max() < config.vocab_size:
+        raise UserError(f"{path}: its draft vocabulary does not hold {size} ids below {config.vocab_size}")
+    if kept is not None and not np.array_equal(np.flatnonzero(kept), np.sort(ids)):
+        raise UserError(f"{path}: tensors d2t and t2d name different draft vocabularies")
+    return ids.astype(np.int32)
 
 
 def check_fit(artifact: Artifact, target: Target, path: Path) -> None:
@@ -185,6 +203,8 @@ def _to_tensors(artifact: Artifact) -> dict[str, np.ndarray]:
     out["norm.weight"] = np.asarray(weights["norm"])
     if config.markov_size is not None:
         out |= {f"markov.{part}.weight": np.asarray(weights["markov"][part]).T for part in ("into", "out")}
+    if config.markov_rank is not None:
+        out |= {f"markov_head.{name}.weight": np.asarray(weights[name]) for name in ("markov_w1", "markov_w2")}
     for index, layer in enumerate(weights["layers"]):
         layer = {name: np.asarray(value) for name, value in layer.items()}
         base = f"layers.{index}"
@@ -240,6 +260,9 @@ def _from_tensors(config: DrafterConfig, tensors: Mapping[str, np.ndarray], path
             "into": take("markov.into.weight", m, 2 * d).T,
             "out": take("markov.out.weight", d, m).T,
         }
+    if config.markov_rank is not None:
+        sizes = {"markov_w1": config.vocab_size, "markov_w2": config.draft_vocab_size or config.vocab_size}
+        weights |= {name: take(f"markov_head.{name}.weight", v, config.markov_rank) for name, v in sizes.items()}
     if left:
         raise UserError(f"{path}: unknown tensor {sorted(left)[0]}; this drafter has parts we do not compute")
     return as_arrays(weights)

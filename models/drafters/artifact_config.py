@@ -15,7 +15,7 @@ KIND, PLAIN, OWN = "dflash", "DFlashDraftModel", "WideblockDraftModel"
 
 def beyond_plain(config: DrafterConfig) -> dict[str, str]:
     """What plain DFlash code does not compute of this drafter, in words, by the recipe's field."""
-    parts = {"draft_vocab_size": "a draft vocabulary", "markov_size": "a Markov head"}
+    parts = {"draft_vocab_size": "a draft vocabulary", "markov_size": "an MLP head", "markov_rank": "a Markov head"}
     held = {name: words for name, words in parts.items() if getattr(config, name)}
     if config.causal != _plain_causal(config.windows):
         held["causal"] = "causal in-block attention" if all(config.causal) else "bidirectional in-block attention"
@@ -31,8 +31,6 @@ def config_json(config: DrafterConfig, origin: Mapping[str, Any], dtype: str) ->
     """The config.json of a drafter that comes from `origin`, its tensors being in `dtype`."""
     own = beyond_plain(config)
     dflash = {"mask_token_id": config.mask_token_id, "target_layer_ids": list(config.target_layer_ids)}
-    if own:
-        dflash |= {name: getattr(config, name) for name in _EXTRAS}
     scaling = config.rope_scaling
     rope = {"rope_type": "llama3", **dataclasses.asdict(scaling)} if scaling else None
     out = {
@@ -66,6 +64,11 @@ def config_json(config: DrafterConfig, origin: Mapping[str, Any], dtype: str) ->
     }
     if "causal" in own:
         out["is_causal"] = all(config.causal)
+    if own:
+        out |= {name: getattr(config, name) for name in _EXTRAS if getattr(config, name) is not None}
+        out |= {"sample_from_anchor": False, "enable_confidence_head": False}
+    if config.markov_rank is not None:
+        out["markov_head_type"] = "vanilla"
     if not own:
         out["auto_map"] = {"AutoModel": "dflash.DFlashDraftModel"}
     return out
@@ -79,14 +82,16 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> DrafterConfig:
     architecture = (raw.get("architectures") or [None])[0]
     if architecture not in (PLAIN, OWN):
         raise UserError(f"{where}: architectures {architecture!r}; expected a drafter ({PLAIN} or {OWN})")
-    dflash = {name: raw[name] for name in _PLACED_EITHER_WAY if name in raw} | (raw.get("dflash_config") or {})
+    dflash = {name: raw[name] for name in (*_PLACED_EITHER_WAY, *_EXTRAS) if name in raw} | (
+        raw.get("dflash_config") or {}
+    )
     supported = {*_PLACED_EITHER_WAY, *(_EXTRAS if architecture == OWN else ())}
     unknown = sorted(set(dflash) - supported)
     if unknown:
         raise UserError(
             f"{where}: dflash_config.{unknown[0]} is not supported; this drafter has parts we do not compute"
         )
-    foreign = sorted(set(raw) - _HONOURED - _WITHOUT_EFFECT - set(_ONLY_HARMLESS))
+    foreign = sorted(set(raw) - _HONOURED - set(_EXTRAS) - _WITHOUT_EFFECT - set(_ONLY_HARMLESS))
     if foreign:
         raise UserError(
             f"{where}: {foreign[0]} is not known; this drafter may have parts we do not compute (without effect? take "
@@ -122,6 +127,7 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> DrafterConfig:
             windows=windows,
             draft_vocab_size=dflash.get("draft_vocab_size"),
             markov_size=dflash.get("markov_size"),
+            markov_rank=dflash.get("markov_rank") or None,  # 0 with others: no such head
         )
     except KeyError as error:
         raise UserError(f"{where}: field {error} is missing; expected a DFlash drafter config") from error
@@ -141,7 +147,7 @@ def _mask_token(token: Any, vocab_size: int, where: str) -> int:
     return token
 
 
-_EXTRAS = ("draft_vocab_size", "markov_size")
+_EXTRAS = ("draft_vocab_size", "markov_size", "markov_rank")
 _HONOURED = {
     *("architectures", "block_size", "mask_token_id", "target_layer_ids", "dflash_config", "num_target_layers"),
     *("num_hidden_layers", "layer_types", "hidden_size", "target_hidden_size", "intermediate_size", "head_dim"),
@@ -164,6 +170,9 @@ _ONLY_HARMLESS = {
     "final_logit_softcapping": None,
     "conv_kernel_size": None,
     "selector_rank": None,
+    "sample_from_anchor": False,  # slot 0 is the anchor and drafts nothing
+    "markov_head_type": "vanilla",
+    "enable_confidence_head": False,
 }
 
 

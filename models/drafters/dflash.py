@@ -5,8 +5,9 @@ projections alone. Block: the anchor token and W-1 mask tokens, embedded by the 
 queries. Slot i's final hidden state, under the target's LM head, predicts the token i positions after the anchor.
 The drafter owns neither embedding nor head.
 
-An optional Markov head (after DSpark, arXiv 2607.05147) corrects each slot's hidden state by the token drafted before
-it, so that a block is drafted as one sentence and not as W-1 independent guesses.
+An optional head makes a block one sentence and not W-1 independent guesses. The Markov head (DSpark, arXiv 2607.05147)
+adds `W2 @ W1[token before]` to each slot's logits: a matrix [Vd, V] of rank R, `markov_rank`. The MLP head,
+`markov_size` wide, corrects the hidden state instead, so that drafting needs the LM head once a slot, not once a block.
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ from models.layers import (
     rotary,
     swiglu,
 )
-from models.sharding import constrain
+from models.sharding import constrain, looked_up
 from models.target import Target
 
 
@@ -58,7 +59,8 @@ class DrafterConfig:
     causal: tuple[bool, ...]  # in-block attention of each layer
     windows: tuple[int | None, ...]  # how far each layer's slots look back, themselves included; None: all the way
     draft_vocab_size: int | None
-    markov_size: int | None  # width of the Markov head's hidden layer; None: no such head
+    markov_size: int | None  # width of the MLP head's hidden layer; None: no such head
+    markov_rank: int | None = None  # R of the Markov head; None: no such head
 
     @property
     def feature_size(self) -> int:
@@ -84,6 +86,8 @@ AXES: dict[str, tuple[str | None, ...]] = {  # logical axes of the weights, [in,
     "down": ("mlp", "embed"),
     "markov.into": ("embed", "mlp"),
     "markov.out": ("mlp", "embed"),
+    "markov_w1": ("vocab", "embed"),  # [V, R]: looked up by the token before a slot
+    "markov_w2": ("head_rows", None),  # [Vd, R]: further columns of the LM head
 }
 
 
@@ -104,7 +108,7 @@ class DrafterLayer(nnx.Module):
         self.down = nnx.Param(weights["down"], axes=AXES["down"])
 
 
-class MarkovHead(nnx.Module):
+class MLPHead(nnx.Module):
     """A two-layer correction of a slot's hidden state, given the token before the slot."""
 
     def __init__(self, weights: dict[str, Any]):
@@ -128,7 +132,11 @@ class Drafter(nnx.Module):
         kinds = zip(weights["layers"], config.causal, config.windows, strict=True)
         self.layers = nnx.List([DrafterLayer(layer, causal=causal, window=window) for layer, causal, window in kinds])
         self.norm = nnx.Param(weights["norm"])
-        self.markov = MarkovHead(weights["markov"]) if config.markov_size else None
+        self.markov = MLPHead(weights["markov"]) if config.markov_size else None
+        self.markov_w1, self.markov_w2 = (
+            nnx.Param(weights[name], axes=AXES[name]) if config.markov_rank else None
+            for name in ("markov_w1", "markov_w2")
+        )
         self.frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
 
     @full_precision
@@ -167,7 +175,7 @@ class Drafter(nnx.Module):
     def corrected(self, hidden: Float[Array, "*b D"], before: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
         """Hidden states of slots, given the embeddings of the tokens before them.
 
-        `hidden + norm * silu([normed hidden; normed embedding] @ into) @ out`; as it is without a Markov head.
+        `hidden + norm * silu([normed hidden; normed embedding] @ into) @ out`; as it is without an MLP head.
         """
         if self.markov is None:
             return hidden
@@ -175,6 +183,11 @@ class Drafter(nnx.Module):
         seen = jnp.concatenate([rms_norm(hidden, unit, eps), rms_norm(before.astype(self.dtype), unit, eps)], axis=-1)
         change = jax.nn.silu(seen @ self._cast(self.markov.into)) @ self._cast(self.markov.out)
         return hidden + self._cast(self.norm) * change
+
+    def transition(self, before: Int[Array, "*b"]) -> Float[Array, "*b R"]:
+        """W1[before], which W2 turns into what the Markov head adds to the logits of slots after these tokens."""
+        assert self.markov_w1 is not None
+        return looked_up(self.markov_w1[...], before, self.mesh).astype(self.dtype)
 
     def _layer(self, layer: DrafterLayer, x: Array, *, angles: Array, context: Cache, where: Drafting) -> Array:
         shape, eps = x.shape, self.config.rms_eps
@@ -237,15 +250,23 @@ def random_weights(config: DrafterConfig, rng: jax.Array) -> dict[str, Any]:
 
 
 def markov_weights(config: DrafterConfig, rng: jax.Array) -> dict[str, Any]:
-    """{"markov": ...}: a head that changes nothing yet; {} without one."""
-    if config.markov_size is None:
-        return {}
-    into = 0.02 * jax.random.normal(jax.random.fold_in(rng, 1), (2 * config.hidden_size, config.markov_size))
-    return {"markov": {"into": into, "out": jnp.zeros((config.markov_size, config.hidden_size))}}
+    """The weights of the Markov or MLP head, which changes nothing yet; {} without one."""
+
+    def matrix(*shape: int) -> Array:
+        return 0.02 * jax.random.normal(jax.random.fold_in(rng, 1), shape)
+
+    if config.markov_rank is not None:
+        rows = config.draft_vocab_size or config.vocab_size
+        w1 = matrix(config.vocab_size, config.markov_rank)
+        return {"markov_w1": w1, "markov_w2": jnp.zeros((rows, config.markov_rank))}
+    if config.markov_size is not None:
+        into = matrix(2 * config.hidden_size, config.markov_size)
+        return {"markov": {"into": into, "out": jnp.zeros((config.markov_size, config.hidden_size))}}
+    return {}
 
 
 def target_weights(config: DrafterConfig, target: Target, rng: jax.Array) -> dict[str, Any]:
-    """Weights taken from the target's own last layers; fc passes the last tap through; `rng` is the Markov head's.
+    """Weights taken from the target's own last layers; fc passes the last tap through; `rng` is the head's.
 
     Context skips the layers' own attention norm, so all of them and `hidden_norm` get one common scale, and what a
     layer's norm has on top of it goes into its q/k/v: context makes the keys a block token would. Targets without

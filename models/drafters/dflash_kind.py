@@ -76,13 +76,17 @@ class DFlash:
         key: Key[Array, " B"],
         speculation: Speculation,
     ) -> tuple[Int[Array, "B W1"], Float[Array, "B W1 V"] | None]:
-        """Slot after slot, each given the token before it where the network has a Markov head; q where it was drawn."""
-        if self.network.markov is None and not speculation.draws:
-            return self._token_ids(jnp.argmax(logits(hidden, self.head), axis=-1)), None
+        """Slot after slot, each given the token before it where the network has a head for that; q where it was drawn.
+
+        The LM head reads all slots at once, save under an MLP head, which changes what it reads.
+        """
+        states = hidden if self.network.markov is not None else logits(hidden, self.head)
+        if not (self.network.markov or self.network.markov_w2 or speculation.draws):
+            return self._token_ids(jnp.argmax(states, axis=-1)), None
 
         def next_slot(before: Array, slot: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array | None]]:
-            hidden, number = slot
-            scores = logits(self.network.corrected(hidden, target.embed(before)), self.head)
+            state, number = slot
+            scores = self._slot_logits(target, state, before)
             if not speculation.draws:
                 token, q = self._token_ids(jnp.argmax(scores, axis=-1)), None
             else:
@@ -91,9 +95,19 @@ class DFlash:
                 token, q = self._token_ids(places), self._over_vocabulary(chances, target.config.vocab_size)
             return token, (token, q)
 
-        slots = (hidden.swapaxes(0, 1), jnp.arange(hidden.shape[1]))
+        slots = (states.swapaxes(0, 1), jnp.arange(states.shape[1]))
         _, (tokens, q) = jax.lax.scan(next_slot, anchors, slots)
         return tokens.swapaxes(0, 1), None if q is None else q.swapaxes(0, 1)
+
+    def _slot_logits(
+        self, target: Target, state: Float[Array, "B _"], before: Int[Array, " B"]
+    ) -> Float[Array, "B Vd"]:
+        """A slot's logits given the token before it; `state`: its logits without, or its hidden state (MLP head)."""
+        if self.network.markov is not None:
+            return logits(self.network.corrected(state, target.embed(before)), self.head)
+        if self.network.markov_w2 is None:
+            return state
+        return state + logits(self.network.transition(before), self.network.markov_w2[...])
 
     def _token_ids(self, rows: Int[Array, "*b"]) -> Int[Array, "*b"]:
         return (rows if self.draft_vocab is None else self.draft_vocab[rows]).astype(jnp.int32)

@@ -1,4 +1,4 @@
-"""The training loss: cross-entropy of every drafted slot, weighted by what the slot is worth.
+"""The training loss: how far every drafted slot is from the target's next token, weighted by what the slot is worth.
 
 In: a `Trainee` and a batch of `pipelines.batches`. Out: the loss and its scalars. Slot i of a block at anchor p is
 scored against the token at p + i of the same response; slot 0 is the anchor and is not scored; slots past the end of
@@ -8,7 +8,7 @@ the response, or whose token the draft vocabulary lacks, weigh nothing.
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -35,9 +35,15 @@ class LossSettings:
 
     weighting: Literal["dpace", "decay"]
     gamma: float
-    soft: float  # share of the target's distribution in the label; the rest is the response's token
+    ce: float  # the shares of the three losses, see `head_loss`
+    kl: float
+    tv: float
     head_chunk: int
     remat: bool
+
+    @property
+    def taught(self) -> bool:
+        return self.kl + self.tv > 0
 
 
 class Trainee(nnx.Module):
@@ -74,7 +80,9 @@ def make_trainee(recipe: Recipe, config: DrafterConfig, target: Target, draft_vo
     """The drafter at step 0, with what it borrows of the target."""
     section = recipe.features
     online, kernel = section.mode == "online", cast(Kernel, section.attention)
-    return Trainee(new_drafter(recipe, config, target), target, draft_vocab, online=online, attention=kernel)
+    return Trainee(
+        new_drafter(recipe, config, target, draft_vocab), target, draft_vocab, online=online, attention=kernel
+    )
 
 
 def loss_of(recipe: Recipe) -> Callable[[Trainee, dict[str, Array]], tuple[Array, dict[str, Array]]]:
@@ -89,7 +97,10 @@ def loss_of(recipe: Recipe) -> Callable[[Trainee, dict[str, Array]], tuple[Array
 
 def loss_settings(recipe: Recipe) -> LossSettings:
     section = recipe.loss
-    return LossSettings(section.weighting, section.gamma, section.soft, section.head_chunk, recipe.train.remat)
+    shares = {"ce": section.ce, "kl": section.kl, "tv": section.tv}
+    return LossSettings(
+        section.weighting, section.gamma, **shares, head_chunk=section.head_chunk, remat=recipe.train.remat
+    )
 
 
 @jax.jit
@@ -104,9 +115,9 @@ def leading_hits(
 ) -> Int[Array, "B A"]:
     """How many slots from the first on would draft the response's own token."""
     labels = slot_labels(batch, anchors, trainee.width)
-    hidden = slot_hidden(trainee, batch, anchors, labels, context=context)
-    rows = jnp.where(labels >= 0, trainee.draft_index[...][labels], -1)
-    _, _, hit = head_cross_entropy(hidden, trainee.head[...], rows, head_chunk, mesh=trainee.mesh)
+    states = slot_states(trainee, batch, anchors, labels, context=context)
+    settings = LossSettings("decay", gamma=1.0, ce=1.0, kl=0.0, tv=0.0, head_chunk=head_chunk, remat=False)
+    hit = slot_loss(trainee, states, labels, None, settings)[2]
     return jnp.cumprod(hit, axis=-1).sum(axis=-1)
 
 
@@ -114,26 +125,16 @@ def block_loss(
     trainee: Trainee, batch: dict[str, Array], settings: LossSettings
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """The loss (mean over all blocks asked for, empty ones included, so that microbatches add up) and its scalars."""
-    features = row_features(trainee, batch, final=settings.soft > 0)
+    features = row_features(trainee, batch, final=settings.taught)
     context = draft_context(trainee, batch, features)
-    final = features[..., trainee.drafter.config.feature_size :] if settings.soft > 0 else None
+    final = features[..., trainee.drafter.config.feature_size :] if settings.taught else None
     total, blocks, scalars = jnp.float32(0), 0, {}
     for width, anchors in sorted(anchor_groups(batch).items()):
         labels = slot_labels(batch, anchors, width)
-        hidden = slot_hidden(trainee, batch, anchors, labels, context=context, remat=settings.remat)
-        rows = jnp.where(labels >= 0, trainee.draft_index[...][labels], -1)
+        states = slot_states(trainee, batch, anchors, labels, context=context, remat=settings.remat)
         teacher = None if final is None else slot_teachers(final, anchors, width)
-        loss, hard, hit = head_cross_entropy(
-            hidden,
-            trainee.head[...],
-            rows,
-            settings.head_chunk,
-            teacher=teacher,
-            soft=settings.soft,
-            mesh=trainee.mesh,
-        )
-        weights = slot_weights(hard, labels >= 0, rows >= 0, settings)
-        total = total + jnp.sum(weights * loss)
+        loss, hard, hit = slot_loss(trainee, states, labels, teacher, settings)
+        total = total + loss
         blocks += anchors.size
         scalars |= _scalars(width, hard, hit, labels >= 0)
     return total / blocks, scalars | {"loss": total / blocks}
@@ -180,7 +181,7 @@ def block_hidden(
     return drafter(block, where, context, remat=remat)
 
 
-def slot_hidden(
+def slot_states(
     trainee: Trainee,
     batch: dict[str, Array],
     anchors: Int[Array, "B A"],
@@ -188,12 +189,28 @@ def slot_hidden(
     *,
     context: Slots,
     remat: bool = False,
-) -> Float[Array, "B A W1 D"]:
-    """Hidden states of slots 1..W-1 as the LM head reads them, every slot given the response's own token before it."""
+) -> Float[Array, "B A W1 DR"]:
+    """Slots 1..W-1 as `head_loss` reads them, every slot given the response's own token before it."""
     hidden = block_hidden(trainee, batch, anchors, labels.shape[-1] + 1, context=context, remat=remat)[:, :, 1:]
     anchor_tokens = jnp.take_along_axis(batch["tokens"], jnp.maximum(anchors, 0), axis=1)[..., None]
     before = jnp.maximum(jnp.concatenate([anchor_tokens, labels[..., :-1]], axis=-1), 0)
+    if trainee.drafter.markov_w1 is not None:
+        return jnp.concatenate([hidden, trainee.drafter.transition(before)], axis=-1)
     return trainee.drafter.corrected(hidden, looked_up(trainee.embedding[...], before, trainee.mesh))
+
+
+def slot_loss(
+    trainee: Trainee,
+    states: Float[Array, "B A W1 DR"],
+    labels: Int[Array, "B A W1"],
+    teacher: Float[Array, "B A W1 D"] | None,
+    settings: LossSettings,
+) -> tuple[Float[Array, ""], Float[Array, "B A W1"], Bool[Array, "B A W1"]]:
+    """`head_loss` of slots that are to draft `labels` (-1: none)."""
+    rows = jnp.where(labels >= 0, trainee.draft_index[...][labels], -1)
+    w2 = trainee.drafter.markov_w2
+    w2 = None if w2 is None else w2[...]
+    return head_loss(states, w2, trainee.head[...], rows, teacher, settings, trainee.mesh)
 
 
 def slot_labels(batch: dict[str, Array], anchors: Int[Array, "B A"], width: int) -> Int[Array, "B A W1"]:
@@ -219,12 +236,9 @@ def slot_teachers(final: Float[Array, "B S D"], anchors: Int[Array, "B A"], widt
 
 
 def slot_weights(
-    loss: Float[Array, "B A W1"],
-    valid: Bool[Array, "B A W1"],
-    drafted: Bool[Array, "B A W1"],
-    settings: LossSettings,
-) -> Float[Array, "B A W1"]:
-    """The weight of every slot, no gradient.
+    hard: Float[Array, "*b W1"], usable: Bool[Array, "*b W1"], settings: LossSettings
+) -> Float[Array, "*b W1"]:
+    """The weight of every slot, no gradient; `hard`: the cross-entropy of its token, `usable`: whether it has one.
 
     decay: exp(-(i - 1) / gamma) at slot i (DFlash, arXiv 2602.06036).
     dpace: sum_{k >= i} prod_{j <= k} p_j, with p_j the probability the drafter gives slot j's token now. That is the
@@ -232,97 +246,136 @@ def slot_weights(
     counts as much as a prefix surviving up to it and beyond is likely. Probabilities are mixed with a floor of 1/4 so
     that an untrained drafter learns past its first slot; weights are scaled to a first slot of 1.
     """
-    usable = (valid & drafted).astype(jnp.float32)
     if settings.weighting == "decay":
-        return usable * jnp.exp(-jnp.arange(loss.shape[-1]) / settings.gamma)
-    probability = usable * (0.25 + 0.75 * jnp.exp(-jax.lax.stop_gradient(loss)))
+        return usable * jnp.exp(-jnp.arange(hard.shape[-1]) / settings.gamma)
+    probability = usable * (0.25 + 0.75 * jnp.exp(-jax.lax.stop_gradient(hard)))
     survival = jnp.cumprod(probability, axis=-1)
     worth = jnp.cumsum(survival[..., ::-1], axis=-1)[..., ::-1]
     return usable * worth / jnp.maximum(worth[..., :1], 1e-6)
 
 
-def head_cross_entropy(
-    hidden: Float[Array, "B A W1 D"],
-    head: Float[Array, "V D"],
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def head_loss(
+    states: Float[Array, "B A W1 DR"],
+    w2: Float[Array, "Vd R"] | None,
+    head: Float[Array, "Vd D"],
     rows: Int[Array, "B A W1"],
-    chunk: int,
-    *,
-    teacher: Float[Array, "B A W1 D"] | None = None,
-    soft: float = 0.0,
+    teacher: Float[Array, "B A W1 D"] | None,
+    settings: LossSettings,
     mesh: jax.sharding.Mesh | None,
-) -> tuple[Float[Array, "B A W1"], Float[Array, "B A W1"], Bool[Array, "B A W1"]]:
-    """The loss of each slot, its cross-entropy against its head row alone, and whether that row's logit is highest.
+) -> tuple[Float[Array, ""], Float[Array, "B A W1"], Bool[Array, "B A W1"]]:
+    """The weighted loss of all slots, summed; the cross-entropy of each slot's head row; whether its logit is highest.
 
-    The label is `soft` times the target's distribution over the head's rows (`teacher` holds the target's final
-    hidden states) and 1 - soft times the row. At most `chunk` slots' logits exist at a time (or one slot's of each
-    row, where there are more rows), as many of every row, so that a mesh has work for all its devices. Slots with row
-    -1 get 0, 0 and False.
+    A slot's logits are `states @ [head | w2]^T`: with a Markov head its state ends in W1[token before]. `rows` holds
+    the head row of each slot's token, -1 where it has none: such slots count for nothing and get 0 and False. With q
+    the drafter's distribution over the head's rows and p the target's, of its final hidden states `teacher`, the loss
+
+        ce * -log q(token) + kl * sum p log(p / q) + tv * sum |p - q| / 2
+
+    has at logit k the gradient ce * (q_k - [k is the token]) + kl * (q_k - p_k) + tv * q_k (g_k - sum_j q_j g_j), with
+    g = sign(q - p) / 2. 1 - TV is the chance that a draft drawn from q is accepted; DSpark (arXiv 2607.05147) takes
+    ce 0.1 and tv 0.9.
+
+    At most `head_chunk` slots' logits exist at a time (or one block's of each row, where that is more), as many of
+    every row, so that a mesh has work for all its devices. The head is frozen and a slot's weight is known with its
+    block, so the gradients by `states` and `w2` are taken while the logits are here: two head matmuls in place of the
+    four that recomputing would take.
     """
-    batch, size = rows.shape[0], rows[0].size
-    num_chunks = -(-size // max(1, chunk // batch))
-    each = -(-size // num_chunks)  # of a row, as many in every chunk: the last one would be mostly padding
-    padding = num_chunks * each - size
+    return _head_forward(states, w2, head, rows, teacher, settings, mesh)[0]
+
+
+def _head_forward(
+    states: Array,
+    w2: Array | None,
+    head: Array,
+    rows: Array,
+    teacher: Array | None,
+    settings: LossSettings,
+    mesh: jax.sharding.Mesh | None,
+) -> tuple[tuple[Array, Array, Array], tuple[Array, Array | None]]:
+    batch, num_blocks, slots = rows.shape
+    num_chunks = -(-num_blocks // max(1, settings.head_chunk // (batch * slots)))
+    each = -(-num_blocks // num_chunks)  # of a row, as many in every chunk: the last one would be mostly padding
 
     def chunked(values: Array, fill: int = 0) -> Array:
-        flat = values.reshape(batch, size, *values.shape[rows.ndim :])
-        flat = jnp.pad(flat, ((0, 0), (0, padding), *[(0, 0)] * (flat.ndim - 2)), constant_values=fill)
-        parts = flat.reshape(batch, num_chunks, each, *flat.shape[2:]).swapaxes(0, 1)
-        return constrain(parts.reshape(num_chunks, batch * each, *flat.shape[2:]), mesh, None, "batch")
+        padding = [(0, 0), (0, num_chunks * each - num_blocks), *[(0, 0)] * (values.ndim - 2)]
+        parts = jnp.pad(values, padding, constant_values=fill).reshape(batch, num_chunks, each, *values.shape[2:])
+        return constrain(parts.swapaxes(0, 1).reshape(num_chunks, -1, *values.shape[2:]), mesh, None, "batch")
 
-    states = (hidden,) if teacher is None else (hidden, teacher)
-    parts = (chunked(rows, -1), *[chunked(value.astype(hidden.dtype)) for value in states])
-    out = jax.lax.map(lambda part: _chunk_cross_entropy(part[1], head, part[0], (*part[2:], soft), mesh), parts)
-    parts = (value.reshape(num_chunks, batch, each).swapaxes(0, 1).reshape(batch, -1)[:, :size] for value in out)
-    loss, hard, hit = (value.reshape(rows.shape) for value in parts)
-    return loss, hard, hit
+    def whole(parts: Array) -> Array:
+        parts = parts.reshape(num_chunks, batch, each, *parts.shape[2:]).swapaxes(0, 1)
+        return parts.reshape(batch, -1, *parts.shape[3:])[:, :num_blocks]
+
+    rank = 0 if w2 is None else w2.shape[1]
+    matrix = head if w2 is None else jnp.concatenate([head, w2.astype(head.dtype)], axis=1)
+
+    def step(carry: tuple, chunk: tuple) -> tuple[tuple, tuple]:
+        total, by_w2 = carry
+        states, rows, *teacher = chunk
+        flat = constrain(states.reshape(-1, states.shape[-1]), mesh, "replica")
+        scores = constrain(layers.logits(flat, matrix), mesh, "replica", "head_rows")
+        said = None
+        if teacher:
+            final = constrain(teacher[0].reshape(flat.shape[0], -1), mesh, "replica")
+            said = constrain(layers.logits(final, head), mesh, "replica", "head_rows")
+        labels = constrain(rows.reshape(-1), mesh, "replica")
+        loss, hard, hit, error = _slot_losses(scores, said, labels, settings)
+        hard, hit = jnp.where(rows >= 0, hard.reshape(rows.shape), 0), (rows >= 0) & hit.reshape(rows.shape)
+        weights = slot_weights(hard, rows >= 0, settings).reshape(-1)
+        # Slots without a token may hold anything; what they do not count for must not be infinite times 0.
+        total += jnp.sum(jnp.where(weights > 0, weights * loss, 0))
+        error = jnp.where(weights[:, None] > 0, weights[:, None] * error, 0).astype(head.dtype)
+        with layers.matmul_precision(head.dtype):
+            gradient = jnp.einsum("tv,vd->td", error, matrix, preferred_element_type=jnp.float32)
+            if rank:
+                by_w2 += jnp.einsum("tv,tr->vr", error, flat[:, -rank:], preferred_element_type=jnp.float32)
+        gradient = constrain(gradient.astype(states.dtype).reshape(states.shape), mesh, "batch")
+        return (total, constrain(by_w2, mesh, *AXES["head"])), (gradient, hard, hit)
+
+    parts = (chunked(states), chunked(rows, -1), *([] if teacher is None else [chunked(teacher.astype(states.dtype))]))
+    begun = (jnp.float32(0), None if w2 is None else jnp.zeros(w2.shape, jnp.float32))
+    (total, by_w2), (by_states, hard, hit) = jax.lax.scan(step, begun, parts)
+    return (total, whole(hard), whole(hit)), (whole(by_states), by_w2)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _chunk_cross_entropy(
-    hidden: Array, head: Array, labels: Array, teaching: tuple, mesh: jax.sharding.Mesh | None
-) -> tuple[Array, Array, Array]:
-    return _chunk_forward(hidden, head, labels, teaching, mesh)[0]
+def _slot_losses(
+    scores: Float[Array, "T Vd"], said: Float[Array, "T Vd"] | None, labels: Int[Array, " T"], settings: LossSettings
+) -> tuple[Float[Array, " T"], Float[Array, " T"], Bool[Array, " T"], Float[Array, "T Vd"]]:
+    """Loss, cross-entropy of the label, whether the label is on top, and the loss's gradient by the logits `scores`.
 
-
-def _chunk_forward(
-    hidden: Array, head: Array, labels: Array, teaching: tuple, mesh: jax.sharding.Mesh | None
-) -> tuple[tuple[Array, Array, Array], Array]:
-    """Loss, hard loss and hit, and the loss's gradient by the hidden state, taken while the logits are here.
-
-    The head is frozen and the loss is linear in its weight, so this is all the backward pass needs: two head matmuls
-    in place of the four that recomputing would take.
+    The label's share goes off here, not off the matmul's result: near the end of training both are almost its head
+    row, and their difference would be rounding alone.
     """
-    *teacher, soft = teaching
-    hidden, labels = (constrain(value, mesh, "replica") for value in (hidden, labels))
-    logits = constrain(layers.logits(hidden, head), mesh, "replica", "head_rows")
-    valid, label = labels >= 0, jnp.maximum(labels, 0)
-    top = logits.max(axis=-1)
-    exponent = jnp.exp(logits - top[:, None])
+    label = jnp.maximum(labels, 0)[:, None]
+    top = scores.max(axis=-1)
+    exponent = jnp.exp(scores - top[:, None])
     total = exponent.sum(axis=-1)
-    chosen = jnp.take_along_axis(logits, label[:, None], axis=-1)[:, 0]
-    hard = jnp.where(valid, jnp.log(total) + top - chosen, 0.0)
-    loss, error = hard, exponent / total[:, None]  # becomes what was expected less what was wanted
-    if teacher:
-        belief = jax.nn.softmax(layers.logits(constrain(teacher[0], mesh, "replica"), head), axis=-1)
-        smooth = jnp.log(total) + top - jnp.sum(belief * logits, axis=-1)
-        loss = jnp.where(valid, soft * smooth + (1 - soft) * hard, 0.0)
-        error = error - soft * belief
-    # The label's share goes off here, not off the matmul's result: near the end of training both are almost its head
-    # row, and their difference would be rounding alone.
-    error = error - (1 - soft) * (jnp.arange(head.shape[0]) == label[:, None])
-    with layers.matmul_precision(head.dtype):
-        gradient = jnp.einsum("tv,vd->td", error.astype(head.dtype), head, preferred_element_type=jnp.float32)
-    gradient = constrain(jnp.where(valid[:, None], gradient, 0.0), mesh, "batch")
-    return (loss, hard, valid & (chosen >= top)), gradient.astype(hidden.dtype)
+    chosen = jnp.take_along_axis(scores, label, axis=-1)[:, 0]
+    normalizer = jnp.log(total) + top
+    hard = normalizer - chosen
+    q = exponent / total[:, None]
+    loss, error = settings.ce * hard, settings.ce * (q - (jnp.arange(scores.shape[1]) == label))
+    if said is not None:
+        p, their_normalizer = jax.nn.softmax(said, axis=-1), jax.nn.logsumexp(said, axis=-1)
+        if settings.kl:
+            loss += settings.kl * (jnp.sum(p * (said - scores), axis=-1) + normalizer - their_normalizer)
+            error += settings.kl * (q - p)
+        if settings.tv:
+            side = jnp.sign(q - p) / 2
+            loss += settings.tv * jnp.sum(side * (q - p), axis=-1)
+            error += settings.tv * q * (side - jnp.sum(q * side, axis=-1, keepdims=True))
+    return loss, hard, chosen >= top, error
 
 
-def _chunk_backward(
-    mesh: jax.sharding.Mesh | None, gradient: Array, cotangents: tuple[Array, Any, Any]
-) -> tuple[Array, None, None, None]:
-    return (cotangents[0][:, None] * gradient).astype(gradient.dtype), None, None, None
+def _head_backward(
+    settings: LossSettings, mesh: jax.sharding.Mesh | None, gradients: tuple[Array, Array | None], cotangents: tuple
+) -> tuple[Array, Array | None, None, None, None]:
+    by_states, by_w2 = gradients
+    scaled = (cotangents[0] * by_states).astype(by_states.dtype)
+    return scaled, None if by_w2 is None else cotangents[0] * by_w2, None, None, None
 
 
-_chunk_cross_entropy.defvjp(_chunk_forward, _chunk_backward)
+head_loss.defvjp(_head_forward, _head_backward)
 
 
 def _scalars(width: int, loss: Array, hit: Array, valid: Array) -> dict[str, Array]:

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from configs.errors import UserError
 from configs.schema import Recipe
@@ -51,36 +53,44 @@ def drafter_config(recipe: Recipe, target: Target, tokenizer: Tokenizer) -> Draf
         windows=(section.sliding_window,) * section.num_layers,
         draft_vocab_size=vocab,
         markov_size=section.markov_size,
+        markov_rank=section.markov_rank,
     )
 
 
-def new_drafter(recipe: Recipe, config: DrafterConfig, target: Target) -> Drafter:
-    """A drafter at step 0.
+def new_drafter(recipe: Recipe, config: DrafterConfig, target: Target, draft_vocab: np.ndarray | None) -> Drafter:
+    """A drafter at step 0, over the tokens `draft_vocab` [Vd] or all.
 
     Raises:
       UserError: drafter.init_from is not an artifact, or not of the shape the recipe describes.
     """
     if recipe.drafter.init_from is not None:
-        weights = _weights_of(Path(recipe.drafter.init_from), config, target)
+        weights = _weights_of(Path(recipe.drafter.init_from), config, target, draft_vocab)
         return Drafter(config, weights, recipe.train.dtype, target.mesh)
     rng, taken = jax.random.key(recipe.run.seed), recipe.drafter.init == "target"
     weights = target_weights(config, target, rng) if taken else random_weights(config, rng)
     return Drafter(config, weights, recipe.train.dtype, target.mesh)
 
 
-def _weights_of(path: Path, config: DrafterConfig, target: Target) -> dict[str, Any]:
+def _weights_of(path: Path, config: DrafterConfig, target: Target, draft_vocab: np.ndarray | None) -> dict[str, Any]:
     """The weights of the artifact at `path`, for a drafter of `config`.
 
-    Width and draft vocabulary may differ: they are no weights. A Markov head the artifact lacks starts without effect.
+    Width and draft vocabulary may differ; tokens that are new to it have no row of W2 yet. A head the artifact lacks
+    starts without effect.
     """
     artifact = read_artifact(path)
     check_fit(artifact, target, path)
     theirs, ours = dataclasses.asdict(artifact.config), dataclasses.asdict(config)
-    free = {"width", "draft_vocab_size", "max_positions"} | (
-        {"markov_size"} if theirs["markov_size"] is None else set()
-    )
+    headless = theirs["markov_size"] is None and theirs["markov_rank"] is None
+    free = {"width", "draft_vocab_size", "max_positions"} | ({"markov_size", "markov_rank"} if headless else set())
     differing = [name for name in ours if name not in free and theirs[name] != ours[name]]
     if differing:
         listed = "; ".join(f"{name}: artifact {theirs[name]!r}, recipe {ours[name]!r}" for name in differing)
         raise UserError(f"drafter.init_from={path}: another shape than the recipe's ({listed}); change the recipe")
-    return artifact.weights | ({} if "markov" in artifact.weights else markov_weights(config, jax.random.key(0)))
+    if headless:
+        return artifact.weights | markov_weights(config, jax.random.key(0))
+    if config.markov_rank is None:
+        return artifact.weights
+    everywhere = np.arange(config.vocab_size)
+    old, new = (everywhere if vocab is None else vocab for vocab in (artifact.draft_vocab, draft_vocab))
+    w2 = jnp.zeros((config.vocab_size, config.markov_rank)).at[old].set(artifact.weights["markov_w2"])[new]
+    return artifact.weights | {"markov_w2": w2}
