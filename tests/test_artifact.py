@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from models.drafters.artifact import check_fit, read_artifact, write_artifact
 from tests.tiny import make_artifact, make_target
@@ -99,6 +99,38 @@ def test_round_trip_is_exact(tmp_path: Path, changes: dict):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def test_maps_of_the_draft_vocabulary(tmp_path: Path):
+    """As PyPI `speculators` has them: row i is token i + d2t[i]; t2d says which tokens have a row."""
+    artifact = make_artifact(draft_vocab_size=20, markov_rank=3)
+    write_artifact(artifact, tmp_path)
+    tensors, config = load_file(tmp_path / "model.safetensors"), json.loads((tmp_path / "config.json").read_text())
+    assert (tensors["d2t"].dtype, tensors["t2d"].dtype) == (np.int64, np.bool_)
+    assert (tensors["d2t"] + np.arange(20)).tolist() == artifact.draft_vocab.tolist()
+    assert np.flatnonzero(tensors["t2d"]).tolist() == artifact.draft_vocab.tolist()
+    assert tensors["markov_head.markov_w1.weight"].shape == (61, 3)
+    assert tensors["markov_head.markov_w2.weight"].shape == (20, 3)
+    expected = {"draft_vocab_size": 20, "markov_rank": 3, "markov_head_type": "vanilla"}
+    expected |= {"sample_from_anchor": False, "enable_confidence_head": False}
+    assert {name: config[name] for name in expected} == expected
+
+
+def test_an_earlier_layout_is_read(tmp_path: Path):
+    """The draft vocabulary as ids, sizes of heads in dflash_config."""
+    artifact = make_artifact(draft_vocab_size=20, markov_size=12)
+    write_artifact(artifact, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for name in ("draft_vocab_size", "markov_size"):
+        config["dflash_config"][name] = config.pop(name)
+    for name in ("sample_from_anchor", "enable_confidence_head"):
+        del config[name]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["d2t"], tensors["t2d"]
+    save_file(tensors | {"draft_vocab_ids": artifact.draft_vocab.astype(np.int32)}, tmp_path / "model.safetensors")
+    again = read_artifact(tmp_path)
+    assert (again.config, again.digest()) == (artifact.config, artifact.digest())
+
+
 @pytest.mark.parametrize("survived", [0, 1, 2])
 def test_killed_while_replacing_another(tmp_path: Path, survived: int):
     """After any number of file operations: the old drafter, the new one, or none; and another export goes on there."""
@@ -154,6 +186,10 @@ def test_refusals(tmp_path: Path):
     path = written("extra")
     edit(path, dflash_config={"mask_token_id": 1, "target_layer_ids": [0, 2], "markov_rank": 4})
     with pytest.raises(ValueError, match=r"dflash_config\.markov_rank is not supported"):
+        read_artifact(path)
+    path = written("anchored")
+    edit(path, sample_from_anchor=True)
+    with pytest.raises(ValueError, match="sample_from_anchor=True is not supported; expected False"):
         read_artifact(path)
     path = written("wider")
     edit(path, hidden_size=64)
