@@ -11,7 +11,7 @@ import typing
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
@@ -29,6 +29,7 @@ Place = Annotated[str, AfterValidator(at_home)]  # names a file or directory: `~
 Places = Annotated[tuple[Place, ...], BeforeValidator(_from_list)]
 Numbers = Annotated[tuple[Annotated[float, Field(ge=0.0)], ...], Field(min_length=1), BeforeValidator(_from_list)]
 Ids = Annotated[tuple[int, ...], Field(min_length=1), BeforeValidator(_from_list)]
+Built = TypeVar("Built")
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -37,7 +38,7 @@ class Run:
     name: str = Field(min_length=1)
     dir: Place | None = Field(min_length=1)  # where the run lives; runs/<name> when null
     data_dir: Place = Field(min_length=1)  # responses and features, shared by all runs that ask for the same ones
-    seed: int = Field(ge=0, le=2**32 - 1)
+    seed: int = Field(ge=0, le=2**32 - 1)  # first weights, order of the rows, anchors
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -52,6 +53,7 @@ class Prompts:
     sources: Places  # see pipelines.prompts
     limit: int = Field(ge=1)  # training prompts kept, balanced over the tasks
     heldout: int = Field(ge=1)  # further prompts kept aside for held-out acceptance
+    seed: int = Field(ge=0, le=2**32 - 1)  # which prompts are kept, which held out; and the draws of sampled responses
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -173,10 +175,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
       UserError: the file cannot be read or is not UTF-8.
     """
     path = find_recipe(name)
-    try:
-        raw = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise RecipeError(f"{path}: expected sections ({', '.join(_names(Recipe))}), got {_describe(raw)}")
     for override in overrides:
@@ -184,15 +183,28 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     return _build(raw, str(path))
 
 
-def find_recipe(name: str) -> Path:
-    """The path of a recipe given as a path or as a bare name of one shipped in configs/."""
-    shipped = Path(str(resources.files("configs")))
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+      UserError: it cannot be read, is not UTF-8 or not YAML.
+    """
+    try:
+        return yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def find_recipe(name: str, folder: str = "") -> Path:
+    """The path of a recipe given as a path or as a bare name of one shipped in configs/, or in a `folder` of it."""
+    shipped = Path(str(resources.files("configs"))) / folder
     candidates = [Path(at_home(name)), shipped / name, shipped / f"{name}.yaml"]
     for path in candidates:
         if path.is_file():
             return path
     known = ", ".join(sorted(path.name for path in shipped.glob("*.yaml")))
-    raise RecipeError(f"no recipe {name!r}: expected a file, or one of the shipped recipes ({known})")
+    what = "study" if folder else "recipe"
+    raise RecipeError(f"no {what} {name!r}: expected a file, or one of those shipped ({known})")
 
 
 MAXTEXT_NAMES = {  # what MaxText's command line calls some of our fields; accepted in overrides
@@ -242,14 +254,8 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 
 def _build(raw: dict[str, Any], where: str) -> Recipe:
     _check_keys(Recipe, raw, where, "")
-    sections = {}
-    for name, cls in typing.get_type_hints(Recipe).items():
-        _check_keys(cls, raw[name], where, f"{name}.")
-        try:
-            sections[name] = cls(**raw[name])
-        except ValidationError as error:
-            raise RecipeError(f"{where}: {name}.{_explain(cls, error)}") from error
-    recipe = Recipe(**sections)
+    sections = typing.get_type_hints(Recipe).items()
+    recipe = Recipe(**{name: build(cls, raw[name], where, f"{name}.") for name, cls in sections})
     width, blocks = recipe.drafter.width, recipe.batches.blocks
     if not blocks or max(blocks) != width or min(blocks) < 2 or min(blocks.values()) < 1:
         raise RecipeError(
@@ -276,6 +282,19 @@ def _build(raw: dict[str, Any], where: str) -> Recipe:
                 f"device, got {length} and {devices}; change them, or take features.attention=dense"
             )
     return recipe
+
+
+def build(cls: type[Built], raw: Any, where: str, prefix: str = "") -> Built:
+    """A dataclass of `STRICT` fields from a mapping in file `where`, its keys named after `prefix` in errors.
+
+    Raises:
+      RecipeError: a key unknown, missing or of the wrong type.
+    """
+    _check_keys(cls, raw, where, prefix)
+    try:
+        return cls(**raw)
+    except ValidationError as error:
+        raise RecipeError(f"{where}: {prefix}{_explain(cls, error)}") from error
 
 
 def _check_keys(cls: type, raw: Any, where: str, prefix: str) -> None:

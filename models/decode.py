@@ -17,14 +17,17 @@ position.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from configs.errors import UserError
 from models.attention import Chain, Tree
 from models.cache import Cache, Slots
 from models.drafters import SINGLE, Draft, Nothing, Proposal
@@ -195,6 +198,29 @@ def replay(engine: Engine, state: DecodeState, width: int) -> DecodeState:
 
     rows = jax.lax.while_loop(lambda rows: ~jnp.all(rows.done), advance, state.rows)
     return dataclasses.replace(state, rows=rows)
+
+
+def replayed(
+    engine: Engine, texts: Sequence[tuple[Sequence[int], int]], *, rows: int, capacity: int
+) -> list[list[int]]:
+    """Tokens committed by each step that decoding the texts at the drafter's full width takes (see `replay`).
+
+    A text is (prompt and answer, the prompt's length); at most `rows` of them, each at most capacity - width + 1 long.
+    Raises:
+      UserError: the drafter's states are not finite.
+    """
+    tokens = np.zeros((rows, capacity), np.int32)
+    lengths, stops = np.ones((2, rows), np.int32)  # rows past the texts are done from the start
+    for row, (ids, prompt_length) in enumerate(texts):
+        tokens[row, : len(ids)] = ids
+        lengths[row], stops[row] = prompt_length, len(ids)
+    zeros = np.zeros(rows, np.int32)
+    state = prefill(engine, tokens, lengths, stops, zeros, capacity=capacity, reach=int(stops.max()))
+    end = replay(engine, state, engine.drafter.width).rows
+    runs, count, fault = jax.device_get((end.runs, end.num_steps, end.fault))
+    if fault.any():
+        raise UserError("the drafter's states are not finite; check its weights, or decode in float32")
+    return [runs[row, : count[row]].tolist() for row in range(len(texts))]
 
 
 def step(

@@ -8,7 +8,7 @@ import numpy as np
 from configs.console import say
 from configs.errors import UserError
 from configs.schema import Recipe
-from models.target import Target, default_taps
+from models.target import Target, TargetConfig, default_taps
 from models.tokenizer import Tokenizer
 from pipelines.batches import RowSource
 from pipelines.feature_store import FeatureSource
@@ -50,13 +50,19 @@ def taps_of(recipe: Recipe, target: Target) -> tuple[int, ...]:
 def prepare(recipe: Recipe, target: Target, tokenizer: Tokenizer) -> Prepared:
     """Everything training reads, on disk; what is there already is reused."""
     section = recipe.prompts
-    prompts = load_prompts(section.sources, limit=section.limit + section.heldout, seed=recipe.run.seed)
-    train, heldout = split_heldout(prompts, section.heldout, recipe.run.seed)
+    prompts = load_prompts(section.sources, limit=section.limit + section.heldout, seed=recipe.prompts.seed)
+    train, heldout = split_heldout(prompts, section.heldout, recipe.prompts.seed)
     say(f"prompts: {len(train)} for training, {len(heldout)} held out, from {', '.join(section.sources)}")
     taps = taps_of(recipe, target) if recipe.features.mode == "cached" else None
     responses = prepare_responses(recipe, target, tokenizer, {"train": train, "heldout": heldout}, taps)
     features = None if taps is None else prepare_features(recipe, target, taps, responses)
     return Prepared(responses, features)
+
+
+def draft_vocabulary(recipe: Recipe, prepared: Prepared, target: TargetConfig) -> np.ndarray | None:
+    """The token ids a drafter by this recipe drafts from, sorted; None: the whole vocabulary."""
+    size = recipe.drafter.draft_vocab_size
+    return None if size is None else frequent_tokens(Responses(prepared.responses / "train"), size, target.eos_ids)
 
 
 def frequent_tokens(responses: Responses, size: int, always: tuple[int, ...]) -> np.ndarray:

@@ -117,7 +117,7 @@ def _manifest(recipe: Recipe, target: Target, jobs: dict[str, list[Job]]) -> dic
             "digest": digest.hexdigest(),
         },
         "responses": section,
-        "seed": recipe.run.seed if any(recipe.responses.temperatures) else None,
+        "seed": recipe.prompts.seed if any(recipe.responses.temperatures) else None,
     }
 
 
@@ -159,7 +159,7 @@ def draw_seed(recipe: Recipe, split: str, number: int, temperature: float) -> in
     """Names the draws of an answer by its number in the split, whatever is written before it; 0 when greedy."""
     if temperature == 0.0:
         return 0
-    digest = hashlib.sha256(f"{recipe.run.seed}/{split}/{number}".encode()).digest()
+    digest = hashlib.sha256(f"{recipe.prompts.seed}/{split}/{number}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1  # a positive int32
 
 

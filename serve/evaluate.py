@@ -27,7 +27,7 @@ from configs.console import progress, say
 from configs.device import drop_programs
 from configs.errors import UserError
 from models.attention import whole
-from models.decode import Engine, prefill, replay
+from models.decode import Engine, replayed
 from models.drafters import Draft
 from models.target import Target, check_ids
 from models.tokenizer import Tokenizer
@@ -143,22 +143,10 @@ class Evaluator:
 
     def _replayed(self, batch: Sequence[tuple[Question, Answer, Answer]]) -> list[list[int]]:
         """The runs of every greedy answer at full width, read off the plain one."""
-        width = self.engine.drafter.width
-        whole = [[*question.ids, *plain.ids] for question, plain, _ in batch]
-        longest = max(map(len, whole))
-        capacity = context_capacity(longest, width, self.capacity)
-        texts = np.zeros((BATCH, capacity), np.int32)
-        lengths, stops = np.ones((2, BATCH), np.int32)  # rows past the batch are done from the start
-        for row, (text, (question, _, _)) in enumerate(zip(whole, batch, strict=True)):
-            texts[row, : len(text)] = text
-            lengths[row], stops[row] = len(question.ids), len(text)
-        zeros = np.zeros(BATCH, np.int32)
-        state = prefill(self.engine, texts, lengths, stops, zeros, capacity=capacity, reach=longest)
-        end = replay(self.engine, state, width).rows
-        runs, count, fault = jax.device_get((end.runs, end.num_steps, end.fault))
-        if fault.any():
-            raise UserError("the drafter's states are not finite; check its weights, or decode in float32")
-        return [runs[row, : count[row]].tolist() for row in range(len(batch))]
+        texts = [([*question.ids, *plain.ids], len(question.ids)) for question, plain, _ in batch]
+        longest = max(len(ids) for ids, _ in texts)
+        capacity = context_capacity(longest, self.engine.drafter.width, self.capacity)
+        return replayed(self.engine, texts, rows=BATCH, capacity=capacity)
 
     def _decoded(self, batch: Sequence[tuple[Question, Answer, Answer]]) -> list[list[int]]:
         """The runs of every answer decoded at full width."""

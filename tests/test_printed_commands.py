@@ -1,7 +1,7 @@
 """Commands that are printed can be pasted: a shell hands them on word for word."""
 
 import shlex
-import types
+import signal
 from pathlib import Path
 
 import pytest
@@ -42,16 +42,11 @@ def test_on_the_card(place: str, changes: dict):
         assert f'"model": "{place}"' in words[-1]
 
 
-def test_after_a_training_that_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_after_a_training_that_was_stopped(monkeypatch: pytest.MonkeyPatch):
     """What is printed before `--resume`."""
     told: list[str] = []
-    assembled = types.SimpleNamespace(
-        target=types.SimpleNamespace(name="t"), target_fingerprint="f", config=None, draft_vocab=None
-    )
-    for name in ("keep_compiled_programs", "keep_freed_memory", "identity_of", "describe_run", "write_description"):
-        monkeypatch.setattr(run, name, lambda *_: None)
-    monkeypatch.setattr(run, "assemble", lambda _: assembled)
-    monkeypatch.setattr(run, "_fit_and_report", lambda *_, command: told.append(command) or 0)
-    recipe = load_recipe("smoke.yaml", [f"run.dir={tmp_path}"])
-    run.train(recipe, config="my recipe.yaml", overrides=OVERRIDES, resume=False)
-    assert shlex.split(told[0]) == ["my recipe.yaml", *OVERRIDES]
+    monkeypatch.setattr(run, "run", lambda *_, **__: signal.SIGTERM)
+    monkeypatch.setattr(run, "say", told.append)
+    recipe = load_recipe("smoke.yaml")
+    assert run.train(recipe, config="my recipe.yaml", overrides=OVERRIDES, resume=False) == 128 + signal.SIGTERM
+    assert shlex.split(told[0])[3:] == ["train", "--config", "my recipe.yaml", *OVERRIDES, "--resume"]

@@ -39,7 +39,8 @@ def world(tiny: Tiny):
 
 
 def sampling(tiny: Tiny, data: Path, seed: int = 0) -> Recipe:
-    return load_recipe(str(tiny.config), [f"run.data_dir={data}", f"run.seed={seed}", "responses.temperatures=[1.0]"])
+    overrides = [f"run.data_dir={data}", f"prompts.seed={seed}", "responses.temperatures=[1.0]"]
+    return load_recipe(str(tiny.config), overrides)
 
 
 def sampled(tiny: Tiny, world, data: Path, seed: int = 0, splits: tuple[str, ...] = ("train",)) -> list[Response]:

@@ -123,7 +123,7 @@ def recipe(root: Path) -> dict[str, dict[str, Any]]:
     return {
         "run": {"name": "tiny", "dir": str(root / "runs/tiny"), "data_dir": str(root / "data"), "seed": 0},
         "target": {"source": str(root / "target"), "dtype": "float32", "chat_template_args": {}},
-        "prompts": {"sources": [str(root / "prompts.jsonl")], "limit": 20, "heldout": 4},
+        "prompts": {"sources": [str(root / "prompts.jsonl")], "limit": 20, "heldout": 4, "seed": 0},
         "responses": {
             "regenerate": True,
             "max_prompt_tokens": 40,

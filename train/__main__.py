@@ -1,6 +1,7 @@
 """python -m train: prepare data where missing, train a drafter, measure held-out acceptance; export it.
 
 python -m train --config RECIPE [section.field=value ...] [--resume]
+python -m train study --grid GRID [section.field=value ...] [--out DIR] [--resume]
 python -m train export (--run RUN | --drafter DIR) --out DIR [--format orbax]
 """
 
@@ -13,6 +14,7 @@ from configs.console import command, say
 from configs.errors import UserError
 from configs.paths import path
 from configs.schema import load_recipe
+from configs.study import load_study
 
 
 @command
@@ -20,13 +22,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["export"]:
         return run_export(arguments[1:])
+    if arguments[:1] == ["study"]:
+        return run_grid(arguments[1:])
     return run_train(arguments)
 
 
 def run_train(arguments: Sequence[str]) -> int:
     text = "Train a drafter by a recipe. Data are prepared first where they are missing."
     parser = argparse.ArgumentParser(
-        prog="python -m train", description=text, epilog="see also: python -m train export --help"
+        prog="python -m train",
+        description=text,
+        epilog="see also: python -m train export --help, python -m train study --help",
     )
     parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value")
@@ -37,6 +43,27 @@ def run_train(arguments: Sequence[str]) -> int:
     from train.run import train
 
     return train(recipe, config=options.config, overrides=options.overrides, resume=options.resume)
+
+
+def run_grid(arguments: Sequence[str]) -> int:
+    text = "Train variants of a recipe on the same data for equally many supervised slots, and compare them."
+    parser = argparse.ArgumentParser(prog="python -m train study", description=text)
+    parser.add_argument("--grid", required=True, help="a YAML file, or the name of one in configs/studies/")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="of all variants")
+    parser.add_argument("--out", type=path, help="directory to write (default: runs/studies/NAME)")
+    parser.add_argument("--resume", action="store_true", help="keep what is finished, go on with the rest")
+    options = parser.parse_intermixed_args(arguments)
+    study = load_study(options.grid)
+    out = options.out or path("runs/studies") / path(options.grid).stem
+    study.recipes(str(out), options.overrides)  # refused before anything is loaded
+
+    from train.study import run_study
+
+    again = shlex.join(["python", "-m", "train", "study", *arguments, *["--resume"] * (not options.resume)])
+    code = run_study(study, out, overrides=options.overrides, resume=options.resume)
+    if code:
+        say(f"next: {again}")
+    return code
 
 
 def run_export(arguments: Sequence[str]) -> int:

@@ -3,7 +3,8 @@
 Not token accuracy but the greedy walk a decoder takes: draft at the anchor, accept the leading slots that equal the
 response, commit them with the bonus token, move on. The response is the target's own greedy text, so "equals the
 response" is "the target would have said so", and the walk needs no target. (With sampled responses it is the
-acceptance of that one sample.) In: a trainee and packed held-out rows. Out: `Acceptance`.
+acceptance of that one sample.) In: a trainee and packed held-out rows, or an exported drafter and answers. Out:
+`Acceptance`.
 """
 
 import dataclasses
@@ -16,14 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from configs.console import progress
+from models.decode import Engine, replayed
 from models.sharding import whole_rows
 from models.statistics import bootstrap_ratio, wilson
 from pipelines.batches import RowSource
 from pipelines.packing import starts
+from pipelines.records import Responses
 from train.objectives import Objective
 
 ROWS = 4
 ANCHORS = 32  # per row and call
+WALKED = 16  # answers walked together
+ROUND = 128  # capacities are multiples of this
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +107,25 @@ def heldout_acceptance(objective: Objective, trainee: Any, source: RowSource, he
                 last = begin + response.length - 1
                 walks.append(Walk(response.task, walk(hits, first, last)))
     return Acceptance(trainee.width, walks)
+
+
+def task_acceptance(engine: Engine, answers: Responses) -> Acceptance:
+    """The greedy steps of an exported drafter over the target's own answers, in their order, at its full width.
+
+    These are the steps of decoding (`models.decode.replay`), taken by the decoder's own drafting.
+    """
+    width, walks = engine.drafter.width, {}
+    order, rows = np.argsort(answers.lengths, kind="stable").tolist(), whole_rows(WALKED, engine.target.mesh)
+    capacity = -(-(int(answers.lengths.max()) + width) // ROUND) * ROUND
+    with progress("tasks: walked", len(answers), "answers") as bar:
+        for start in range(0, len(order), rows):
+            part = [answers[number] for number in order[start : start + rows]]
+            texts = [(answer.ids, len(answer.prompt_ids)) for answer in part]
+            runs = replayed(engine, texts, rows=rows, capacity=capacity)
+            for number, answer, taken in zip(order[start:], part, runs, strict=False):
+                walks[number] = Walk(answer.task, taken)
+            bar.advance(len(part))
+    return Acceptance(width, [walks[number] for number in range(len(answers))])
 
 
 def walk(accepted: Sequence[int] | np.ndarray, first: int, last: int) -> list[int]:

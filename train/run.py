@@ -13,6 +13,7 @@ Owned here: the run directory
 import dataclasses
 import json
 import shlex
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,11 +33,10 @@ from configs.schema import Recipe
 from models.drafters.dflash import DrafterConfig
 from models.sharding import make_mesh
 from models.sources import load_target
-from models.target import TargetConfig
+from models.target import Target, TargetConfig
 from models.tokenizer import load_tokenizer
 from pipelines.batches import RowSource, train_batches
-from pipelines.prepare import Prepared, frequent_tokens, prepare
-from pipelines.records import Responses
+from pipelines.prepare import Prepared, draft_vocabulary, prepare
 from train.acceptance import Acceptance, heldout_acceptance
 from train.checkpoint import LAYOUT, check_identity, whole_steps
 from train.export import write_description
@@ -62,21 +62,24 @@ class Assembly:
         return self.prepared.rows(split, self.config.target_hidden_size, row_length)
 
 
-def assemble(recipe: Recipe) -> Assembly:
-    """Loads the target, prepares the data where missing, builds the trainee at step 0."""
-    say(f"target: loading {recipe.target.source}")
-    target = load_target(recipe.target.source, recipe.target.dtype, make_mesh(recipe.mesh))
+def assemble(recipe: Recipe, target: Target | None = None) -> Assembly:
+    """Loads the target where it is not given, prepares the data where missing, builds the trainee at step 0."""
+    target = target or target_of(recipe)
     tokenizer = load_tokenizer(recipe.target.source, recipe.target.chat_template_args)
     objective = objective_of(recipe.drafter.kind)
     config = objective.drafter_config(recipe, target, tokenizer)
     prepared = prepare(recipe, target, tokenizer)
-    vocab = None
-    if config.draft_vocab_size is not None:
-        written = Responses(prepared.responses / "train")
-        vocab = frequent_tokens(written, config.draft_vocab_size, target.config.eos_ids)
+    vocab = draft_vocabulary(recipe, prepared, target.config)
+    if vocab is not None:
         config = dataclasses.replace(config, draft_vocab_size=len(vocab))
     trainee = objective.make_trainee(recipe, config, target, vocab)
     return Assembly(trainee, prepared, vocab, target.config, target.fingerprint)
+
+
+def target_of(recipe: Recipe) -> Target:
+    """The recipe's target, loaded."""
+    say(f"target: loading {recipe.target.source}")
+    return load_target(recipe.target.source, recipe.target.dtype, make_mesh(recipe.mesh))
 
 
 def train_drafter(recipe: Recipe, *, resume: bool = False) -> Path:
@@ -86,27 +89,42 @@ def train_drafter(recipe: Recipe, *, resume: bool = False) -> Path:
       UserError: the recipe cannot be followed, or its directory holds a run and `resume` is not set.
       InterruptedError: SIGTERM or SIGINT came; the step is saved, and `resume` goes on from it.
     """
-    if train(recipe, config=recipe.run.name, overrides=[], resume=resume):
+    if run(recipe, resume=resume) is not None:
         raise InterruptedError(f"{recipe.run_dir}: stopped by a signal; go on with resume=True")
     return recipe.run_dir
 
 
 def train(recipe: Recipe, *, config: str, overrides: Sequence[str], resume: bool) -> int:
-    """Prepares, trains, measures; returns the exit code (128 + signal when interrupted)."""
+    """`run`, then what to do next is said; returns the exit code (128 + signal when interrupted)."""
+    stopped = run(recipe, resume=resume)
+    if stopped is not None:
+        say(f"next: python -m train --config {shlex.join([config, *overrides])} --resume")
+        return 128 + stopped
+    out = shlex.quote(f"exports/{recipe.run.name}")
+    say(f"next: python -m train export --run {shlex.quote(str(recipe.run_dir))} --out {out}")
+    return 0
+
+
+def run(recipe: Recipe, *, resume: bool, target: Target | None = None) -> signal.Signals | None:
+    """Prepares, trains, measures, with the recipe's target where it is loaded; the signal that stopped it, if one did.
+
+    Raises:
+      UserError: the recipe cannot be followed, or its directory holds a run and `resume` is not set.
+    """
     if jax.process_count() > 1:
         raise UserError(
             f"{recipe.run_dir}: expected one process, got {jax.process_count()}: data and runs have one writer"
         )
     keep_compiled_programs()
     keep_freed_memory()
-    run = recipe.run_dir
-    with held(run, wait=False):
-        refuse_overwriting(run, resume)
-        assembly = assemble(recipe)
-        identity, begun = identity_of(recipe, assembly), max(whole_steps(run / "checkpoints"), default=0)
+    folder = recipe.run_dir
+    with held(folder, wait=False):
+        refuse_overwriting(folder, resume)
+        assembly = assemble(recipe, target)
+        identity, begun = identity_of(recipe, assembly), max(whole_steps(folder / "checkpoints"), default=0)
         if begun:
-            check_identity(run / "checkpoints" / str(begun), identity)
-        describe_run(recipe, run, begun)
+            check_identity(folder / "checkpoints" / str(begun), identity)
+        describe_run(recipe, folder, begun)
         origin = {
             "kind": recipe.drafter.kind,
             "target": assembly.target.name,
@@ -114,14 +132,14 @@ def train(recipe: Recipe, *, config: str, overrides: Sequence[str], resume: bool
             "chat_template_args": recipe.target.chat_template_args,
             "recipe": recipe.run.name,
         }
-        write_description(run, assembly.config, assembly.draft_vocab, origin)
-        return _fit_and_report(recipe, assembly, identity, command=shlex.join([config, *overrides]))
+        write_description(folder, assembly.config, assembly.draft_vocab, origin)
+        return _fit(recipe, assembly, identity)
 
 
-def _fit_and_report(recipe: Recipe, assembly: Assembly, identity: Mapping[str, Any], *, command: str) -> int:
+def _fit(recipe: Recipe, assembly: Assembly, identity: Mapping[str, Any]) -> signal.Signals | None:
     from train.trainer import fit
 
-    run, section, objective = recipe.run_dir, recipe.batches, objective_of(recipe.drafter.kind)
+    folder, section, objective = recipe.run_dir, recipe.batches, objective_of(recipe.drafter.kind)
     rows = assembly.rows("train", section.row_length)
     say(f"batches: {rows.describe()}")
     heldout = assembly.rows("heldout", section.row_length)
@@ -133,7 +151,7 @@ def _fit_and_report(recipe: Recipe, assembly: Assembly, identity: Mapping[str, A
 
     process = (jax.process_index(), jax.process_count())
     batches = train_batches(rows, section.blocks, rows=section.rows, seed=recipe.run.seed, process=process)
-    say(f"train: {recipe.train.steps} steps into {run} (metrics.jsonl, events/ for TensorBoard, checkpoints/)")
+    say(f"train: {recipe.train.steps} steps into {folder} (metrics.jsonl, events/ for TensorBoard, checkpoints/)")
 
     outcome = fit(
         assembly.trainee,
@@ -145,11 +163,7 @@ def _fit_and_report(recipe: Recipe, assembly: Assembly, identity: Mapping[str, A
     )
     if outcome.interrupted is not None:
         say(f"train: stopped by {outcome.interrupted.name}, saved step {outcome.step}")
-        say(f"next: python -m train --config {command} --resume")
-        return 128 + outcome.interrupted
-    out = shlex.quote(f"exports/{recipe.run.name}")
-    say(f"next: python -m train export --run {shlex.quote(str(run))} --out {out}")
-    return 0
+    return outcome.interrupted
 
 
 def _per_task(acceptance: Acceptance) -> str:

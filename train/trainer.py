@@ -82,6 +82,10 @@ def make_optimizer(section: schema.Optimizer, steps: int) -> optax.GradientTrans
     )
 
 
+class Diverged(UserError):
+    """An update, or what it made of the parameters, is not finite."""
+
+
 class DrafterTrainer(peft_trainer.PeftTrainer):
     """PeftTrainer with its checkpointing unused, parameters sharded by us, and the loss's scalars kept."""
 
@@ -272,7 +276,7 @@ def _refuse_not_finite(trainer: DrafterTrainer, checkpoints: Checkpoints) -> Non
     fault, last = trainer.fault(), checkpoints.last_step
     if fault is not None:
         kept = "no checkpoint was written yet" if last is None else f"the checkpoint of step {last} is kept"
-        raise UserError(f"{fault}; {kept}; lower optimizer.learning_rate or optimizer.clip and start another run")
+        raise Diverged(f"{fault}; {kept}; lower optimizer.learning_rate or optimizer.clip and start another run")
 
 
 @jax.jit

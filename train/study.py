@@ -1,0 +1,188 @@
+"""A study: variants of a recipe trained on the same data for equally many supervised slots, and compared.
+
+Every variant is trained (`train.run`), its last step exported, and the artifact walked over the target's own greedy
+answers to task prompts, which all variants share (`models.decode.replay`: tau of decoding, with nothing timed). Owned
+here: the study's directory
+
+    <variant>.<seed>/run          the training run
+    <variant>.<seed>/artifact     what was exported of it
+    <variant>.<seed>/result.json  {variant, seed, asked: its recipe, failed: why it did not come to its end, or null}
+                                  and of what did: steps, positions, seconds_per_step, parameters, responses and
+                                  answers (digests of the data), heldout and tasks (`train.acceptance`),
+                                  decoding_steps: [of each answer], provenance
+    table.md                      all results side by side
+
+A variant with a result is finished; a training that was stopped goes on from its checkpoint.
+"""
+
+import dataclasses
+import itertools
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import jax
+import numpy as np
+
+from configs.console import say
+from configs.device import drop_programs, keep_compiled_programs, keep_freed_memory
+from configs.errors import UserError
+from configs.files import held, write_atomic, write_json
+from configs.paths import read_object
+from configs.provenance import provenance
+from configs.schema import Recipe
+from configs.study import Study
+from models.decode import make_engine
+from models.drafters.artifact import read_artifact
+from models.target import Target
+from models.tokenizer import Tokenizer, load_tokenizer
+from pipelines.batches import RowSource, train_batches
+from pipelines.prepare import draft_vocabulary, prepare
+from pipelines.prompt_files import Prompt, load_tasks
+from pipelines.records import Responses
+from pipelines.responses import prepare_responses
+from pipelines.supervision import supervision
+from train.acceptance import task_acceptance
+from train.checkpoint import read_metadata, whole_steps
+from train.export import export
+from train.metrics import read_metrics
+from train.run import run, target_of
+from train.study_table import summary, table
+
+COUNTED = 64  # batches whose supervised slots are counted
+
+
+def run_study(study: Study, out: Path, *, overrides: Sequence[str], resume: bool) -> int:
+    """Trains and measures what has no result yet, writes the table; the exit code (128 + signal when interrupted).
+
+    Raises:
+      UserError: a recipe cannot be followed, or `out` holds another study, or some of this one and not `resume`.
+    """
+    recipes = study.recipes(str(out), overrides)
+    with held(out, wait=False):
+        _refuse_others(out, recipes, resume)
+        keep_compiled_programs()
+        keep_freed_memory()
+        first = next(iter(recipes.values()))
+        target = target_of(first)
+        tokenizer = load_tokenizer(first.target.source, first.target.chat_template_args)
+        answers = task_answers(study, first, target, tokenizer)
+        for number, ((variant, seed), recipe) in enumerate(recipes.items(), start=1):
+            file = out / f"{variant}.{seed}" / "result.json"
+            say(f"study: {number} of {len(recipes)}: {variant}, seed {seed}{': done' if file.is_file() else ''}")
+            if not file.is_file():
+                result = _measured(study, recipe, target, tokenizer, answers)
+                if isinstance(result, int):
+                    return 128 + result
+                write_json(file, {"variant": variant, "seed": seed, **result})
+                drop_programs()
+        results = [read_object(out / f"{variant}.{seed}" / "result.json") for variant, seed in recipes]
+        write_atomic(out / "table.md", table(results))
+    say((out / "table.md").read_text(encoding="utf-8"))
+    say(json.dumps({"study": str(out), "results": [summary(result) for result in results]}))
+    return 0
+
+
+def _refuse_others(out: Path, recipes: Mapping[tuple[str, int], Recipe], resume: bool) -> None:
+    """Raises UserError where `out` holds results that would be mistaken for those of this study."""
+    for (variant, seed), recipe in recipes.items():
+        folder = out / f"{variant}.{seed}"
+        file = folder / "result.json"
+        if (file.is_file() or whole_steps(folder / "run" / "checkpoints")) and not resume:
+            raise UserError(f"{out}: holds part of a study; go on with --resume, or choose another --out")
+        if file.is_file() and (read_object(file)["asked"] != _asked(recipe)):
+            raise UserError(
+                f"{file}: of another recipe than the study's {variant} now; delete it, or choose another --out"
+            )
+
+
+def _asked(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as JSON has it."""
+    return json.loads(json.dumps(recipe.to_dict()))
+
+
+def task_answers(study: Study, recipe: Recipe, target: Target, tokenizer: Tokenizer) -> Responses:
+    """The target's greedy answers to the first open turn of every task prompt, written where missing."""
+    asked = dataclasses.replace(
+        recipe.responses,
+        regenerate=True,
+        temperatures=(0.0,),
+        max_prompt_tokens=study.max_prompt_tokens,
+        max_new_tokens=study.max_new_tokens,
+    )
+    folder = None if study.task_dir is None else Path(study.task_dir)
+    tasks = load_tasks(",".join(study.tasks), folder, study.task_prompts)
+    prompts = [_first_turn(prompt, name) for name, prompts in tasks.items() for prompt in prompts]
+    by_recipe = dataclasses.replace(recipe, responses=asked)
+    return Responses(prepare_responses(by_recipe, target, tokenizer, {"tasks": prompts}) / "tasks")
+
+
+def _first_turn(prompt: Prompt, task: str) -> Prompt:
+    """`prompt` up to its first user turn that no answer follows, of the task of that name."""
+    roles = [message.role for message in prompt.messages]
+    ends = [
+        end for end in range(1, len(roles) + 1) if roles[end - 1] == "user" and roles[end : end + 1] != ["assistant"]
+    ]
+    return dataclasses.replace(prompt, task=task, messages=prompt.messages[: ends[0]])
+
+
+def _measured(
+    study: Study, recipe: Recipe, target: Target, tokenizer: Tokenizer, answers: Responses
+) -> dict[str, Any] | int:
+    """The result of one training, or the signal that stopped it."""
+    from train.trainer import Diverged
+
+    asked, folder = _asked(recipe), recipe.run_dir.parent
+    prepared = prepare(recipe, target, tokenizer)
+    rows = RowSource(Responses(prepared.responses / "train"), None, recipe.batches.row_length)
+    each = slots_per_step(recipe, rows, draft_vocabulary(recipe, prepared, target.config))
+    if study.positions is not None:
+        steps = max(1, round(study.positions / each))
+        recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, steps=steps))
+    steps = recipe.train.steps
+    say(f"study: {steps} steps of {each:.0f} supervised slots (counted over {COUNTED} batches): {steps * each:.3g}")
+    try:
+        stopped = run(recipe, resume=True, target=target)
+    except Diverged as error:
+        return {"asked": asked, "failed": str(error)}
+    if stopped is not None:
+        return stopped
+    shutil.rmtree(folder / "artifact", ignore_errors=True)
+    export(folder / "run", folder / "artifact", "last")
+    artifact = read_artifact(folder / "artifact")
+    walked = task_acceptance(make_engine(target, artifact), answers)
+    return {
+        "asked": asked,
+        "failed": None,
+        "steps": steps,
+        "positions": round(steps * each),
+        "seconds_per_step": seconds_per_step(read_metrics(folder / "run")),
+        "parameters": sum(np.size(leaf) for leaf in jax.tree.leaves(artifact.weights)),
+        "responses": prepared.responses.name,
+        "answers": answers.folder.parent.name,
+        "heldout": read_metadata(folder / "run" / "checkpoints" / str(steps))["acceptance"],
+        "tasks": walked.to_dict(),
+        "decoding_steps": [len(walk.runs) for walk in walked.walks],
+        "provenance": provenance(["python", "-m", "train", "study"]),
+    }
+
+
+def slots_per_step(recipe: Recipe, rows: RowSource, draft_vocab: np.ndarray | None) -> float:
+    """Supervised slots of an update, the mean over its first batches."""
+    section = recipe.batches
+    drawn = train_batches(rows, section.blocks, rows=section.rows, seed=recipe.run.seed)
+    counts = [supervision(batch, draft_vocab).supervised for batch in itertools.islice(drawn, COUNTED)]
+    return float(np.mean(counts)) * recipe.optimizer.accumulation
+
+
+def seconds_per_step(lines: Sequence[Mapping[str, Any]]) -> float | None:
+    """The median over neighbouring training lines of one process with no evaluation between; None without any."""
+    intervals = [
+        (after["seconds"] - before["seconds"]) / (after["step"] - before["step"])
+        for before, after in itertools.pairwise(lines)
+        if before["kind"] == after["kind"] == "train" and after["seconds"] > before["seconds"]
+    ]
+    return median(intervals) if intervals else None
