@@ -18,7 +18,9 @@ def batch_of(*, rows: int = 3, length: int = 24, anchors: dict[int, int]) -> dic
     segments = np.repeat([[1, 2, 0]], [9, 11, 4], axis=1).repeat(rows, axis=0).astype(np.int32)
     tokens = rng.integers(3, 60, (rows, length)).astype(np.int32)
     response = (segments > 0) & (np.arange(length) % 10 > 3)
-    drawn = {f"anchors_w{w}": rng.integers(-1, 20, (rows, count)).astype(np.int32) for w, count in anchors.items()}
+    drawn = {
+        f"anchors_w{w}": rng.integers(-4, 20, (rows, count)).clip(-1).astype(np.int32) for w, count in anchors.items()
+    }
     return {"tokens": tokens, "segments": segments, "response": response, **drawn}
 
 
