@@ -1,11 +1,14 @@
 """A study trains its variants for equally many slots, keeps what it finished, and measures what decoding would."""
 
 import json
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from configs.schema import Recipe
 from models.decode import make_engine
 from models.drafters import Draft
 from models.drafters.artifact import read_artifact
@@ -16,6 +19,8 @@ from serve.session import Decoder
 from tests.tiny_run import Tiny, make_tiny, write_prompts
 from train import __main__ as commands
 from train import study
+from train.run import run
+from train.trainer import Diverged
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +35,7 @@ def write_grid(tiny: Tiny, **changes: object) -> Path:
         "overrides": ["train.log_every=1", "train.eval_every=0"],
         "seeds": [0],
         "positions": 400,
-        "variants": {"wide": [], "narrow": ["drafter.width=3", "batches.blocks={3: 4}"]},
+        "variants": {"wide": [], "narrow": ["drafter.width=3", "batches.blocks={3: 4}"], "lost": []},
         "tasks": tasks,
         "task_dir": None,
         "task_prompts": 2,
@@ -42,6 +47,12 @@ def write_grid(tiny: Tiny, **changes: object) -> Path:
     return path
 
 
+def trained_or_lost(recipe: Recipe, **given: Any) -> Any:
+    if recipe.run.name.startswith("lost"):
+        raise Diverged("step 3: loss is nan")
+    return run(recipe, **given)
+
+
 def results(out: Path) -> dict[str, dict]:
     return {file.parent.name: json.loads(file.read_text()) for file in out.glob("*/result.json")}
 
@@ -50,15 +61,18 @@ def test_from_grid_to_table(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     grid, out = write_grid(tiny), tmp_path / "out"
+    monkeypatch.setattr(study, "run", trained_or_lost)
     assert commands.main(["study", "--grid", str(grid), "--out", str(out)]) == 0
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     found = results(out)
-    assert {entry["variant"] for entry in last["results"]} == {"wide", "narrow"}
+    assert [entry["variant"] for entry in last["results"]] == ["wide", "narrow", "lost"]
+    assert found.pop("lost.0")["failed"] == "step 3: loss is nan"
     for result in found.values():
         assert result["positions"] == pytest.approx(400, rel=0.05)
     assert len({(result["responses"], result["answers"]) for result in found.values()}) == 1
     assert found["narrow.0"]["steps"] > 2 * found["wide.0"]["steps"], "a step of it has less than half of the slots"
     lines = (out / "table.md").read_text().splitlines()
+    assert "step 3: loss is nan" in lines[-1]
     assert [line.split(" | ")[0] for line in lines[2:4]] == ["| wide", "| narrow"]
 
     target, tokenizer = load_target(str(tiny.root / "target"), "float32"), load_tokenizer(str(tiny.root / "target"))
@@ -73,8 +87,27 @@ def test_from_grid_to_table(
     assert commands.main(["study", "--grid", str(grid), "--out", str(out)]) == 2
     assert "--resume" in capsys.readouterr().err
     (out / "narrow.0" / "result.json").unlink()
-    monkeypatch.setattr(study, "run", lambda recipe, **_: None)  # its training is whole: nothing is trained again
+    monkeypatch.setattr(study, "run", lambda *_, **__: signal.SIGTERM)
+    assert commands.main(["study", "--grid", str(grid), "--out", str(out), "--resume"]) == 128 + signal.SIGTERM
+    assert f"next: python -m train study --grid {grid}" in capsys.readouterr().out
+    monkeypatch.setattr(study, "run", lambda *_, **__: None)  # its training is whole: nothing is trained again
     assert commands.main(["study", "--grid", str(grid), "--out", str(out), "--resume"]) == 0
     again = results(out)
     assert again["wide.0"] == found["wide.0"]
     assert again["narrow.0"]["decoding_steps"] == found["narrow.0"]["decoding_steps"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seed": 3}, "unknown key seed; did you mean seeds?"),
+        ({"positions": 0}, "positions: expected at least 1, got 0"),
+        ({"variants": {"a b": []}}, "variants: expected names of letters"),
+        ({"variants": {"a": ["drafter.widht=3"]}}, "drafter.widht"),
+        ({"variants": {"a": [], "b": ["target.dtype=bfloat16"]}}, "variant b: target, mesh and run.data_dir"),
+    ],
+)
+def test_a_mistaken_grid_is_refused(tiny: Tiny, changes: dict, words: str, capsys: pytest.CaptureFixture[str]):
+    assert commands.main(["study", "--grid", str(write_grid(tiny, **changes)), "--out", str(tiny.root / "none")]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tiny.root / "none").exists()

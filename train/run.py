@@ -34,7 +34,7 @@ from models.drafters.dflash import DrafterConfig
 from models.sharding import make_mesh
 from models.sources import load_target
 from models.target import Target, TargetConfig
-from models.tokenizer import load_tokenizer
+from models.tokenizer import Tokenizer, load_tokenizer
 from pipelines.batches import RowSource, train_batches
 from pipelines.prepare import Prepared, draft_vocabulary, prepare
 from train.acceptance import Acceptance, heldout_acceptance
@@ -62,13 +62,28 @@ class Assembly:
         return self.prepared.rows(split, self.config.target_hidden_size, row_length)
 
 
-def assemble(recipe: Recipe, target: Target | None = None) -> Assembly:
-    """Loads the target where it is not given, prepares the data where missing, builds the trainee at step 0."""
+@dataclasses.dataclass(frozen=True)
+class Material:
+    """What is loaded and prepared before there is a drafter; recipes with the same target and data share it."""
+
+    target: Target
+    tokenizer: Tokenizer
+    prepared: Prepared
+
+
+def gather(recipe: Recipe, target: Target | None = None) -> Material:
+    """Loads the target where it is not given, prepares the data where missing."""
     target = target or target_of(recipe)
     tokenizer = load_tokenizer(recipe.target.source, recipe.target.chat_template_args)
+    return Material(target, tokenizer, prepare(recipe, target, tokenizer))
+
+
+def assemble(recipe: Recipe, material: Material | None = None) -> Assembly:
+    """Gathers the material where it is not given, builds the trainee at step 0."""
+    material = material or gather(recipe)
+    target, prepared = material.target, material.prepared
     objective = objective_of(recipe.drafter.kind)
-    config = objective.drafter_config(recipe, target, tokenizer)
-    prepared = prepare(recipe, target, tokenizer)
+    config = objective.drafter_config(recipe, target, material.tokenizer)
     vocab = draft_vocabulary(recipe, prepared, target.config)
     if vocab is not None:
         config = dataclasses.replace(config, draft_vocab_size=len(vocab))
@@ -105,8 +120,8 @@ def train(recipe: Recipe, *, config: str, overrides: Sequence[str], resume: bool
     return 0
 
 
-def run(recipe: Recipe, *, resume: bool, target: Target | None = None) -> signal.Signals | None:
-    """Prepares, trains, measures, with the recipe's target where it is loaded; the signal that stopped it, if one did.
+def run(recipe: Recipe, *, resume: bool, material: Material | None = None) -> signal.Signals | None:
+    """Prepares (where it is not given), trains, measures; the signal that stopped it, if one did.
 
     Raises:
       UserError: the recipe cannot be followed, or its directory holds a run and `resume` is not set.
@@ -120,7 +135,7 @@ def run(recipe: Recipe, *, resume: bool, target: Target | None = None) -> signal
     folder = recipe.run_dir
     with held(folder, wait=False):
         refuse_overwriting(folder, resume)
-        assembly = assemble(recipe, target)
+        assembly = assemble(recipe, material)
         identity, begun = identity_of(recipe, assembly), max(whole_steps(folder / "checkpoints"), default=0)
         if begun:
             check_identity(folder / "checkpoints" / str(begun), identity)

@@ -38,9 +38,9 @@ from configs.study import Study
 from models.decode import make_engine
 from models.drafters.artifact import read_artifact
 from models.target import Target
-from models.tokenizer import Tokenizer, load_tokenizer
+from models.tokenizer import load_tokenizer
 from pipelines.batches import RowSource, train_batches
-from pipelines.prepare import draft_vocabulary, prepare
+from pipelines.prepare import draft_vocabulary
 from pipelines.prompt_files import Prompt, load_tasks
 from pipelines.records import Responses
 from pipelines.responses import prepare_responses
@@ -49,7 +49,7 @@ from train.acceptance import task_acceptance
 from train.checkpoint import read_metadata, whole_steps
 from train.export import export
 from train.metrics import read_metrics
-from train.run import run, target_of
+from train.run import gather, run, target_of
 from train.study_table import summary, table
 
 COUNTED = 64  # batches whose supervised slots are counted
@@ -68,13 +68,12 @@ def run_study(study: Study, out: Path, *, overrides: Sequence[str], resume: bool
         keep_freed_memory()
         first = next(iter(recipes.values()))
         target = target_of(first)
-        tokenizer = load_tokenizer(first.target.source, first.target.chat_template_args)
-        answers = task_answers(study, first, target, tokenizer)
+        answers = task_answers(study, first, target)
         for number, ((variant, seed), recipe) in enumerate(recipes.items(), start=1):
             file = out / f"{variant}.{seed}" / "result.json"
             say(f"study: {number} of {len(recipes)}: {variant}, seed {seed}{': done' if file.is_file() else ''}")
             if not file.is_file():
-                result = _measured(study, recipe, target, tokenizer, answers)
+                result = _measured(study, recipe, target, answers)
                 if isinstance(result, int):
                     return 128 + result
                 write_json(file, {"variant": variant, "seed": seed, **result})
@@ -104,7 +103,7 @@ def _asked(recipe: Recipe) -> dict[str, Any]:
     return json.loads(json.dumps(recipe.to_dict()))
 
 
-def task_answers(study: Study, recipe: Recipe, target: Target, tokenizer: Tokenizer) -> Responses:
+def task_answers(study: Study, recipe: Recipe, target: Target) -> Responses:
     """The target's greedy answers to the first open turn of every task prompt, written where missing."""
     asked = dataclasses.replace(
         recipe.responses,
@@ -116,6 +115,7 @@ def task_answers(study: Study, recipe: Recipe, target: Target, tokenizer: Tokeni
     folder = None if study.task_dir is None else Path(study.task_dir)
     tasks = load_tasks(",".join(study.tasks), folder, study.task_prompts)
     prompts = [_first_turn(prompt, name) for name, prompts in tasks.items() for prompt in prompts]
+    tokenizer = load_tokenizer(recipe.target.source, recipe.target.chat_template_args)
     by_recipe = dataclasses.replace(recipe, responses=asked)
     return Responses(prepare_responses(by_recipe, target, tokenizer, {"tasks": prompts}) / "tasks")
 
@@ -129,14 +129,13 @@ def _first_turn(prompt: Prompt, task: str) -> Prompt:
     return dataclasses.replace(prompt, task=task, messages=prompt.messages[: ends[0]])
 
 
-def _measured(
-    study: Study, recipe: Recipe, target: Target, tokenizer: Tokenizer, answers: Responses
-) -> dict[str, Any] | int:
+def _measured(study: Study, recipe: Recipe, target: Target, answers: Responses) -> dict[str, Any] | int:
     """The result of one training, or the signal that stopped it."""
     from train.trainer import Diverged
 
     asked, folder = _asked(recipe), recipe.run_dir.parent
-    prepared = prepare(recipe, target, tokenizer)
+    material = gather(recipe, target)
+    prepared = material.prepared
     rows = RowSource(Responses(prepared.responses / "train"), None, recipe.batches.row_length)
     each = slots_per_step(recipe, rows, draft_vocabulary(recipe, prepared, target.config))
     if study.positions is not None:
@@ -145,7 +144,7 @@ def _measured(
     steps = recipe.train.steps
     say(f"study: {steps} steps of {each:.0f} supervised slots (counted over {COUNTED} batches): {steps * each:.3g}")
     try:
-        stopped = run(recipe, resume=True, target=target)
+        stopped = run(recipe, resume=True, material=material)
     except Diverged as error:
         return {"asked": asked, "failed": str(error)}
     if stopped is not None:
