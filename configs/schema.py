@@ -91,9 +91,11 @@ class Drafter:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Batches:
+    responses: int | None = Field(ge=1)  # the first so many of those written, tasks in proportion; all when null
     rows: int = Field(ge=1)  # packed rows per step
     row_length: int = Field(ge=2)  # context tokens per row
     blocks: dict[int, int]  # block width -> anchors per row; the widest is drafter.width
+    curriculum: dict[int, float]  # width -> share of the steps up to which the widest blocks are so narrow; {}: none
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -269,6 +271,7 @@ def _build(raw: dict[str, Any], where: str) -> Recipe:
     loss = recipe.loss
     if abs(loss.ce + loss.kl + loss.tv - 1) > 1e-6:
         raise RecipeError(f"{where}: loss.ce + loss.kl + loss.tv: expected 1, got {loss.ce + loss.kl + loss.tv:g}")
+    _check_curriculum(recipe.batches, where)
     mesh = recipe.mesh
     for key, rows in (("batches.rows", recipe.batches.rows), ("responses.batch", recipe.responses.batch)):
         if rows % (mesh.data * mesh.fsdp):
@@ -282,6 +285,17 @@ def _build(raw: dict[str, Any], where: str) -> Recipe:
                 f"device, got {length} and {devices}; change them, or take features.attention=dense"
             )
     return recipe
+
+
+def _check_curriculum(section: Batches, where: str) -> None:
+    *narrower, widest = sorted(section.blocks)
+    widths, shares = list(section.curriculum), list(section.curriculum.values())
+    between = all(max(narrower, default=1) < width < widest for width in widths)
+    if not between or widths != sorted(widths) or shares != sorted(set(shares)) or any(not 0 < s < 1 for s in shares):
+        raise RecipeError(
+            f"{where}: batches.curriculum: expected growing widths between the two widest of batches.blocks, each with "
+            f"a larger share of the steps, from 0 to 1, such as {{16: 0.3, 24: 0.6}}; got {section.curriculum}"
+        )
 
 
 def build(cls: type[Built], raw: Any, where: str, prefix: str = "") -> Built:

@@ -3,8 +3,10 @@
 In: a YAML file (a path, or a bare name looked up in configs/studies/). Out: a `Study`.
 """
 
+import dataclasses
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field
@@ -34,7 +36,7 @@ class Study:
     max_prompt_tokens: int = Field(ge=1)
     max_new_tokens: int = Field(ge=2)
 
-    def recipes(self, out: str, overrides: Sequence[str]) -> dict[tuple[str, int], Recipe]:
+    def recipes(self, out: Path, overrides: Sequence[str]) -> dict[tuple[str, int], Recipe]:
         """(variant, seed) -> its recipe, its run below `out`; `overrides` come last.
 
         Raises:
@@ -43,9 +45,9 @@ class Study:
         found = {}
         for variant, changes in self.variants.items():
             for seed in self.seeds:
-                name = f"{variant}.{seed}"
-                own = [f"run.name={name}", f"run.dir={out}/{name}/run", f"run.seed={seed}"]
-                found[variant, seed] = load_recipe(self.base, [*self.overrides, *changes, *overrides, *own])
+                recipe, name = load_recipe(self.base, [*self.overrides, *changes, *overrides]), f"{variant}.{seed}"
+                run = dataclasses.replace(recipe.run, name=name, dir=str(out / name / "run"), seed=seed)
+                found[variant, seed] = dataclasses.replace(recipe, run=run)
         first = next(iter(found.values()))
         for (variant, _), recipe in found.items():
             shared = (recipe.target, recipe.mesh, recipe.run.data_dir)

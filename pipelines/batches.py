@@ -10,13 +10,14 @@ Rows are shuffled and anchors drawn anew every epoch. Everything is a function o
 only the rows of a few batches are in memory.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 
 from configs.errors import UserError
+from configs.schema import Recipe
 from pipelines.feature_store import FeatureSource
 from pipelines.packing import fill, pack, padding, startable
 from pipelines.records import Responses
@@ -25,13 +26,20 @@ PREFETCH = 4  # batches; the default of 500 would hold gigabytes of features
 
 
 class RowSource:
-    """Packed rows by number, read when asked for, features included when there are any."""
+    """Packed rows by number, read when asked for, features included when there are any; of the `first` responses.
 
-    def __init__(self, responses: Responses, features: FeatureSource | None, row_length: int):
+    Raises:
+      UserError: there are not so many, one is longer than a row, or the features are of others.
+    """
+
+    def __init__(self, responses: Responses, features: FeatureSource | None, row_length: int, first: int | None = None):
         if features is not None:
             features.check(len(responses), responses.ids)
+        if first is not None and first > len(responses):
+            raise UserError(f"batches.responses={first}: there are {len(responses)}; lower it, or raise prompts.limit")
         self.responses, self._features, self._length = responses, features, row_length
-        self.packing = pack(responses.lengths, row_length)
+        self._lengths = responses.lengths[:first]
+        self.packing = pack(self._lengths, row_length)
 
     def __len__(self) -> int:
         return len(self.packing)
@@ -49,19 +57,45 @@ class RowSource:
 
     def describe(self) -> str:
         """How full the rows are."""
-        share = padding(self.responses.lengths, len(self), self._length)
-        return f"{len(self.responses)} responses in {len(self)} rows of {self._length} tokens, padding {share:.1%}"
+        share = padding(self._lengths, len(self), self._length)
+        return f"{len(self._lengths)} responses in {len(self)} rows of {self._length} tokens, padding {share:.1%}"
+
+
+Blocks = Mapping[int, int]  # block width -> anchors per row
+
+
+def batches_of(recipe: Recipe, source: RowSource, process: tuple[int, int] = (0, 1)) -> Any:
+    """The batches a recipe trains on (see `train_batches`)."""
+    section, narrower = recipe.batches, stages(recipe)
+    given = {"rows": section.rows, "seed": recipe.run.seed, "process": process, "stages": narrower}
+    return train_batches(source, section.blocks, **given)
+
+
+def stages(recipe: Recipe) -> list[tuple[int, Blocks]]:
+    """(batch up to which, its blocks) of every stage of the curriculum: fewer slots a block, as many in all.
+
+    Example: blocks {4: 90, 32: 2}, curriculum {16: 0.3}, 100 steps -> up to batch 30, blocks {4: 90, 16: 4}.
+    """
+    section, num_batches = recipe.batches, recipe.train.steps * recipe.optimizer.accumulation
+    widest = max(section.blocks)
+    slots = section.blocks[widest] * (widest - 1)
+    others = {width: count for width, count in section.blocks.items() if width != widest}
+    return [
+        (round(share * num_batches), others | {width: max(1, round(slots / (width - 1)))})
+        for width, share in section.curriculum.items()
+    ]
 
 
 def train_batches(
     source: RowSource,
-    blocks: Mapping[int, int],
+    blocks: Blocks,
     *,
     rows: int,
     seed: int,
     process: tuple[int, int] = (0, 1),
+    stages: Sequence[tuple[int, Blocks]] = (),
 ) -> Any:
-    """An endless grain iterator of batches; `blocks` maps block width to anchors per row.
+    """An endless grain iterator of batches; `stages` have other blocks up to some batch, in order.
 
     With `process` (i, n) it gives part i of n of every batch, rows / n rows, and reads no other: concatenated in the
     order of the processes, the parts are the batch of one process. Its state is the same in all of them.
@@ -72,22 +106,27 @@ def train_batches(
     if rows % count:
         raise UserError(f"batches.rows={rows}: expected a multiple of the {count} processes; change it")
 
-    def draw(row: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        return draw_anchors(row, blocks, rng)
+    def numbered(number: int, row: dict[str, Any]) -> dict[str, Any]:
+        return row | {"batch": number // rows}
+
+    def draw(row: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        number = row.pop("batch", None)
+        return draw_anchors(row, next((narrow for end, narrow in stages if number < end), blocks), rng)
 
     if len(source) < rows:
         raise UserError(
             f"batches.rows={rows}: the responses fill only {len(source)} rows; lower it, or raise prompts.limit"
         )
-    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None).random_map(draw)
+    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None)
+    if stages:  # not always: what stands before `draw` decides its seeds
+        dataset = dataset.map_with_index(numbered)
+    dataset = dataset.random_map(draw)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCH)
     parts = dataset.batch(rows // count, drop_remainder=True)  # a batch's parts follow each other
     return iter(parts[index::count].to_iter_dataset(options))
 
 
-def draw_anchors(
-    row: dict[str, np.ndarray], blocks: Mapping[int, int], rng: np.random.Generator
-) -> dict[str, np.ndarray]:
+def draw_anchors(row: dict[str, np.ndarray], blocks: Blocks, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """`row` with anchors drawn without replacement among its startable positions."""
     row = dict(row)
     places = rng.permutation(np.flatnonzero(row.pop("startable"))).astype(np.int32)

@@ -25,10 +25,10 @@ class Prepared:
     responses: Path
     features: Path | None
 
-    def rows(self, split: str, hidden_size: int, row_length: int) -> RowSource:
-        """Packed rows of a split."""
+    def rows(self, split: str, hidden_size: int, row_length: int, first: int | None = None) -> RowSource:
+        """Packed rows of a split, or of its first responses."""
         features = FeatureSource(self.features, split, hidden_size) if self.features else None
-        return RowSource(Responses(self.responses / split), features, row_length)
+        return RowSource(Responses(self.responses / split), features, row_length, first)
 
 
 def taps_of(recipe: Recipe, target: Target) -> tuple[int, ...]:
@@ -61,14 +61,14 @@ def prepare(recipe: Recipe, target: Target, tokenizer: Tokenizer) -> Prepared:
 
 def draft_vocabulary(recipe: Recipe, prepared: Prepared, target: TargetConfig) -> np.ndarray | None:
     """The token ids a drafter by this recipe drafts from, sorted; None: the whole vocabulary."""
-    size = recipe.drafter.draft_vocab_size
-    return None if size is None else frequent_tokens(Responses(prepared.responses / "train"), size, target.eos_ids)
+    size, written = recipe.drafter.draft_vocab_size, prepared.responses / "train"
+    return None if size is None else frequent_tokens(Responses(written), size, target.eos_ids, recipe.batches.responses)
 
 
-def frequent_tokens(responses: Responses, size: int, always: tuple[int, ...]) -> np.ndarray:
-    """The `size` most frequent response tokens, sorted by id, with `always` among them."""
+def frequent_tokens(responses: Responses, size: int, always: tuple[int, ...], first: int | None = None) -> np.ndarray:
+    """The `size` most frequent tokens of the `first` responses, sorted by id, with `always` among them."""
     counts = np.zeros(max((responses.token_range[1], *always)) + 1, np.int64)
-    for number, prompt_length in enumerate(responses.prompt_lengths.tolist()):
+    for number, prompt_length in enumerate(responses.prompt_lengths[:first].tolist()):
         np.add.at(counts, responses.ids(number)[prompt_length:], 1)
     counts[list(always)] = np.iinfo(np.int64).max
     ranked = np.argsort(-counts, kind="stable")[: min(size, np.count_nonzero(counts))]

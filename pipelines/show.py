@@ -13,7 +13,7 @@ from rich.text import Text
 from configs.schema import Recipe
 from models.target import Target
 from models.tokenizer import Tokenizer
-from pipelines.batches import RowSource, train_batches
+from pipelines.batches import RowSource, batches_of
 from pipelines.prepare import draft_vocabulary, prepare
 from pipelines.records import Responses
 from pipelines.supervision import OUTSIDE, PAST_END, blocks, supervision
@@ -34,9 +34,8 @@ class Marked(RowSource):
 def show(recipe: Recipe, target: Target, tokenizer: Tokenizer, *, number: int, rows: int) -> None:
     """Prints what batch `number` (from 0) supervises, and the text of its first `rows` rows."""
     prepared, section = prepare(recipe, target, tokenizer), recipe.batches
-    source = Marked(Responses(prepared.responses / "train"), None, section.row_length)
-    drawn = train_batches(source, section.blocks, rows=section.rows, seed=recipe.run.seed)
-    batch = next(itertools.islice(drawn, number, None))
+    source = Marked(Responses(prepared.responses / "train"), None, section.row_length, section.responses)
+    batch = next(itertools.islice(batches_of(recipe, source), number, None))
     vocab, console = draft_vocabulary(recipe, prepared, target.config), Console(soft_wrap=True, highlight=False)
     for row in range(min(rows, section.rows)):
         console.print(f"\nbatch {number}, row {row}: {LEGEND}", style="bold")

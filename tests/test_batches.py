@@ -50,6 +50,14 @@ def test_every_response_once_and_little_padding():
     assert padding(lengths, len(rows), recipe.batches.row_length) < 0.2
 
 
+def test_the_first_responses_alone(tmp_path: Path):
+    found = on_disk(tmp_path, make_responses())
+    source = RowSource(found, None, 60, 7)
+    assert sorted(number for row in source.packing for number in row.tolist()) == list(range(7))
+    with pytest.raises(ValueError, match=r"batches\.responses=41: there are 40"):
+        RowSource(found, None, 60, 41)
+
+
 def test_a_response_longer_than_a_row_is_refused():
     with pytest.raises(ValueError, match=r"batches\.row_length=10 is shorter .*\(11 tokens\)"):
         pack(np.array([3, 11]), 10)

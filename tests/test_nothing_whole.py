@@ -82,3 +82,4 @@ def test_frequent_tokens_are_those_of_all_texts(tmp_path: Path, reads: Counter[s
     assert sum(reads.values()) == 2
     assert frequent_tokens(found, 3, (30,)).tolist() == [4, 5, 30]
     assert frequent_tokens(found, 99, (5, 30)).tolist() == [4, 5, 7, 9, 30]
+    assert frequent_tokens(found, 99, (), 1).tolist() == [4, 5, 9]

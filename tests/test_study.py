@@ -19,6 +19,7 @@ from serve.session import Decoder
 from tests.tiny_run import Tiny, make_tiny, write_prompts
 from train import __main__ as commands
 from train import study
+from train.metrics import read_metrics
 from train.run import run
 from train.trainer import Diverged
 
@@ -35,7 +36,11 @@ def write_grid(tiny: Tiny, **changes: object) -> Path:
         "overrides": ["train.log_every=1", "train.eval_every=0"],
         "seeds": [0],
         "positions": 400,
-        "variants": {"wide": [], "narrow": ["drafter.width=3", "batches.blocks={3: 4}"], "lost": []},
+        "variants": {
+            "wide": ["batches.blocks={2: 4, 4: 4}", "batches.curriculum={3: 0.5}"],
+            "narrow": ["drafter.width=3", "batches.blocks={3: 4}"],
+            "lost": [],
+        },
         "tasks": tasks,
         "task_dir": None,
         "task_prompts": 2,
@@ -70,7 +75,11 @@ def test_from_grid_to_table(
     for result in found.values():
         assert result["positions"] == pytest.approx(400, rel=0.05)
     assert len({(result["responses"], result["answers"]) for result in found.values()}) == 1
-    assert found["narrow.0"]["steps"] > 2 * found["wide.0"]["steps"], "a step of it has less than half of the slots"
+    assert found["narrow.0"]["steps"] > 1.5 * found["wide.0"]["steps"], "a step of it has fewer slots"
+    trained = [line for line in read_metrics(out / "wide.0" / "run") if line["kind"] == "train"]
+    widths = [int(next(name for name in line["values"] if "tau" in name and name > "w2/")[1]) for line in trained]
+    assert widths == sorted(widths)
+    assert set(widths) == {3, 4}
     lines = (out / "table.md").read_text().splitlines()
     assert "step 3: loss is nan" in lines[-1]
     assert [line.split(" | ")[0] for line in lines[2:4]] == ["| wide", "| narrow"]

@@ -147,7 +147,7 @@ def recipe(root: Path) -> dict[str, dict[str, Any]]:
             "init": "random",
             "init_from": None,
         },
-        "batches": {"rows": 2, "row_length": 128, "blocks": {3: 4, 4: 4}},
+        "batches": {"responses": None, "rows": 2, "row_length": 128, "blocks": {3: 4, 4: 4}, "curriculum": {}},
         "loss": {"weighting": "dpace", "gamma": 4.0, "ce": 0.5, "kl": 0.5, "tv": 0.0, "head_chunk": 64},
         "optimizer": {
             "learning_rate": 3.0e-3,

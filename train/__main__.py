@@ -55,7 +55,7 @@ def run_grid(arguments: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     study = load_study(options.grid)
     out = options.out or path("runs/studies") / path(options.grid).stem
-    study.recipes(str(out), options.overrides)  # refused before anything is loaded
+    study.recipes(out, options.overrides)  # refused before anything is loaded
 
     from train.study import run_study
 

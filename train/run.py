@@ -29,13 +29,13 @@ from configs.device import keep_compiled_programs, keep_freed_memory
 from configs.errors import UserError
 from configs.files import held, write_atomic
 from configs.provenance import provenance
-from configs.schema import Recipe
+from configs.schema import Batches, Recipe
 from models.drafters.dflash import DrafterConfig
 from models.sharding import make_mesh
 from models.sources import load_target
 from models.target import Target, TargetConfig
 from models.tokenizer import Tokenizer, load_tokenizer
-from pipelines.batches import RowSource, train_batches
+from pipelines.batches import RowSource, batches_of
 from pipelines.prepare import Prepared, draft_vocabulary, prepare
 from train.acceptance import Acceptance, heldout_acceptance
 from train.checkpoint import LAYOUT, check_identity, whole_steps
@@ -57,9 +57,10 @@ class Assembly:
     def config(self) -> DrafterConfig:
         return self.trainee.drafter.config
 
-    def rows(self, split: str, row_length: int) -> RowSource:
+    def rows(self, split: str, section: Batches) -> RowSource:
         """Packed rows of a split."""
-        return self.prepared.rows(split, self.config.target_hidden_size, row_length)
+        first = section.responses if split == "train" else None
+        return self.prepared.rows(split, self.config.target_hidden_size, section.row_length, first)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,9 +156,9 @@ def _fit(recipe: Recipe, assembly: Assembly, identity: Mapping[str, Any]) -> sig
     from train.trainer import fit
 
     folder, section, objective = recipe.run_dir, recipe.batches, objective_of(recipe.drafter.kind)
-    rows = assembly.rows("train", section.row_length)
+    rows = assembly.rows("train", section)
     say(f"batches: {rows.describe()}")
-    heldout = assembly.rows("heldout", section.row_length)
+    heldout = assembly.rows("heldout", section)
 
     def evaluate(model: nnx.Module, step: int) -> Acceptance:
         acceptance = heldout_acceptance(objective, model, heldout, recipe.loss.head_chunk)
@@ -165,7 +166,7 @@ def _fit(recipe: Recipe, assembly: Assembly, identity: Mapping[str, Any]) -> sig
         return acceptance
 
     process = (jax.process_index(), jax.process_count())
-    batches = train_batches(rows, section.blocks, rows=section.rows, seed=recipe.run.seed, process=process)
+    batches = batches_of(recipe, rows, process)
     say(f"train: {recipe.train.steps} steps into {folder} (metrics.jsonl, events/ for TensorBoard, checkpoints/)")
 
     outcome = fit(
@@ -187,7 +188,7 @@ def _per_task(acceptance: Acceptance) -> str:
 
 def identity_of(recipe: Recipe, assembly: Assembly) -> dict[str, Any]:
     """What a checkpoint is bound to: a resumed run must agree in every one of these."""
-    config, section = assembly.config, recipe.batches
+    config = assembly.config
     return {
         "layout": LAYOUT,
         "kind": recipe.drafter.kind,
@@ -203,7 +204,7 @@ def identity_of(recipe: Recipe, assembly: Assembly) -> dict[str, Any]:
         "markov_rank": config.markov_rank,
         "markov_size": config.markov_size,
         "responses": assembly.prepared.responses.name,
-        "batches": {"rows": section.rows, "row_length": section.row_length, "blocks": section.blocks},
+        "batches": recipe.to_dict()["batches"],
         "loss": {name: getattr(recipe.loss, name) for name in ("weighting", "gamma", "ce", "kl", "tv")},
         "optimizer": recipe.to_dict()["optimizer"],
         "steps": recipe.train.steps,

@@ -6,10 +6,10 @@ here: the study's directory
 
     <variant>.<seed>/run          the training run
     <variant>.<seed>/artifact     what was exported of it
-    <variant>.<seed>/result.json  {variant, seed, asked: its recipe, failed: why it did not come to its end, or null}
-                                  and of what did: steps, positions, seconds_per_step, parameters, responses and
-                                  answers (digests of the data), heldout and tasks (`train.acceptance`),
-                                  decoding_steps: [of each answer], provenance
+    <variant>.<seed>/result.json  {variant, seed, asked: all that decides the rest, failed: why there is none or null,
+                                  steps, positions, seconds_per_step, parameters, responses and answers (digests of
+                                  the data), heldout and tasks (`train.acceptance`), decoding_steps: [of each answer],
+                                  provenance}
     table.md                      all results side by side
 
 A variant with a result is finished; a training that was stopped goes on from its checkpoint.
@@ -39,7 +39,7 @@ from models.decode import make_engine
 from models.drafters.artifact import read_artifact
 from models.target import Target
 from models.tokenizer import load_tokenizer
-from pipelines.batches import RowSource, train_batches
+from pipelines.batches import RowSource, stages, train_batches
 from pipelines.prepare import draft_vocabulary
 from pipelines.prompt_files import Prompt, load_tasks
 from pipelines.records import Responses
@@ -61,9 +61,9 @@ def run_study(study: Study, out: Path, *, overrides: Sequence[str], resume: bool
     Raises:
       UserError: a recipe cannot be followed, or `out` holds another study, or some of this one and not `resume`.
     """
-    recipes = study.recipes(str(out), overrides)
+    recipes = study.recipes(out, overrides)
     with held(out, wait=False):
-        _refuse_others(out, recipes, resume)
+        _refuse_others(study, out, recipes, resume)
         keep_compiled_programs()
         keep_freed_memory()
         first = next(iter(recipes.values()))
@@ -85,22 +85,22 @@ def run_study(study: Study, out: Path, *, overrides: Sequence[str], resume: bool
     return 0
 
 
-def _refuse_others(out: Path, recipes: Mapping[tuple[str, int], Recipe], resume: bool) -> None:
+def _refuse_others(study: Study, out: Path, recipes: Mapping[tuple[str, int], Recipe], resume: bool) -> None:
     """Raises UserError where `out` holds results that would be mistaken for those of this study."""
     for (variant, seed), recipe in recipes.items():
         folder = out / f"{variant}.{seed}"
         file = folder / "result.json"
         if (file.is_file() or whole_steps(folder / "run" / "checkpoints")) and not resume:
             raise UserError(f"{out}: holds part of a study; go on with --resume, or choose another --out")
-        if file.is_file() and (read_object(file)["asked"] != _asked(recipe)):
-            raise UserError(
-                f"{file}: of another recipe than the study's {variant} now; delete it, or choose another --out"
-            )
+        if file.is_file() and read_object(file)["asked"] != _asked(study, recipe):
+            raise UserError(f"{file}: not what the study asks of {variant} now; delete it, or choose another --out")
 
 
-def _asked(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as JSON has it."""
-    return json.loads(json.dumps(recipe.to_dict()))
+def _asked(study: Study, recipe: Recipe) -> dict[str, Any]:
+    """All that decides a result, as JSON has it."""
+    names = ("positions", "tasks", "task_dir", "task_prompts", "max_prompt_tokens", "max_new_tokens")
+    asked = {"recipe": recipe.to_dict()} | {name: getattr(study, name) for name in names}
+    return json.loads(json.dumps(asked))
 
 
 def task_answers(study: Study, recipe: Recipe, target: Target) -> Responses:
@@ -133,10 +133,10 @@ def _measured(study: Study, recipe: Recipe, target: Target, answers: Responses) 
     """The result of one training, or the signal that stopped it."""
     from train.trainer import Diverged
 
-    asked, folder = _asked(recipe), recipe.run_dir.parent
-    material = gather(recipe, target)
+    asked, folder = _asked(study, recipe), recipe.run_dir.parent
+    material, section = gather(recipe, target), recipe.batches
     prepared = material.prepared
-    rows = RowSource(Responses(prepared.responses / "train"), None, recipe.batches.row_length)
+    rows = RowSource(Responses(prepared.responses / "train"), None, section.row_length, section.responses)
     each = slots_per_step(recipe, rows, draft_vocabulary(recipe, prepared, target.config))
     if study.positions is not None:
         steps = max(1, round(study.positions / each))
@@ -170,11 +170,14 @@ def _measured(study: Study, recipe: Recipe, target: Target, answers: Responses) 
 
 
 def slots_per_step(recipe: Recipe, rows: RowSource, draft_vocab: np.ndarray | None) -> float:
-    """Supervised slots of an update, the mean over its first batches."""
-    section = recipe.batches
-    drawn = train_batches(rows, section.blocks, rows=section.rows, seed=recipe.run.seed)
-    counts = [supervision(batch, draft_vocab).supervised for batch in itertools.islice(drawn, COUNTED)]
-    return float(np.mean(counts)) * recipe.optimizer.accumulation
+    """Supervised slots of an update, the mean over the first batches as every stage of the training draws them."""
+    section, total = recipe.batches, recipe.train.steps * recipe.optimizer.accumulation
+    begun, mean = 0, 0.0
+    for end, blocks in [*stages(recipe), (total, section.blocks)]:
+        drawn = itertools.islice(train_batches(rows, blocks, rows=section.rows, seed=recipe.run.seed), COUNTED)
+        counts = [supervision(batch, draft_vocab).supervised for batch in drawn]
+        begun, mean = end, mean + (end - begun) / total * float(np.mean(counts))
+    return mean * recipe.optimizer.accumulation
 
 
 def seconds_per_step(lines: Sequence[Mapping[str, Any]]) -> float | None:
