@@ -118,8 +118,10 @@ def test_a_planted_wrong_import_is_found(tmp_path: Path, file: str, line: str):
     [
         "pipelines --help",
         "pipelines prepare --help",
+        "pipelines show --help",
         "train --help",
         "train export --help",
+        "train study --help",
         "serve --help",
         "serve eval --help",
         "serve chat --help",

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from configs.schema import Recipe
+from configs.study import load_study
 from models.decode import make_engine
 from models.drafters import Draft
 from models.drafters.artifact import read_artifact
@@ -104,6 +105,12 @@ def test_from_grid_to_table(
     again = results(out)
     assert again["wide.0"] == found["wide.0"]
     assert again["narrow.0"]["decoding_steps"] == found["narrow.0"]["decoding_steps"]
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in Path("configs/studies").glob("*.yaml")))
+def test_shipped_grids_load(name: str):
+    recipes = load_study(name).recipes(Path("out"), [])
+    assert len({str(recipe.to_dict() | {"run": None}) for recipe in recipes.values()}) == len(recipes) > 1
 
 
 @pytest.mark.parametrize(
