@@ -4,6 +4,7 @@ Greedy, batch 1, all cores, prefill apart: llama.cpp's times are its own (`predi
 target's GGUF file twice: as it is, and rewritten in float32, which are the very weights we compute with.
 """
 
+import dataclasses
 import importlib.util
 import os
 import tempfile
@@ -43,51 +44,75 @@ def llama_cpp_ms(file: Path, prompts: Sequence[Sequence[int]], plain: Plain) -> 
             for ids in prompts:
                 plain(ids)  # compiles
                 written, ms = plain(ids)
-                theirs, their_ms = server.generate(ids, len(written))
+                theirs = server.generate(ids, len(written))
                 times["plain"].append(ms)
-                times[name].append(their_ms)
-                equal += name == "f32" and theirs[: len(written) - 1] == written[:-1]
-                bar.advance(1, f"{name} {their_ms:.1f}, ours {ms:.1f} ms")
+                times[name].append(theirs.ms_per_token)
+                equal += name == "f32" and theirs.tokens[:-1] == written[:-1]
+                bar.advance(1, f"{name} {theirs.ms_per_token:.1f}, ours {ms:.1f} ms")
             del server
     medians = {f"{name}_ms_per_token": round(float(np.median(values)), 2) for name, values in times.items()}
     return medians | {"prompts": len(prompts), "equal_outputs": equal}
 
 
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """An answer of llama.cpp: its tokens, milliseconds a token (prefill apart), and what became of its drafts."""
+
+    tokens: list[int]
+    ms_per_token: float
+    drafted: int
+    accepted: int
+
+
 class LlamaCpp:
-    """llama.cpp's server in this process, one slot."""
+    """llama.cpp's server in this process, one slot.
 
-    def __init__(self, file: Path, context: int):
-        import xllamacpp  # pyright: ignore[reportMissingImports] (in an environment of its own)
+    With a drafter's GGUF file it drafts in blocks of `width`, the anchor counted. `exact` keeps caches and attention in
+    float32, where llama.cpp's own way is float16: what it writes then is what we write.
+    """
 
-        parameters = xllamacpp.CommonParams()
+    def __init__(
+        self, file: Path, context: int, *, drafter: Path | None = None, width: int | None = None, exact: bool = False
+    ):
+        import xllamacpp as llama  # pyright: ignore[reportMissingImports] (in an environment of its own)
+
+        parameters, threads = llama.CommonParams(), os.cpu_count() or 1
         parameters.model.path = str(file)
         parameters.n_ctx, parameters.n_parallel = context, 1
         parameters.cache_ram_mib, parameters.verbosity = 0, -1
-        parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = os.cpu_count() or 1
-        self.server = xllamacpp.Server(parameters)
+        parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
+        draft = parameters.speculative.draft
+        if drafter is not None:
+            assert width is not None
+            parameters.speculative.types = [llama.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_DFLASH]
+            draft.mparams.path, draft.n_max = str(drafter), width - 1
+            draft.cpuparams.n_threads = draft.cpuparams_batch.n_threads = threads
+        if exact:
+            parameters.flash_attn_type = llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+            for caches in (parameters, draft):
+                caches.cache_type_k = caches.cache_type_v = llama.ggml_type.GGML_TYPE_F32
+        self.server = llama.Server(parameters)
 
-    def generate(self, ids: Sequence[int], new: int) -> tuple[list[int], float]:
-        """`new` greedy tokens (never eos) and ms per token, prefill apart."""
+    def generate(self, ids: Sequence[int], new: int) -> Written:
+        """`new` greedy tokens, never eos."""
         greedy = {"temperature": 0, "top_k": 1, "samplers": ["top_k"], "ignore_eos": True}
         options = {"cache_prompt": False, "verbose": True, "return_tokens": True}  # verbose: ids in the answer
         found = self.server.handle_completions({"prompt": list(ids), "max_tokens": new, **greedy, **options})
-        return found["__verbose"]["tokens"], found["timings"]["predicted_per_token_ms"]
+        times = found["timings"]
+        drafts = (times.get("draft_n", 0), times.get("draft_n_accepted", 0))
+        return Written(found["__verbose"]["tokens"], times["predicted_per_token_ms"], *drafts)
 
 
 def write_float32(source: Path, out: Path) -> Path:
     """The GGUF file `source` as `out`, every tensor dequantised and stored in float32; q and k stay in its order."""
-    from gguf import GGUFValueType, GGUFWriter, quants
+    from gguf import GGUFWriter, quants
 
-    from models.sources.gguf import open_gguf
+    from models.sources.gguf import copy_fields, open_gguf
 
     reader = open_gguf(source)
     writer = GGUFWriter(out, reader.fields["general.architecture"].contents())
-    for name, field in reader.fields.items():
-        if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):
-            continue  # the writer's own, and what this changes
-        kind = field.types[0]
-        inner = field.types[-1] if kind == GGUFValueType.ARRAY else None
-        writer.add_key_value(name, field.contents(), kind, sub_type=inner)
+    changed = ("general.architecture", "general.file_type")  # the writer's own, and what this changes
+    copy_fields(reader, writer, lambda name: not name.startswith("GGUF.") and name not in changed)
     writer.add_file_type(0)  # all float32
     for tensor in reader.tensors:
         value = quants.dequantize(tensor.data, tensor.tensor_type)

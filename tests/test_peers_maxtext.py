@@ -32,7 +32,7 @@ def test_logits(tmp_path: Path, family: str, scanned: bool):
         "base_num_kv_heads": 2,
         "head_dim": head_dim,
         "base_mlp_dim": 48,
-        "vocab_size": 97,
+        "vocab_size": model.config.vocab_size,
         "rope_max_timescale": 10000,
         "max_target_length": 256,
         "logits_via_embedding": "false",

@@ -3,6 +3,7 @@
 python -m train --config RECIPE [section.field=value ...] [--resume]
 python -m train study --grid GRID [section.field=value ...] [--out DIR] [--resume]
 python -m train export (--run RUN | --drafter DIR) --out DIR [--format orbax]
+python -m train export (--run RUN | --drafter DIR) --out FILE.gguf --format gguf [--target TARGET.gguf]
 """
 
 import argparse
@@ -67,31 +68,41 @@ def run_grid(arguments: Sequence[str]) -> int:
 
 
 def run_export(arguments: Sequence[str]) -> int:
-    text = "Write a drafter as an artifact: config.json and model.safetensors in the DFlash layout; or for Orbax."
+    text = "Write a drafter as an artifact (config.json and model.safetensors, as DFlash), for Orbax or llama.cpp."
     parser = argparse.ArgumentParser(prog="python -m train export", description=text)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", type=path, help="a run directory, such as runs/wide_block")
     source.add_argument("--drafter", type=path, help="or a drafter exported before, or another's, to write it anew")
-    parser.add_argument("--out", required=True, type=path, help="directory to write")
+    parser.add_argument("--out", required=True, type=path, help="directory to write; file of --format gguf")
     parser.add_argument(
-        "--format", default="dflash", choices=["dflash", "orbax"], help="orbax: parameters alone (default: dflash)"
+        "--format",
+        default="dflash",
+        choices=["dflash", "orbax", "gguf"],
+        help="orbax: parameters alone; gguf: a file for llama.cpp (default: dflash)",
     )
     parser.add_argument("--checkpoint", default="best", help="best (held-out tau), last, or a step (default: best)")
     parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16"], help="(default: float32 of a run, as it lies of a drafter)"
+        "--dtype",
+        choices=["float32", "bfloat16", "float16", "q8_0"],
+        help="float16 and q8_0 of gguf alone (default: float32 of a run, as it lies of a drafter)",
     )
+    parser.add_argument("--target", type=path, help="of gguf: the target's own GGUF file (default: the embedded one's)")
     parser.add_argument("--plain", action="store_true", help="plain DFlash for other engines, or the reason why not")
     options = parser.parse_args(arguments)
     which = int(options.checkpoint) if options.checkpoint.isdigit() else options.checkpoint
     if which not in ("best", "last") and not isinstance(which, int):
         raise UserError(f"--checkpoint: expected best, last or a step, got {options.checkpoint!r}")
 
-    if options.format == "orbax" and options.dtype == "bfloat16":
+    if options.format == "orbax" and options.dtype not in (None, "float32"):
         raise UserError(f"--dtype {options.dtype}: Orbax parameters are float32, as trained; leave --dtype out")
+    if options.format == "dflash" and options.dtype in ("float16", "q8_0"):
+        raise UserError(f"--dtype {options.dtype}: expected float32 or bfloat16, or --format gguf")
+    if options.format != "gguf" and options.target:
+        raise UserError("--target: only a GGUF file is written for a target's; leave it out, or add --format gguf")
 
     from train.export import Form, convert, export
 
-    how = Form(options.format, options.dtype, options.plain)
+    how = Form(options.format, options.dtype, options.plain, options.target)
     if options.drafter:
         convert(options.drafter, options.out, how)
     else:
@@ -100,6 +111,9 @@ def run_export(arguments: Sequence[str]) -> int:
         say(f"next: orbax.checkpoint.StandardCheckpointer().restore({str((options.out / 'params').resolve())!r})")
         return 0
     out = shlex.quote(str(options.out))
+    if options.format == "gguf":
+        say(f"next: llama-server -m TARGET.gguf -md {out} --spec-type draft-dflash --spec-draft-n-max DRAFTED")
+        return 0
     say(f"next: python -m serve eval --target TARGET --drafter {out} --tasks TASK,... --out DIR")
     return 0
 

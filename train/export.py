@@ -1,7 +1,8 @@
 """Export: a run's checkpoint becomes a drafter artifact (see `models.drafters.artifact`).
 
 In: a run directory: drafter.json (what the drafter is; owned here) and the Orbax checkpoints. Out: an artifact, with a
-model card beside it (README.md, see `train.card`). Or the parameters alone as an Orbax checkpoint, for JAX programs:
+model card beside it (README.md, see `train.card`). Or one GGUF file, for llama.cpp (see `models.drafters.gguf`). Or the
+parameters alone as an Orbax checkpoint, for JAX programs:
 
     RUN/drafter.json  {"config": DrafterConfig fields, "draft_vocab": [token ids] or null, "origin": {...}}
     OUT/config.json   as the artifact's
@@ -26,7 +27,10 @@ from configs.files import replacing, write_atomic, write_json
 from models.drafters.artifact import Artifact, interrupted, read_artifact, write_artifact
 from models.drafters.artifact_config import beyond_plain, config_json, is_drafter, origin_of, parse_config, read_config
 from models.drafters.dflash import DrafterConfig
+from models.drafters.gguf import write_gguf
 from models.layers import RopeScaling
+from models.sources import EMBEDDED
+from models.sources.gguf import embedded_file
 from train.card import bare_card, card
 
 
@@ -35,12 +39,13 @@ class Form:
     """How a drafter is to lie on disk.
 
     `plain` leaves the draft vocabulary out, so that any DFlash loader reads the drafter: it then drafts from the whole
-    vocabulary, through the same head.
+    vocabulary, through the same head. A GGUF file needs one of the `target`; None: the embedded one's.
     """
 
-    kind: Literal["dflash", "orbax"] = "dflash"
+    kind: Literal["dflash", "orbax", "gguf"] = "dflash"
     dtype: str | None = None  # float32 of a run, what a drafter lies in of a drafter
     plain: bool = False
+    target: Path | None = None
 
 
 DFLASH = Form()
@@ -131,15 +136,31 @@ def write(artifact: Artifact, out: Path, how: Form, where: Path) -> Artifact:
     if how.plain:
         config = plain_config(artifact.config, where)
         artifact = dataclasses.replace(artifact, config=config, draft_vocab=None)
-    if how.kind == "orbax":
+    if how.kind == "gguf":
+        write_gguf(artifact, how.target or _embedded_target(artifact, out), out, how.dtype or "float32")
+    elif how.kind == "orbax":
         write_orbax(artifact, out)
     else:
         write_artifact(artifact, out, how.dtype or "float32")
     return artifact
 
 
+def _embedded_target(artifact: Artifact, out: Path) -> Path:
+    """The embedded target's file, or a UserError where the drafter is not made for it."""
+    if artifact.origin.get("target") != EMBEDDED:
+        raise UserError(
+            f"{out}: a GGUF drafter carries its target's tokenizer; name the GGUF file of "
+            f"{artifact.origin.get('target', 'its target')} with --target (llama.cpp's convert_hf_to_gguf.py writes it)"
+        )
+    return embedded_file()
+
+
 def check_out(out: Path, how: Form) -> None:
     """Raises UserError where `out` holds what is not a drafter, or one in a form that would be read instead."""
+    if how.kind == "gguf":
+        if out.suffix != ".gguf" or out.is_dir():
+            raise UserError(f"{out}: expected a file for the drafter to be written to, --out NAME.gguf")
+        return
     known = out.is_dir() and (is_drafter(out) or interrupted(out) or not any(out.iterdir()))
     if out.exists() and not known:
         raise UserError(f"{out}: exists and is not a drafter artifact; choose another --out")

@@ -86,7 +86,7 @@ class Artifact:
     def digest(self) -> str:
         """Names this drafter: its shape and every weight's value, in whatever type they lie on disk."""
         digest = hashlib.sha256(self.shape_digest().encode())
-        for name, value in sorted(_to_tensors(self).items()):
+        for name, value in sorted(to_tensors(self).items()):
             digest.update(name.encode() + np.ascontiguousarray(value, np.float32).tobytes())
         if self.draft_vocab is not None:
             digest.update(np.asarray(self.draft_vocab, np.int32).tobytes())
@@ -109,7 +109,7 @@ def write_artifact(artifact: Artifact, path: Path, dtype: str = "float32") -> No
     from safetensors.numpy import save_file
 
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
-    tensors = {name: np.ascontiguousarray(value, kind) for name, value in _to_tensors(artifact).items()}
+    tensors = {name: np.ascontiguousarray(value, kind) for name, value in to_tensors(artifact).items()}
     if artifact.draft_vocab is not None:
         tensors |= vocabulary_maps(artifact.draft_vocab, artifact.config.vocab_size)
     config = path / CONFIG
@@ -196,7 +196,8 @@ def _how_old(name: str, made: Any) -> str:
     )
 
 
-def _to_tensors(artifact: Artifact) -> dict[str, np.ndarray]:
+def to_tensors(artifact: Artifact) -> dict[str, np.ndarray]:
+    """The weights by their names in the public layout, [out, in], the draft vocabulary aside."""
     config, weights, out = artifact.config, artifact.weights, {}
     out["fc.weight"] = np.asarray(weights["fc"]).T
     out["hidden_norm.weight"] = np.asarray(weights["hidden_norm"])

@@ -1,6 +1,7 @@
 """Targets in GGUF files, as llama.cpp writes them: Llama, Qwen2 and Qwen3, any quantisation that `gguf` undoes."""
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from models.sources.layout import Checkpoint
 from models.target import TargetConfig
 
 FAMILIES = ("llama", "qwen2", "qwen3")
-_LAYER = {
+LAYER = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -49,6 +50,17 @@ def open_gguf(path: Path) -> Any:
         return GGUFReader(str(path))
     except (ValueError, IndexError, OSError) as error:
         raise UserError(f"{path}: not a whole GGUF file ({error}); install or copy it again") from error
+
+
+def copy_fields(reader: Any, writer: Any, wanted: Callable[[str], bool]) -> None:
+    """Adds to a gguf.GGUFWriter the fields of a GGUFReader whose names are `wanted`."""
+    from gguf import GGUFValueType
+
+    for name, field in reader.fields.items():
+        if wanted(name):
+            kind = field.types[0]
+            inner = field.types[-1] if kind == GGUFValueType.ARRAY else None
+            writer.add_key_value(name, field.contents(), kind, sub_type=inner)
 
 
 def gguf_target(path: Path, name: str) -> tuple[TargetConfig, Checkpoint]:
@@ -87,8 +99,8 @@ def gguf_target(path: Path, name: str) -> tuple[TargetConfig, Checkpoint]:
         if module in _TOP:
             return dequantized(f"{_TOP[module]}.{kind}")
         _, _, index, part = module.split(".", 3)
-        value = dequantized(f"blk.{index}.{_LAYER[part]}.{kind}")
-        return _unpermute(value, heads[_LAYER[part]]) if permuted and _LAYER[part] in heads else value
+        value = dequantized(f"blk.{index}.{LAYER[part]}.{kind}")
+        return _unpermute(value, heads[LAYER[part]]) if permuted and LAYER[part] in heads else value
 
     return config, Checkpoint(read, lambda: sorted(set(tensors) - asked))
 
