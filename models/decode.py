@@ -103,7 +103,8 @@ def prefill(
     def read(index: Array, known: tuple[Cache, Any]) -> tuple[Cache, Any]:
         cache, drafter = known
         begin = jnp.minimum(index * chunk, capacity - chunk)
-        piece, positions = jax.lax.dynamic_slice_in_dim(tokens, begin, chunk, axis=1), _positions(begin, batch, chunk)
+        piece = jax.lax.dynamic_slice_in_dim(tokens, begin, chunk, axis=1)
+        positions = _positions(jnp.broadcast_to(begin, batch), chunk)
         _, features, cache = forward(engine, piece, Chain(positions), cache)
         return cache, engine.drafter.read(drafter, features, piece, positions)
 
@@ -175,20 +176,20 @@ def segment(
     return _placed(end[1], engine.target)
 
 
-@partial(jax.jit, static_argnames="width", donate_argnames="state")
-def replay(engine: Engine, state: DecodeState, width: int) -> DecodeState:
+@partial(jax.jit, static_argnames="draft", donate_argnames="state")
+def replay(engine: Engine, state: DecodeState, draft: Draft) -> DecodeState:
     """`state` walked to its stops through text it holds already: each step commits what the text confirms of its draft.
 
     Where the text is the target's own greedy text, these are the steps decoding takes, for the price of drafting alone.
     `state` is `prefill`'s over prompts and answers, read to their ends, with the prompts' lengths as its lengths.
     """
-    draft = Draft("drafter", width)
 
     def advance(rows: Rows) -> Rows:
         at = dataclasses.replace(state, rows=rows)
         proposal, _ = propose(engine, at, draft, GREEDILY, keys(rows.seed, rows.length - 1), "none")
-        places = jnp.minimum(rows.length[:, None] + jnp.arange(width), rows.tokens.shape[1] - 1)
-        verdict = verify_greedy(proposal.tokens, jnp.take_along_axis(rows.tokens, places, axis=1))
+        after = _where(rows, proposal).positions + 1
+        choices = jnp.take_along_axis(rows.tokens, jnp.minimum(after, rows.tokens.shape[1] - 1), axis=1)
+        verdict = verify_greedy(proposal.tokens, choices, proposal.parents)
         lost = ~proposal.finite & ~rows.done
         rows = dataclasses.replace(rows, fault=jnp.where(lost, -rows.length, rows.fault), done=rows.done | lost)
         return commit(rows, verdict.accepted, verdict.tokens, engine.target.config.eos_ids)
@@ -209,16 +210,15 @@ def step(
     draws = jax.vmap(lambda key: jax.random.split(key, 2))(keys(rows.seed, rows.length - 1))
     proposal, copied = propose(engine, state, draft, speculation, draws[:, 0], copying)
     block = jnp.concatenate([rows.anchors[:, None], jnp.maximum(proposal.tokens, 0)], axis=1)
-    root, parents = rows.length - 1, proposal.parents
-    positions = root[:, None] + jnp.arange(block.shape[1])
-    where = Chain(positions) if parents is None else Tree(root, parents)
+    where = _where(rows, proposal)
     hidden, features, cache = forward(engine, block, where, state.cache)
     logits = engine.target.logits(hidden)
     verdict = verify(draws[:, 1], proposal, logits, speculation)
     if verdict.path is not None:  # what was accepted comes to lie side by side, as a chain's does
-        cache = cache.keep(root, verdict.path[:, 1:])
-        block = jnp.take_along_axis(block, verdict.path, axis=1)
-        features = jnp.take_along_axis(features, verdict.path[..., None], axis=1)
+        path = verdict.path[:, : max(draft.width, draft.copy)]  # no branch is longer
+        cache = cache.keep(where.start, path[:, 1:])
+        block = jnp.take_along_axis(block, path, axis=1)
+        features = jnp.take_along_axis(features, path[..., None], axis=1)
     broken, lost = ~all_finite(logits) & ~rows.done, ~proposal.finite & ~rows.done
     rows = dataclasses.replace(
         rows,
@@ -229,7 +229,7 @@ def step(
     return DecodeState(
         rows=commit(rows, verdict.accepted, verdict.tokens, engine.target.config.eos_ids),
         cache=cache,
-        drafter=engine.drafter.read(state.drafter, features, block, positions),
+        drafter=engine.drafter.read(state.drafter, features, block, _positions(where.start, block.shape[1])),
     )
 
 
@@ -251,12 +251,17 @@ def propose(
         drafted = nothing_proposed(engine, rows, speculation)
     elif draft.kind == "ngram":
         drafted = Ngram().propose(engine.target, None, rows, width=draft.width, **given)
+    elif draft.tree:
+        size = {"width": draft.width, "nodes": draft.tree}
+        drafted = engine.drafter.propose_tree(engine.target, state.drafter, rows, **size, speculation=speculation)
     else:
         drafted = engine.drafter.propose(engine.target, state.drafter, rows, width=draft.width, **given)
     if copying == "none":
         return drafted, copies
     copied = Ngram().propose(engine.target, None, rows, width=draft.copy, **given)
     size, copies = draft.widest - 1, can_copy(rows)
+    if draft.tree:
+        copied, drafted = copied.branching(), drafted.branching()
 
     def either(one: Array, other: Array) -> Array:
         return jnp.where(copies.reshape(-1, *(1,) * (one.ndim - 1)), one, other)
@@ -316,5 +321,11 @@ def _placed(state: DecodeState, target: Target) -> DecodeState:
     return jax.tree.map(held, state, is_leaf=lambda part: isinstance(part, Cache))
 
 
-def _positions(begin: Int[Array, ""], batch: int, size: int) -> Int[Array, "B T"]:
-    return jnp.broadcast_to(begin + jnp.arange(size), (batch, size))
+def _where(rows: Rows, proposal: Proposal) -> Chain | Tree:
+    """Where the blocks of anchors and proposals lie."""
+    root, parents = rows.length - 1, proposal.parents
+    return Chain(_positions(root, proposal.tokens.shape[1] + 1)) if parents is None else Tree(root, parents)
+
+
+def _positions(begin: Int[Array, " B"], size: int) -> Int[Array, "B T"]:
+    return begin[:, None] + jnp.arange(size)

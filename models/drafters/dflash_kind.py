@@ -9,6 +9,7 @@ from models.attention import Block
 from models.cache import Slots, empty_slots
 from models.drafters import Proposal
 from models.drafters.dflash import Drafter, block_tokens
+from models.drafters.tree import BRANCHES, best_tree
 from models.layers import logits
 from models.rows import Rows
 from models.sampling import distribution, draw
@@ -62,6 +63,34 @@ class DFlash:
         if q is None and not speculation.sampling.greedy:
             q = jax.nn.one_hot(tokens, target.config.vocab_size)
         return Proposal(tokens, None, q, jnp.isfinite(hidden).all(axis=(1, 2)))
+
+    def propose_tree(
+        self, target: Target, state: Slots, rows: Rows, *, width: int, nodes: int, speculation: Speculation
+    ) -> Proposal:
+        """The likeliest continuations of the anchor (`models.drafters.tree`), at the temperature tokens are drawn at."""
+        hidden = self.block_hidden(target, state, rows, width)[:, 1:]
+        temperature, many = speculation.sampling.temperature or 1.0, min(BRANCHES, len(self.head))
+
+        def likeliest(hidden: Array) -> tuple[Array, Array]:
+            chances = jax.nn.log_softmax(logits(hidden, self.head).astype(jnp.float32) / temperature)
+            chances, places = jax.lax.top_k(chances, many)
+            return chances, self._token_ids(places)
+
+        if self.network.markov is None:
+            known = likeliest(hidden)
+
+            def following(slot: Array, before: Array) -> tuple[Array, Array]:
+                chances, ids = (part[:, slot][:, None] for part in known)
+                return chances, ids
+        else:
+
+            def following(slot: Array, before: Array) -> tuple[Array, Array]:
+                given = target.embed(before)
+                return likeliest(self.network.corrected(jnp.broadcast_to(hidden[:, slot][:, None], given.shape), given))
+
+        tokens, parents = best_tree(following, rows.anchors, depth=width - 1, nodes=nodes)
+        q = None if speculation.sampling.greedy else jax.nn.one_hot(tokens, target.config.vocab_size)
+        return Proposal(tokens, parents, q, jnp.isfinite(hidden).all(axis=(1, 2)))
 
     def block_hidden(self, target: Target, state: Slots, rows: Rows, width: int) -> Float[Array, "B W D"]:
         """The final hidden states of every row's block."""
