@@ -176,20 +176,20 @@ def segment(
     return _placed(end[1], engine.target)
 
 
-@partial(jax.jit, static_argnames="draft", donate_argnames="state")
-def replay(engine: Engine, state: DecodeState, draft: Draft) -> DecodeState:
+@partial(jax.jit, static_argnames="width", donate_argnames="state")
+def replay(engine: Engine, state: DecodeState, width: int) -> DecodeState:
     """`state` walked to its stops through text it holds already: each step commits what the text confirms of its draft.
 
     Where the text is the target's own greedy text, these are the steps decoding takes, for the price of drafting alone.
     `state` is `prefill`'s over prompts and answers, read to their ends, with the prompts' lengths as its lengths.
     """
+    draft = Draft("drafter", width)
 
     def advance(rows: Rows) -> Rows:
         at = dataclasses.replace(state, rows=rows)
         proposal, _ = propose(engine, at, draft, GREEDILY, keys(rows.seed, rows.length - 1), "none")
-        after = _where(rows, proposal).positions + 1
-        choices = jnp.take_along_axis(rows.tokens, jnp.minimum(after, rows.tokens.shape[1] - 1), axis=1)
-        verdict = verify_greedy(proposal.tokens, choices, proposal.parents)
+        places = jnp.minimum(rows.length[:, None] + jnp.arange(width), rows.tokens.shape[1] - 1)
+        verdict = verify_greedy(proposal.tokens, jnp.take_along_axis(rows.tokens, places, axis=1))
         lost = ~proposal.finite & ~rows.done
         rows = dataclasses.replace(rows, fault=jnp.where(lost, -rows.length, rows.fault), done=rows.done | lost)
         return commit(rows, verdict.accepted, verdict.tokens, engine.target.config.eos_ids)
@@ -210,13 +210,14 @@ def step(
     draws = jax.vmap(lambda key: jax.random.split(key, 2))(keys(rows.seed, rows.length - 1))
     proposal, copied = propose(engine, state, draft, speculation, draws[:, 0], copying)
     block = jnp.concatenate([rows.anchors[:, None], jnp.maximum(proposal.tokens, 0)], axis=1)
-    where = _where(rows, proposal)
+    root, parents = rows.length - 1, proposal.parents
+    where = Chain(_positions(root, block.shape[1])) if parents is None else Tree(root, parents)
     hidden, features, cache = forward(engine, block, where, state.cache)
     logits = engine.target.logits(hidden)
     verdict = verify(draws[:, 1], proposal, logits, speculation)
     if verdict.path is not None:  # what was accepted comes to lie side by side, as a chain's does
         path = verdict.path[:, : max(draft.width, draft.copy)]  # no branch is longer
-        cache = cache.keep(where.start, path[:, 1:])
+        cache = cache.keep(root, path[:, 1:])
         block = jnp.take_along_axis(block, path, axis=1)
         features = jnp.take_along_axis(features, path[..., None], axis=1)
     broken, lost = ~all_finite(logits) & ~rows.done, ~proposal.finite & ~rows.done
@@ -229,7 +230,7 @@ def step(
     return DecodeState(
         rows=commit(rows, verdict.accepted, verdict.tokens, engine.target.config.eos_ids),
         cache=cache,
-        drafter=engine.drafter.read(state.drafter, features, block, _positions(where.start, block.shape[1])),
+        drafter=engine.drafter.read(state.drafter, features, block, _positions(root, block.shape[1])),
     )
 
 
@@ -319,12 +320,6 @@ def _placed(state: DecodeState, target: Target) -> DecodeState:
         return part.held(target.mesh) if isinstance(part, Cache) else constrain(part, target.mesh, "batch")
 
     return jax.tree.map(held, state, is_leaf=lambda part: isinstance(part, Cache))
-
-
-def _where(rows: Rows, proposal: Proposal) -> Chain | Tree:
-    """Where the blocks of anchors and proposals lie."""
-    root, parents = rows.length - 1, proposal.parents
-    return Chain(_positions(root, proposal.tokens.shape[1] + 1)) if parents is None else Tree(root, parents)
 
 
 def _positions(begin: Int[Array, " B"], size: int) -> Int[Array, "B T"]:

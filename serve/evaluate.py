@@ -154,7 +154,7 @@ class Evaluator:
             lengths[row], stops[row] = len(question.ids), len(text)
         zeros = np.zeros(BATCH, np.int32)
         state = prefill(self.engine, texts, lengths, stops, zeros, capacity=capacity, reach=longest)
-        end = replay(self.engine, state, Draft("drafter", width)).rows
+        end = replay(self.engine, state, width).rows
         runs, count, fault = jax.device_get((end.runs, end.num_steps, end.fault))
         if fault.any():
             raise UserError("the drafter's states are not finite; check its weights, or decode in float32")

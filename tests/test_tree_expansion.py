@@ -1,5 +1,5 @@
-"""A drafted tree holds the likeliest paths of its block, all of them and no others, each after its parent: compared with
-every path there is, with and without a Markov head's say."""
+"""A drafted tree holds the likeliest paths of its block, all of them and no others, each after its parent: compared
+with every path there is, with and without a Markov head's say."""
 
 import itertools
 import math
@@ -37,8 +37,9 @@ def test_the_likeliest_of_all_paths(markov: bool, depth: int, vocab: int, nodes:
     tokens, parents = jax.jit(lambda: best_tree(following, anchors, depth=depth, nodes=nodes))()
     for row, anchor in enumerate(anchors.tolist()):
         chances = {}
-        for path in itertools.chain.from_iterable(itertools.product(range(vocab), repeat=d + 1) for d in range(depth)):
-            chances[path] = math.prod(table[row, i, before, t] for i, (before, t) in enumerate(zip((anchor, *path), path)))
+        for path in itertools.chain(*(itertools.product(range(vocab), repeat=size) for size in range(1, depth + 1))):
+            before = (anchor, *path[:-1])
+            chances[path] = math.prod(float(table[row, i, before[i], token]) for i, token in enumerate(path))
         expected = sorted(chances, key=lambda path: -chances[path])[:nodes]
         kept = tokens[row] >= 0
         assert kept.sum() == len(expected)

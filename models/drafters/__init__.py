@@ -17,6 +17,7 @@ from models.target import Target
 from models.verify import Speculation
 
 ABSENT = -1  # a node that is none
+TREES = {16: 8, 32: 16, 64: 16}  # nodes of the trees a step may draft, and the width of the block they come from
 
 
 @struct.dataclass
@@ -61,6 +62,11 @@ class Draft:
     def widest(self) -> int:
         """Slots verified at most, the anchor's included."""
         return max(self.tree + 1 if self.tree else self.width, self.copy)
+
+    @property
+    def name(self) -> str:
+        """What the drafts are, to show."""
+        return f"tree of {self.tree}" if self.tree else self.kind
 
 
 SINGLE = Draft("drafter", 1)

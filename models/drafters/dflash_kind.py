@@ -67,7 +67,7 @@ class DFlash:
     def propose_tree(
         self, target: Target, state: Slots, rows: Rows, *, width: int, nodes: int, speculation: Speculation
     ) -> Proposal:
-        """The likeliest continuations of the anchor (`models.drafters.tree`), at the temperature tokens are drawn at."""
+        """The likeliest continuations of the anchor (`models.drafters.tree`), at the temperature of the sampling."""
         hidden = self.block_hidden(target, state, rows, width)[:, 1:]
         temperature, many = speculation.sampling.temperature or 1.0, min(BRANCHES, len(self.head))
 
