@@ -64,12 +64,20 @@ class Cache(abc.ABC):
 
         `path` holds the accepted nodes in order, node i being what lies at start + i (0 is the anchor, which stays);
         what is moved to start + 1.. beyond those accepted is not valid anyway, so a row's path may end in any nodes.
-        None for a chain, where every node lies where it would be moved to, at no cost. For a tree XLA's CPU backend
-        copies the buffers of slots.
+        None for a chain, where every node lies where it would be moved to.
 
         Example, start 7, path 2 3: what lies at 9 and 10 moves to 8 and 9.
         """
-        return self if path is None else self.write(self.slots(start[:, None] + path), start + 1)
+        if path is None:
+            return self
+
+        def moved(cache: "Cache") -> "Cache":
+            return cache.write(cache.slots(start[:, None] + path), start + 1)
+
+        # A loop of one round: outside of one, XLA's CPU backend copies every buffer that is read and written.
+        away = (path != jnp.arange(1, path.shape[1] + 1)).any()
+        _, kept = jax.lax.while_loop(lambda at: at[0], lambda at: (jnp.array(False), moved(at[1])), (away, self))
+        return kept
 
     @abc.abstractmethod
     def held(self, mesh: jax.sharding.Mesh | None) -> "Cache":

@@ -106,7 +106,8 @@ def prefill(
     def read(index: Array, known: tuple[Cache, Any]) -> tuple[Cache, Any]:
         cache, drafter = known
         begin = jnp.minimum(index * chunk, capacity - chunk)
-        piece, positions = jax.lax.dynamic_slice_in_dim(tokens, begin, chunk, axis=1), _positions(begin, batch, chunk)
+        piece = jax.lax.dynamic_slice_in_dim(tokens, begin, chunk, axis=1)
+        positions = _positions(jnp.broadcast_to(begin, batch), chunk)
         _, features, cache = forward(engine, piece, Chain(positions), cache)
         return cache, engine.drafter.read(drafter, features, piece, positions)
 
@@ -236,15 +237,15 @@ def step(
     proposal, copied = propose(engine, state, draft, speculation, draws[:, 0], copying)
     block = jnp.concatenate([rows.anchors[:, None], jnp.maximum(proposal.tokens, 0)], axis=1)
     root, parents = rows.length - 1, proposal.parents
-    positions = root[:, None] + jnp.arange(block.shape[1])
-    where = Chain(positions) if parents is None else Tree(root, parents)
+    where = Chain(_positions(root, block.shape[1])) if parents is None else Tree(root, parents)
     hidden, features, cache = forward(engine, block, where, state.cache)
     logits = engine.target.logits(hidden)
     verdict = verify(draws[:, 1], proposal, logits, speculation)
     if verdict.path is not None:  # what was accepted comes to lie side by side, as a chain's does
-        cache = cache.keep(root, verdict.path[:, 1:])
-        block = jnp.take_along_axis(block, verdict.path, axis=1)
-        features = jnp.take_along_axis(features, verdict.path[..., None], axis=1)
+        path = verdict.path[:, : max(draft.width, draft.copy)]  # no branch is longer
+        cache = cache.keep(root, path[:, 1:])
+        block = jnp.take_along_axis(block, path, axis=1)
+        features = jnp.take_along_axis(features, path[..., None], axis=1)
     broken, lost = ~all_finite(logits) & ~rows.done, ~proposal.finite & ~rows.done
     rows = dataclasses.replace(
         rows,
@@ -255,7 +256,7 @@ def step(
     return DecodeState(
         rows=commit(rows, verdict.accepted, verdict.tokens, engine.target.config.eos_ids),
         cache=cache,
-        drafter=engine.drafter.read(state.drafter, features, block, positions),
+        drafter=engine.drafter.read(state.drafter, features, block, _positions(root, block.shape[1])),
     )
 
 
@@ -277,12 +278,17 @@ def propose(
         drafted = nothing_proposed(engine, rows, speculation)
     elif draft.kind == "ngram":
         drafted = Ngram().propose(engine.target, None, rows, width=draft.width, **given)
+    elif draft.tree:
+        size = {"width": draft.width, "nodes": draft.tree}
+        drafted = engine.drafter.propose_tree(engine.target, state.drafter, rows, **size, speculation=speculation)
     else:
         drafted = engine.drafter.propose(engine.target, state.drafter, rows, width=draft.width, **given)
     if copying == "none":
         return drafted, copies
     copied = Ngram().propose(engine.target, None, rows, width=draft.copy, **given)
     size, copies = draft.widest - 1, can_copy(rows)
+    if draft.tree:
+        copied, drafted = copied.branching(), drafted.branching()
 
     def either(one: Array, other: Array) -> Array:
         return jnp.where(copies.reshape(-1, *(1,) * (one.ndim - 1)), one, other)
@@ -342,5 +348,5 @@ def _placed(state: DecodeState, target: Target) -> DecodeState:
     return jax.tree.map(held, state, is_leaf=lambda part: isinstance(part, Cache))
 
 
-def _positions(begin: Int[Array, ""], batch: int, size: int) -> Int[Array, "B T"]:
-    return jnp.broadcast_to(begin + jnp.arange(size), (batch, size))
+def _positions(begin: Int[Array, " B"], size: int) -> Int[Array, "B T"]:
+    return begin[:, None] + jnp.arange(size)

@@ -56,6 +56,12 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         choices=["drafter", "ngram"],
         help="with --width: who drafts (default %(default)s)",
     )
+    parser.add_argument(
+        "--tree",
+        type=int,
+        choices=[16, 32, 64],
+        help="draft trees of so many tokens from a block, of --width if given (default: chosen while decoding)",
+    )
     parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy (default %(default)s)")
     parser.add_argument("--top-k", type=int, help="sample among the k most likely tokens (default: all)")
     parser.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling (default %(default)s)")
@@ -112,7 +118,8 @@ def run_eval(options: argparse.Namespace) -> int:
     share_one_heap()
     programs = keep_compiled_programs()
     evaluator, artifact = open_evaluator(options, tasks)
-    say(f"eval: {'width ' + str(options.width) if options.width else 'widths chosen while decoding'}")
+    draft = draft_of(options)
+    say(f"eval: {f'{draft.name}, width {draft.width}' if draft else 'drafts chosen while decoding'}")
     named = {"target": options.target, "drafter": str(options.drafter), "dtype": options.dtype}
     command_line = ["python", "-m", "serve", *sys.argv[1:]]
     described = describe(artifact, command_line, **named, max_new_tokens=options.max_new_tokens)
@@ -176,7 +183,7 @@ def open_evaluator(options: argparse.Namespace, tasks: dict[str, Any]) -> tuple[
     given = template_args_of(options.chat_template_arg), mesh_of(options.mesh)
     engine, tokenizer, artifact = load_engine(options.target, options.drafter, options.dtype, *given)
     if draft is not None:
-        check_draft(draft, artifact, options.drafter)
+        check_draft(draft, engine.drafter, options.drafter)
     tokens = needed_context(tasks, engine.target, tokenizer, new)
     known = {"cost": step_cost(engine, artifact, tokens, speculation), "prior": artifact.acceptance, "draft": draft}
     drop_programs()  # those that timed the steps, and what loading left behind
@@ -235,8 +242,16 @@ def speculation_of(options: argparse.Namespace) -> Any:
 
 def draft_of(options: argparse.Namespace) -> Any:
     """The one draft that was asked for; None where it is to be chosen while decoding."""
-    from models.drafters import Draft
+    from models.drafters import TREES, Draft
 
+    if options.tree is not None:
+        if options.drafts != "drafter":
+            raise UserError(
+                f"--tree {options.tree}: expected the drafter's blocks, got --drafts {options.drafts}; drop one"
+            )
+        if options.width == 1:
+            raise UserError(f"--tree {options.tree}: expected --width 2 or more, got 1, a block without drafts")
+        return Draft("drafter", options.width or TREES[options.tree], tree=options.tree)
     if options.width is None and options.drafts != "drafter":
         raise UserError(f"--drafts {options.drafts}: expected --width with it, got none; add --width 4")
     return None if options.width is None else Draft(options.drafts, options.width)

@@ -23,8 +23,9 @@ Batch 1, greedy, float32. Every ratio is of medians taken in turn within this pr
 """
 
 import argparse
+import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     from configs.device import keep_compiled_programs
+    from models.drafters import Draft
     from pipelines.prompt_files import encode_prompt, load_tasks
     from serve.bench_parts import time_over_matmuls, time_parts
     from serve.load import load_engine, step_cost
@@ -69,7 +71,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     longest = max(len(ids) for prompts in encoded.values() for ids in prompts)
     cost = step_cost(engine, artifact, longest + options.max_new_tokens)
     evaluators = partial(make_evaluator, engine, tokenizer, artifact, cost, longest, options.max_new_tokens)
-    widths = compare_widths(evaluators, {name: prompts[:FEW] for name, prompts in tasks.items()})
+    fixed = {str(width): Draft("drafter", width) for width in FIXED}
+    fixed |= {"ngram 4": Draft("ngram", 4), "3 copying 8": Draft("drafter", 3, 8)}
+    ways = {name: evaluators(draft) for name, draft in fixed.items() if draft.widest <= engine.drafter.width}
+    widths = compare_ways({**ways, "chosen": evaluators(None)}, tasks)
     say(f"bench: {json.dumps(widths)}")
     few = [ids for prompts in encoded.values() for ids in prompts[:FEW]]
     beside = beside_llama_cpp(options.target, few, evaluators(None))
@@ -122,34 +127,37 @@ def per_task(evaluator: Any, tasks: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def compare_widths(evaluators: Callable[[Any], Any], tasks: Mapping[str, Any]) -> dict[str, Any]:
-    """Mean speedup over tasks of fixed ways and of chosen ones, on the same prompts, one after the other."""
-    from models.drafters import Draft
-
-    fixed = {str(width): Draft("drafter", width) for width in FIXED}
-    fixed |= {"ngram 4": Draft("ngram", 4), "3 copying 8": Draft("drafter", 3, 8)}
-    trained = evaluators(None).engine.drafter.width
-    fixed = {name: draft for name, draft in fixed.items() if draft.widest <= trained}
-    ways = {name: evaluators(draft) for name, draft in fixed.items()} | {"chosen": evaluators(None)}
+def compare_ways(ways: Mapping[str, Any], tasks: Mapping[str, Any]) -> dict[str, Any]:
+    """Mean speedup over tasks of fixed ways and of chosen ones, on FEW prompts of each."""
     speedups: dict[str, list[float]] = {name: [] for name in ways}
     for task, prompts in tasks.items():
-        times = {name: [0.0, 0.0] for name in ways}
-        decoders = {name: evaluator.speculative() for name, evaluator in ways.items()}
-        for prompt in prompts:
-            for question in ways["chosen"].questions(prompt):
-                for name, evaluator in ways.items():
-                    evaluator.warm(question, decoders[name])
-                before = ways["chosen"].answer(question, None)
-                fast = {name: evaluator.answer(question, decoders[name]) for name, evaluator in ways.items()}
-                after = ways["chosen"].answer(question, None)
-                for name, answer in fast.items():
-                    times[name][0] += (before.decode_ms + after.decode_ms) / 2
-                    times[name][1] += answer.decode_ms
-        for name, (plain_ms, fast_ms) in times.items():
+        for name, answers in in_turn(ways, prompts[:FEW]).items():
+            plain_ms, fast_ms = np.sum([(plain.decode_ms, fast.decode_ms) for plain, fast in answers], axis=0)
             speedups[name].append(plain_ms / fast_ms)
         say(f"bench: {task}: " + ", ".join(f"{name} {values[-1]:.2f}x" for name, values in speedups.items()))
     means = {name: round(float(np.mean(values)), 3) for name, values in speedups.items()}
     return {"chosen": means.pop("chosen"), "fixed": means}
+
+
+def in_turn(ways: Mapping[str, Any], prompts: Sequence[Any]) -> dict[str, list[tuple[Any, Any]]]:
+    """Plain answers and every way's own to the same questions, one after the other.
+
+    A plain answer's time is the mean of two, one written before the ways' answers and one after.
+    """
+    answers: dict[str, list[tuple[Any, Any]]] = {name: [] for name in ways}
+    decoders = {name: evaluator.speculative() for name, evaluator in ways.items()}
+    first = next(iter(ways.values()))
+    for prompt in prompts:
+        for question in first.questions(prompt):
+            for name, evaluator in ways.items():
+                evaluator.warm(question, decoders[name])
+            before = first.answer(question, None)
+            fast = {name: evaluator.answer(question, decoders[name]) for name, evaluator in ways.items()}
+            after = first.answer(question, None)
+            plain = dataclasses.replace(before, decode_ms=(before.decode_ms + after.decode_ms) / 2)
+            for name, answer in fast.items():
+                answers[name].append((plain, answer))
+    return answers
 
 
 if __name__ == "__main__":

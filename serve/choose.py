@@ -13,6 +13,9 @@ of each row takes
 
 c follows from s, the share of the text that is copied: c / (1-c) = s / tau_copy : (1-s) / tau_draft.
 
+Where verifying many slots is cheap, a tree of the block's likeliest continuations (`models.drafters.tree`) may be
+drafted in place of its likeliest chain, at a cost and with an acceptance of its own.
+
 The c_i and s start from a prior (for the drafter its held-out acceptance, kept in its artifact) and follow what the
 last hundred steps or so accepted. What copying would have got is read off the text without copying. Width 1 is
 a plain step that keeps the drafter's context: where no draft pays, none is made, and the drafter is tried again as its
@@ -20,11 +23,10 @@ old failures fade into the prior.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
-from models.drafters import SINGLE, Draft
+from models.drafters import SINGLE, TREES, Draft
 from models.drafters.ngram import COPY_LEAST, COPY_MOST
 from serve.cost import Cost
 
@@ -34,6 +36,7 @@ FORGET = 0.97  # the same, per look with nothing new: how soon drafts that faile
 MARGIN = 1.02  # a draft must promise this much over single tokens: a wrong guess costs more than a missed gain
 COPY_PRIOR = 0.75  # conditional acceptance of copied tokens
 SHARE_PRIOR = 0.3  # of the tokens, those that are copied
+TREE_PRIOR = 1.4  # where a slot of a chain misses with chance m, a tree of the same block does with m to this power
 
 
 class SlotAcceptance:
@@ -75,7 +78,9 @@ class Chooser:
         self.cost = cost
         self.drafts = list(drafts or worthwhile_drafts(cost, prior))
         slots = max(draft.widest for draft in self.drafts)
-        self.drafted, self.copied = SlotAcceptance(prior, slots), SlotAcceptance([COPY_PRIOR], slots)
+        self.copied = SlotAcceptance([COPY_PRIOR], slots)
+        sizes = {draft.tree for draft in self.drafts} | {0}
+        self.drafted = {nodes: SlotAcceptance(of_tree(prior) if nodes else prior, slots) for nodes in sizes}
         self.tokens = np.array([SHARE_PRIOR, 1.0]) * PRIOR  # copied, and all
 
     def pick(self, rows: int = 1) -> Draft:
@@ -88,11 +93,11 @@ class Chooser:
 
     def token_ms(self, draft: Draft, rows: int = 1) -> float:
         """Expected milliseconds of a token of each row."""
-        drafting, drafted = self.cost.step_ms("drafter", draft.width), self.drafted.tau(draft.width)
+        drafting, drafted = self.cost.drafting_ms(draft), self.drafted[draft.tree].tau(draft.width)
         if not draft.copy:
             return drafting / drafted
         copying, copied = self.cost.step_ms("ngram", draft.copy), self.copied.tau(draft.copy)
-        both = self.cost.draft_ms[draft.width] + self.cost.verify_ms[draft.widest]
+        both = drafting if draft.tree else self.cost.draft_ms[draft.width] + self.cost.verify_ms[draft.widest]
         share = self.tokens[0] / self.tokens[1]
         copies = share / copied / (share / copied + (1 - share) / drafted)
         every, none = copies**rows, (1 - copies) ** rows
@@ -102,7 +107,9 @@ class Chooser:
     def observe(self, draft: Draft, runs: Sequence[int], copied: Sequence[bool], text: Sequence[int]) -> None:
         """A segment: tokens committed by each of its steps, which of them copied, and the row's whole text after it."""
         steps = [run - 1 for run, copy in zip(runs, copied, strict=True) if not copy]
-        self.drafted.observe([(run, min(run + 1, draft.width - 1)) for run in steps] if draft.width > 1 else [])
+        seen = [(run, min(run + 1, draft.width - 1)) for run in steps] if draft.width > 1 else []
+        for nodes, acceptance in self.drafted.items():
+            acceptance.observe(seen if nodes == draft.tree else [])
         most = max(other.copy for other in self.drafts)
         if most:
             seen, share = copying(text, len(text) - sum(runs), most)
@@ -111,8 +118,8 @@ class Chooser:
 
 
 def worthwhile_drafts(cost: Cost, prior: Sequence[float]) -> list[Draft]:
-    """SINGLE, copying beside it, and copying beside the drafter at the widths that would pay best if its drafts
-    were accepted as often as the prior says, or far more often.
+    """SINGLE, copying beside it, and copying beside the drafter at the widths, and with the tree, that would pay best
+    if its drafts were accepted as often as the prior says, or far more often.
 
     Each is a program to compile, so the ones no acceptance asks for are left out.
     """
@@ -121,18 +128,27 @@ def worthwhile_drafts(cost: Cost, prior: Sequence[float]) -> list[Draft]:
         return [SINGLE]
     slots = max(widths)
 
-    def best(kind: Literal["drafter", "ngram"], conditional: np.ndarray) -> tuple[int, float]:
+    def best(drafts: Sequence[Draft], conditional: np.ndarray) -> tuple[Draft, float]:
         survival = np.cumprod(conditional)
-        rates = {w: (1 + survival[: w - 1].sum()) / cost.step_ms(kind, w) for w in widths}
-        width = max(rates, key=lambda width: rates[width])
-        return width, rates[width] * cost.verify_ms[1]
+        rates = {draft: (1 + survival[: draft.width - 1].sum()) / cost.drafting_ms(draft) for draft in drafts}
+        draft = max(rates, key=lambda draft: rates[draft])
+        return draft, rates[draft] * cost.verify_ms[1]
 
-    copy, _ = best("ngram", np.full(slots, COPY_PRIOR))
+    copy = best([Draft("ngram", width) for width in widths], np.full(slots, COPY_PRIOR))[0].width
+    chains = [Draft("drafter", width, copy) for width in widths]
+    trees = [Draft("drafter", min(TREES[nodes], slots), copy, nodes) for nodes in cost.tree_ms]
     found = [SINGLE, Draft("drafter", 1, copy)]
     for power in (1.0, 0.25):
-        width, gain = best("drafter", SlotAcceptance(prior, slots).prior ** power)
-        found += [Draft("drafter", width, copy)] if gain > 1 else []
+        for drafts, known in ((chains, prior), (trees, of_tree(prior))):
+            if drafts:
+                draft, gain = best(drafts, SlotAcceptance(known, slots).prior ** power)
+                found += [draft] if gain > 1 else []
     return list(dict.fromkeys(found))
+
+
+def of_tree(conditional: Sequence[float]) -> list[float]:
+    """What is supposed of a tree's levels, given the conditional acceptance of the block's slots as a chain."""
+    return [1 - (1 - chance) ** TREE_PRIOR for chance in conditional]
 
 
 def copying(text: Sequence[int], begin: int, width: int) -> tuple[list[tuple[int, int]], int]:

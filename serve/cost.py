@@ -26,7 +26,7 @@ from configs.console import say
 from configs.device import cache_directory, drop_programs, return_unused_heap
 from configs.files import write_json
 from models.decode import DecodeState, Engine, prefill, propose, segment
-from models.drafters import SINGLE, Draft
+from models.drafters import SINGLE, TREES, Draft
 from models.sampling import keys
 from models.verify import GREEDILY, Speculation
 
@@ -34,6 +34,7 @@ REPEATS = 7
 STEPS = 8  # per repeat
 TOGETHER = 4  # widths timed in turn: all at once would be as many large programs in memory
 WIDTHS = (1, 2, 3, 4, 6, 8, 16, 32, 64, 128)
+FLAT = 2.0  # plain steps; a tree spends most of its nodes on what is not said, so verifying them has to be cheap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +44,15 @@ class Cost:
     plain_ms: float
     draft_ms: dict[int, float]  # by width; 0 at width 1
     verify_ms: dict[int, float]
+    tree_ms: dict[int, float] = dataclasses.field(default_factory=dict)  # of whole steps, by nodes (`tree_drafts`)
 
     def step_ms(self, kind: Literal["drafter", "ngram"], width: int) -> float:
         """One speculative step; n-gram drafts cost nothing worth counting."""
         return self.verify_ms[width] + (self.draft_ms[width] if kind == "drafter" else 0.0)
+
+    def drafting_ms(self, draft: Draft) -> float:
+        """One step of `draft` in which no row copies."""
+        return self.tree_ms[draft.tree] if draft.tree else self.step_ms(draft.kind, draft.width)
 
     def expected_speedup(self, width: int, survival: Sequence[float]) -> float:
         """Speedup at `width` if slots survive as they did; `survival[j - 1]` is the share of steps accepting slot j."""
@@ -63,18 +69,31 @@ def candidate_widths(width: int) -> list[int]:
     return sorted({w for w in WIDTHS if w < width} | {width})
 
 
-def measure_cost(
-    engine: Engine, state: DecodeState, plain: DecodeState, widths: Sequence[int], speculation: Speculation = GREEDILY
-) -> Cost:
-    """Times every width on the given states, which stay as they are: of `engine` and of `engine.plain`, both with room
-    for stop + width - 1 positions.
+def tree_drafts(drafter: Any) -> list[Draft]:
+    """The trees worth measuring, of a drafter that can draft any."""
+    fitting = {nodes: min(width, drafter.width) for nodes, width in TREES.items() if hasattr(drafter, "propose_tree")}
+    return [Draft("drafter", width, tree=nodes) for nodes, width in fitting.items() if width > 1]
 
-    The widths alternate, one segment each in turn, so that a machine that slows down slows all of them.
+
+def measure_cost(
+    engine: Engine,
+    state: DecodeState,
+    plain: DecodeState,
+    widths: Sequence[int],
+    speculation: Speculation = GREEDILY,
+    *,
+    trees: Sequence[Draft] = (),
+) -> Cost:
+    """Times every width and tree on the given states, which stay as they are: of `engine` and of `engine.plain`, both
+    with room for as many positions after their stops as a step may verify.
+
+    They alternate, one segment each in turn, so that a machine that slows down slows all of them.
     """
     options: dict[str, Any] = {"num_steps": STEPS, "speculation": speculation}
     loops: dict[Any, Callable[[Any], Any]] = {
         ("step", w): partial(segment, engine, draft=Draft("drafter", w), **options) for w in widths
     }
+    loops |= {draft: partial(segment, engine, draft=draft, **options) for draft in trees}
     loops |= {("draft", w): partial(draft_segment, engine, width=w, **options) for w in widths if w > 1}
     loops["plain"] = partial(segment, engine.plain, draft=SINGLE, **options)
     times: dict[Any, list[float]] = {name: [] for name in loops}
@@ -86,7 +105,8 @@ def measure_cost(
                 return_unused_heap()
     median = {name: float(np.median(values)) for name, values in times.items()}
     drafts = {w: median.get(("draft", w), 0.0) for w in widths}
-    return Cost(median["plain"], drafts, {w: median["step", w] - drafts[w] for w in widths})
+    verifying = {w: median["step", w] - drafts[w] for w in widths}
+    return Cost(median["plain"], drafts, verifying, {draft.tree: median[draft] for draft in trees})
 
 
 @partial(jax.jit, static_argnames=("width", "speculation"), donate_argnames="state")
@@ -108,18 +128,28 @@ def draft_segment(
 def time_steps(engine: Engine, capacity: int, widths: Sequence[int], speculation: Speculation = GREEDILY) -> Cost:
     """What steps cost at batch 1 with `capacity` positions of context, a quarter of them filled.
 
-    Widths are timed TOGETHER at a time, each few with the plain loop among them, which they are measured by.
+    Widths are timed TOGETHER at a time, each few with the plain loop among them, which they are measured by; then the
+    trees, until steps take more than FLAT plain ones.
     """
     vocab_size = engine.target.config.vocab_size
     ids = np.random.default_rng(0).integers(0, vocab_size, (1, capacity // 4)).astype(np.int32)
     length, zero = np.array([ids.shape[1]], np.int32), np.zeros(1, np.int32)
-    stop = np.array([timed_stop(capacity, widths)], np.int32)
+    trees = tree_drafts(engine.drafter)
+    stop = np.array([timed_stop(capacity, [*widths, *(draft.widest for draft in trees)])], np.int32)
     state = prefill(engine, ids, length, stop, zero, capacity=capacity)
     plain = prefill(engine.plain, ids, length, stop, zero, capacity=capacity)
     parts = []
     for first in range(0, len(widths), TOGETHER):
         drop_programs()
         parts.append(measure_cost(engine, state, plain, widths[first : first + TOGETHER], speculation))
+    cost = joined(parts)
+    taken = cost.verify_ms[max(width for width in widths if width <= min(TREES))] / cost.plain_ms
+    for draft in trees:
+        if taken > FLAT:
+            break
+        drop_programs()
+        parts.append(part := measure_cost(engine, state, plain, [], speculation, trees=[draft]))
+        taken = part.tree_ms[draft.tree] / part.plain_ms
     return joined(parts)
 
 
@@ -130,12 +160,13 @@ def timed_stop(capacity: int, widths: Sequence[int]) -> int:
 
 def joined(parts: Sequence[Cost]) -> Cost:
     """One cost of several measured apart, on the scale of the first one's plain loop."""
-    draft_ms, verify_ms = {}, {}
+    draft_ms, verify_ms, tree_ms = {}, {}, {}
     for part in parts:
         scale = parts[0].plain_ms / part.plain_ms
         draft_ms |= {width: ms * scale for width, ms in part.draft_ms.items()}
         verify_ms |= {width: ms * scale for width, ms in part.verify_ms.items()}
-    return Cost(parts[0].plain_ms, draft_ms, verify_ms)
+        tree_ms |= {nodes: ms * scale for nodes, ms in part.tree_ms.items()}
+    return Cost(parts[0].plain_ms, draft_ms, verify_ms, tree_ms)
 
 
 def kept_cost(identity: Mapping[str, Any], measure: Callable[[], Cost]) -> Cost:
@@ -161,12 +192,13 @@ def _parse(raw: Any) -> Cost:
     Raises:
       ValueError, KeyError, TypeError, AttributeError: it is none.
     """
-    draft_ms, verify_ms = ({int(w): float(ms) for w, ms in raw[name].items()} for name in ("draft_ms", "verify_ms"))
+    names = ("draft_ms", "verify_ms", "tree_ms")
+    draft_ms, verify_ms, tree_ms = ({int(size): float(ms) for size, ms in raw[name].items()} for name in names)
     plain_ms = float(raw["plain_ms"])
-    positive = [plain_ms, *verify_ms.values()]
+    positive = [plain_ms, *verify_ms.values(), *tree_ms.values()]
     if draft_ms.keys() != verify_ms.keys() or not all(math.isfinite(ms) and ms > 0 for ms in positive):
         raise ValueError("not the cost of steps")  # ours: caught above
-    return Cost(plain_ms, draft_ms, verify_ms)
+    return Cost(plain_ms, draft_ms, verify_ms, tree_ms)
 
 
 def surroundings(speculation: Speculation) -> dict[str, Any]:

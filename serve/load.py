@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from configs import schema
 from configs.console import say
@@ -46,7 +47,7 @@ def open_decoder(
     drafter = path(str(drafter))
     engine, tokenizer, artifact = load_engine(target, drafter, dtype, chat_template_args, mesh)
     if draft is not None:
-        check_draft(draft, artifact, drafter)
+        check_draft(draft, engine.drafter, drafter)
         return Decoder(engine, tokenizer, draft, speculation)
     chooser = Chooser(step_cost(engine, artifact, context, speculation), artifact.acceptance)
     return Decoder(engine, tokenizer, chooser, speculation)
@@ -75,12 +76,17 @@ def load_engine(
     return make_engine(loaded, artifact), load_tokenizer(target, template_args), artifact
 
 
-def check_draft(draft: Draft, artifact: Artifact, drafter: Path) -> None:
-    """Raises UserError for a width beyond the one the drafter was trained at, which buffers have room for."""
-    width = artifact.config.width
+def check_draft(draft: Draft, kind: Any, drafter: Path) -> None:
+    """Raises UserError for a width beyond the one the drafter was trained at, which buffers have room for, and for a
+    tree of a drafter that drafts none."""
+    if draft.tree and not hasattr(kind, "propose_tree"):
+        raise UserError(
+            f"tree: expected a drafter whose kind drafts trees, such as dflash, got {drafter}; leave it out"
+        )
+    width, more = kind.width, "; name one with --width" if draft.tree else ""
     for name, asked, least in (("width", draft.width, 1), ("copy", draft.copy, 0)):
         if not least <= asked <= width:
-            raise UserError(f"{name}: expected {least} to {width} (what {drafter} was trained at), got {asked}")
+            raise UserError(f"{name}: expected {least} to {width} (what {drafter} was trained at), got {asked}{more}")
 
 
 def step_cost(engine: Engine, artifact: Artifact, tokens: int, speculation: Speculation = GREEDILY) -> Cost:

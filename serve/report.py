@@ -39,8 +39,8 @@ A task holds
     speculative_ms_per_token the same
     tokens_per_step          of the speculative loop, at the widths it chose
     ways                     how its steps drafted, most frequent first: a list of {drafts, width, share,
-                             tokens_per_step}; drafts is "drafter", "ngram" (copied) or "none" (width 1: a plain step
-                             that keeps the drafter's context)
+                             tokens_per_step}; drafts is "drafter", "tree of N" (nodes), "ngram" (copied) or "none"
+                             (width 1: a plain step that keeps the drafter's context)
     speedup, speedup_interval  plain milliseconds a token over speculative ones, each all its milliseconds over all its
                              tokens; [low, high]
     exact                    how many outputs equal those of plain greedy decoding; null when sampling

@@ -38,7 +38,7 @@ class Answer:
     finished: Literal["eos", "stop", "length"]
     runs: list[int]  # tokens each step committed; they sum to len(ids)
     widths: list[int]  # of each step; 1 is a plain step
-    drafts: list[Literal["drafter", "ngram"]]  # where each step's drafts came from
+    drafts: list[str]  # where each step's drafts came from, as `Draft.name` says
     prefill_ms: float  # of the batch the answer was written in
     decode_ms: float  # the same
 
@@ -186,7 +186,8 @@ class Decoder:
             new, copied = runs[index, steps].tolist(), copies[index, steps].tolist()
             row.ids = tokens[index, len(row.prompt) : length[index]].tolist()
             row.runs += new
-            row.drafts += [Draft("ngram", draft.copy) if copy else Draft(draft.kind, draft.width) for copy in copied]
+            alone = dataclasses.replace(draft, copy=0)
+            row.drafts += [Draft("ngram", draft.copy) if copy else alone for copy in copied]
             if self.chooser is not None:
                 # the last step may have been cut short by the answer's end: it says nothing about its drafts
                 whole, last = len(new) - bool(done[index]), sum(new[-1:]) if done[index] else 0
@@ -228,7 +229,7 @@ class Decoder:
             finished=row.finished,
             runs=row.runs,
             widths=[draft.width for draft in row.drafts],
-            drafts=[draft.kind for draft in row.drafts],
+            drafts=[draft.name for draft in row.drafts],
             prefill_ms=prefill_ms,
             decode_ms=decode_ms,
         )

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from models.drafters import Draft
 from models.statistics import REPETITIVE, bootstrap, bootstrap_ratio, repetition
 from models.tokenizer import Tokenizer
 from serve.cost import Cost, expected_tau
@@ -68,7 +67,7 @@ def summarise(decoded: Sequence[Decoded], tokenizer: Tokenizer, *, width: int, g
     histogram = np.bincount([run for a in decoded for run in a.full_width_runs], minlength=width + 1)
     fast = [a.speculative for a in decoded]
     steps = [
-        (Draft(drafts, width), run)
+        ((drafts, width), run)
         for answer in fast
         for drafts, width, run in zip(answer.drafts, answer.widths, answer.runs, strict=True)
     ]
@@ -117,18 +116,17 @@ def num_equal(one: Sequence[Any], other: Sequence[Any]) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), shorter)
 
 
-def _ways(steps: Sequence[tuple[Draft, int]]) -> list[dict[str, Any]]:
+def _ways(steps: Sequence[tuple[tuple[str, int], int]]) -> list[dict[str, Any]]:
     """How the steps were drafted and what they committed, most frequent first."""
-    runs = {draft: [run for other, run in steps if other == draft] for draft in {draft for draft, _ in steps}}
-    ordered = sorted(runs, key=lambda draft: (-len(runs[draft]), draft.kind, draft.width))
+    runs = {way: [run for other, run in steps if other == way] for way in {way for way, _ in steps}}
     return [
         {
-            "drafts": "none" if draft.width == 1 else draft.kind,
-            "width": draft.width,
-            "share": len(runs[draft]) / len(steps),
-            "tokens_per_step": float(np.mean(runs[draft])),
+            "drafts": "none" if width == 1 else drafts,
+            "width": width,
+            "share": len(runs[drafts, width]) / len(steps),
+            "tokens_per_step": float(np.mean(runs[drafts, width])),
         }
-        for draft in ordered
+        for drafts, width in sorted(runs, key=lambda way: (-len(runs[way]), way))
     ]
 
 

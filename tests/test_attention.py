@@ -91,7 +91,9 @@ def test_nothing_beyond_the_reach_is_read():
     assert np.isfinite(attend(q, Slots([keys], [values]), Chain(positions))).all()
 
 
-@pytest.mark.parametrize("draft", [None, SINGLE, Draft("drafter", 4), Draft("drafter", 4, copy=3)])
+@pytest.mark.parametrize(
+    "draft", [None, SINGLE, Draft("drafter", 4), Draft("drafter", 4, copy=3), Draft("drafter", 4, tree=9)]
+)
 def test_caches_stay_in_place(draft: Draft | None):
     """The compiled loops of one row hold no copy of a cache: one a step would cost what its capacity costs."""
     capacity, length = 768, np.array([4], np.int32)

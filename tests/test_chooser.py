@@ -1,5 +1,7 @@
 """The chooser finds the draft that pays, follows the text, and leaves drafting alone where it does not pay."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -132,6 +134,22 @@ def test_acceptance_by_hand():
     third = (6 * second + 1) / (6 + 2)
     assert np.allclose(known.conditional, [first, second, third, third])
     assert known.tau(3) == pytest.approx(1 + first + first * second)
+
+
+def test_a_tree_is_drafted_where_verifying_it_is_cheap():
+    """And dropped for the chain where its branches turn out to add nothing: acceptance is its own."""
+    cheap, dear = (dataclasses.replace(COST, tree_ms={16: ms}) for ms in (16.0, 40.0))
+    assert not any(draft.tree for draft in simulate(Chooser(dear, [0.5]), 0.5, 60))
+    chooser = Chooser(cheap, [0.5])
+    assert chooser.pick() == Draft("drafter", 8, chooser.drafts[1].copy, tree=16)
+    rng, text, picked = np.random.default_rng(0), list(range(1000)), []
+    for _ in range(60):
+        picked.append(draft := chooser.pick())
+        chances = np.full(draft.width - 1, 0.25 if draft.tree else 0.75)
+        runs = [int(np.cumprod(rng.random(len(chances)) < chances).sum()) + 1 for _ in range(8)]
+        text += range(len(text), len(text) + sum(runs))
+        chooser.observe(draft, runs, [False] * 8, text)
+    assert np.mean([draft.width > 1 and not draft.tree for draft in picked[20:]]) > 0.8
 
 
 def test_worthwhile_drafts_are_few_and_hold_the_plain_loop():

@@ -51,6 +51,21 @@ def test_chain_and_its_report(tiny: Tiny):
     assert "<html" in (tiny.root / "report" / "report.html").read_text()
 
 
+def test_trees(tiny: Tiny):
+    """Forced, they write the plain answers; what cannot be drafted as one is refused before anything is loaded."""
+    import json
+
+    done = evaluate(tiny, "--tree", "16", "--width", "4")
+    assert done.returncode == 0, done.stderr
+    task = json.loads((tiny.root / "report" / "report.json").read_text())["tasks"]["prompts"]
+    assert task["exact"] == task["prompts"] == 2
+    assert {(way["drafts"], way["width"]) for way in task["ways"]} == {("tree of 16", 4)}
+    assert "tree of 16" in (tiny.root / "report" / "report.html").read_text()
+    refused(evaluate(tiny, "--tree", "16"), "width: expected 1 to 4", "got 8; name one with --width")
+    refused(evaluate(tiny, "--tree", "32", "--drafts", "ngram", drafter="nowhere"), "--tree 32", "--drafts ngram")
+    refused(evaluate(tiny, "--tree", "32", "--width", "1", drafter="nowhere"), "--width 2 or more")
+
+
 def test_widths_chosen_while_decoding_and_reports_compared(tiny: Tiny):
     out = tiny.root / "report"
     done = evaluate(tiny, "--temperature", "0")

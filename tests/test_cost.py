@@ -128,6 +128,24 @@ def test_parts_add_up_to_steps_and_hold_no_call(monkeypatch: pytest.MonkeyPatch)
     assert cost.step_ms("drafter", 2) == pytest.approx(13.0 + call)
 
 
+def test_trees_are_timed_while_they_are_cheap(monkeypatch: pytest.MonkeyPatch):
+    """16 slots within two plain steps: a tree of 16 is timed; its steps take more, so that no larger one is."""
+    engine, timed = make_engine(make_target(), make_artifact(width=20)), []
+
+    def by(verify_ms: float):
+        def measured(engine, state, plain, widths, speculation, trees=()):
+            timed.extend(draft.tree for draft in trees)
+            each = dict.fromkeys(widths, verify_ms)
+            return Cost(10.0, each, each, {draft.tree: 21.0 for draft in trees})
+
+        return measured
+
+    for verify_ms, expected in ((21.0, []), (19.0, [16])):
+        timed.clear()
+        monkeypatch.setattr(serve.cost, "measure_cost", by(verify_ms))
+        assert list(serve.cost.time_steps(engine, 256, [1, 2, 16, 20]).tree_ms) == timed == expected
+
+
 def test_steps_are_timed_where_there_is_room():
     """The widest block after the last token of the timed rows still fits: a row that lacks room ends as a fault."""
     for capacity, widths in ((256, [1, 128]), (512, [1, 2, 32]), (256, [2, 6])):

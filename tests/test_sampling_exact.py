@@ -37,8 +37,12 @@ CASES = {
     "deterministic": (4, Speculation(WARM, deterministic=True)),
     "deterministic, block, top-p": (3, Speculation(NUCLEUS, deterministic=True, block=True)),
     "n-gram": ("ngram", Speculation(WARM)),
+    "tree": ("tree", Speculation(WARM)),
     "undrafted": (1, Speculation(NUCLEUS)),
 }
+
+
+DRAFTS = {"ngram": Draft("ngram", 4), "tree": Draft("drafter", 4, tree=7)}
 
 
 def tiny(**head: int):
@@ -98,12 +102,13 @@ RUNS = {name: (*case, MLP, None) for name, case in CASES.items()} | {
     "block, paged": (*CASES["block"], MLP, 3),
     "tokens, Markov head": (*CASES["tokens"], MARKOV, None),
     "block, top-p, Markov head": (*CASES["block, top-p"], MARKOV, None),
+    "tree, top-k, Markov head, paged": ("tree", Speculation(TOP_K), MARKOV, 3),
 }
 
 
 @pytest.mark.parametrize(("width", "speculation", "head", "page"), RUNS.values(), ids=RUNS)
 def test_speculative(width: int | str, speculation: Speculation, head: dict[str, int], page: int | None):
-    draft = Draft("ngram", 4) if width == "ngram" else Draft("drafter", width)
+    draft = DRAFTS[width] if isinstance(width, str) else Draft("drafter", width)
     target, artifact = tiny(**head)
     engine, counts, steps = make_engine(target, artifact), {}, 0
     for part in range(SAMPLES // ROWS):

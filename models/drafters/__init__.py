@@ -17,6 +17,7 @@ from models.target import Target
 from models.verify import Speculation
 
 ABSENT = -1  # a node that is none
+TREES = {16: 8, 32: 16, 64: 16}  # nodes of the trees a step may draft, and the width of the block they come from
 
 
 @struct.dataclass
@@ -33,26 +34,39 @@ class Proposal:
     finite: Bool[Array, " B"]  # whether the states it came from were
 
     def padded(self, size: int) -> "Proposal":
-        """The same chain with absent nodes after it, `size` in all."""
-        assert self.parents is None
+        """The same with absent nodes after it, `size` in all."""
         more = size - self.tokens.shape[1]
         q = None if self.q is None else jnp.pad(self.q, ((0, 0), (0, more), (0, 0)))
         tokens = jnp.pad(self.tokens, ((0, 0), (0, more)), constant_values=ABSENT)
-        return Proposal(tokens, None, q, self.finite)
+        parents = None if self.parents is None else jnp.pad(self.parents, ((0, 0), (0, more)))
+        return Proposal(tokens, parents, q, self.finite)
+
+    def branching(self) -> "Proposal":
+        """The same with its parents said: a chain as a tree of one branch."""
+        chain = jnp.broadcast_to(jnp.arange(self.tokens.shape[1]), self.tokens.shape)
+        return self if self.parents is not None else dataclasses.replace(self, parents=chain)
 
 
 @dataclasses.dataclass(frozen=True)
 class Draft:
-    """What a step drafts: a chain of `kind` in a block of `width`; rows whose last tokens occurred before copy instead,
-    in a block of width `copy` (`models.drafters.ngram`), where that is not 0."""
+    """What a step drafts: a chain of `kind` in a block of `width`, or of such a block a tree of so many nodes
+    (`models.drafters.tree`); rows whose last tokens occurred before copy instead, in a block of width `copy`
+    (`models.drafters.ngram`), where that is not 0."""
 
     kind: Literal["drafter", "ngram"]  # the trained drafter, whatever it is, or what followed the same tokens before
-    width: int  # of the verified block; 1: nothing is drafted, and the drafter's state kept up to date
+    width: int  # of the drafted block; 1: nothing is drafted, and the drafter's state kept up to date
     copy: int = 0
+    tree: int = 0
 
     @property
     def widest(self) -> int:
-        return max(self.width, self.copy)
+        """Slots verified at most, the anchor's included."""
+        return max(self.tree + 1 if self.tree else self.width, self.copy)
+
+    @property
+    def name(self) -> str:
+        """What the drafts are, to show."""
+        return f"tree of {self.tree}" if self.tree else self.kind
 
 
 SINGLE = Draft("drafter", 1)
@@ -101,8 +115,12 @@ class Kind(Protocol):
         width: int,
         speculation: Speculation,
     ) -> Proposal:
-        """Up to `width` - 1 nodes after every row's anchor."""
+        """A chain of up to `width` - 1 nodes after every row's anchor."""
         ...
+
+    # A kind that can draft trees has also
+    #   propose_tree(target, state, rows, *, width, nodes, speculation) -> Proposal
+    # of at most `nodes` nodes, at most `width` - 1 deep, none of them drawn (each row of q is one-hot).
 
 
 @struct.dataclass

@@ -9,6 +9,7 @@ from models.attention import Block
 from models.cache import Slots, empty_slots
 from models.drafters import Proposal
 from models.drafters.dflash import Drafter, block_tokens
+from models.drafters.tree import BRANCHES, best_tree
 from models.layers import logits
 from models.rows import Rows
 from models.sampling import distribution, draw
@@ -63,6 +64,23 @@ class DFlash:
             q = jax.nn.one_hot(tokens, target.config.vocab_size)
         return Proposal(tokens, None, q, jnp.isfinite(hidden).all(axis=(1, 2)))
 
+    def propose_tree(
+        self, target: Target, state: Slots, rows: Rows, *, width: int, nodes: int, speculation: Speculation
+    ) -> Proposal:
+        """The likeliest continuations of the anchor (`models.drafters.tree`), at the temperature of the sampling."""
+        hidden = self.block_hidden(target, state, rows, width)[:, 1:]
+        states = self._states(hidden)
+        temperature = speculation.sampling.temperature or 1.0
+
+        def following(slot: Array, before: Array) -> tuple[Array, Array]:
+            scores = self._slot_logits(target, states[:, slot][:, None], before)
+            chances, places = jax.lax.top_k(jax.nn.log_softmax(scores / temperature), min(BRANCHES, len(self.head)))
+            return chances, self._token_ids(places)
+
+        tokens, parents = best_tree(following, rows.anchors, depth=width - 1, nodes=nodes)
+        q = None if speculation.sampling.greedy else jax.nn.one_hot(tokens, target.config.vocab_size)
+        return Proposal(tokens, parents, q, jnp.isfinite(hidden).all(axis=(1, 2)))
+
     def block_hidden(self, target: Target, state: Slots, rows: Rows, width: int) -> Float[Array, "B W D"]:
         """The final hidden states of every row's block."""
         block = target.embed(block_tokens(rows.anchors, width, self.network.config.mask_token_id))
@@ -76,11 +94,8 @@ class DFlash:
         key: Key[Array, " B"],
         speculation: Speculation,
     ) -> tuple[Int[Array, "B W1"], Float[Array, "B W1 V"] | None]:
-        """Slot after slot, each given the token before it where the network has a head for that; q where it was drawn.
-
-        The LM head reads all slots at once, save under an MLP head, which changes what it reads.
-        """
-        states = hidden if self.network.markov is not None else logits(hidden, self.head)
+        """Slot after slot, each given the token before it where the network has a head for that; q where it was drawn."""
+        states = self._states(hidden)
         if not (self.network.markov or self.network.markov_w2 or speculation.draws):
             return self._token_ids(jnp.argmax(states, axis=-1)), None
 
@@ -99,12 +114,18 @@ class DFlash:
         _, (tokens, q) = jax.lax.scan(next_slot, anchors, slots)
         return tokens.swapaxes(0, 1), None if q is None else q.swapaxes(0, 1)
 
+    def _states(self, hidden: Float[Array, "B W1 D"]) -> Float[Array, "B W1 _"]:
+        """What `_slot_logits` needs of every slot: the LM head reads all of them at once, save under an MLP head, which
+        changes what it reads."""
+        return hidden if self.network.markov is not None else logits(hidden, self.head)
+
     def _slot_logits(
-        self, target: Target, state: Float[Array, "B _"], before: Int[Array, " B"]
-    ) -> Float[Array, "B Vd"]:
-        """A slot's logits given the token before it; `state`: its logits without, or its hidden state (MLP head)."""
+        self, target: Target, state: Float[Array, "*#b _"], before: Int[Array, "*#b"]
+    ) -> Float[Array, "*#b Vd"]:
+        """A slot's logits given the token before it, or each of several; `state` is the slot's of `_states`."""
         if self.network.markov is not None:
-            return logits(self.network.corrected(state, target.embed(before)), self.head)
+            given = target.embed(before)
+            return logits(self.network.corrected(jnp.broadcast_to(state, given.shape), given), self.head)
         if self.network.markov_w2 is None:
             return state
         return state + logits(self.network.transition(before), self.network.markov_w2[...])

@@ -1,0 +1,103 @@
+"""python -m serve.bench_trees: what draft trees gain over chains from the same blocks.
+
+A table, and as the last line one JSON object with, for each way of drafting ("chain W", "tree N of W"),
+
+    tau      tokens committed per verify step, the bonus token included
+    step_ms  milliseconds of a step, drafting and verification
+    speedup  the plain loop's time over its own, all answers together; speedup_spread: the 95 % interval over prompts
+    exact    answers that equal the plain loop's, of `answers`
+
+and plain_ms, a step of the plain loop. Batch 1, greedy, every way on the same prompts in turn within this process.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from configs.console import command, say
+
+CHAINS = (4, 8, 16)
+
+
+@command
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m serve.bench_trees", description="Draft trees against chains.")
+    parser.add_argument("--target", default="smollm2-135m")
+    parser.add_argument("--drafter", type=Path, required=True)
+    parser.add_argument("--tasks", required=True, help="comma-separated, as for python -m serve eval")
+    parser.add_argument("--task-dir", type=Path)
+    parser.add_argument("--prompts", type=int, default=2, help="prompts per task (default %(default)s)")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="(default %(default)s)")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="(default %(default)s)")
+    print(json.dumps(measure(parser.parse_args(arguments))))
+    return 0
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    from configs.device import describe_device, keep_compiled_programs, share_one_heap
+    from models.drafters import Draft
+    from pipelines.prompt_files import load_tasks
+    from serve.bench import in_turn
+    from serve.cost import Cost, tree_drafts
+    from serve.evaluate import Evaluator, needed_context
+    from serve.load import load_engine
+    from serve.session import context_capacity
+
+    share_one_heap()
+    keep_compiled_programs()
+    tasks = load_tasks(options.tasks, options.task_dir, options.prompts)
+    engine, tokenizer, artifact = load_engine(options.target, options.drafter, options.dtype)
+    trained = engine.drafter.width
+    drafts = [Draft("drafter", width) for width in CHAINS if width <= trained] + tree_drafts(engine.drafter)
+    tokens = needed_context(tasks, engine.target, tokenizer, options.max_new_tokens)
+    known = {"prior": artifact.acceptance, "cost": Cost(1.0, {}, {})}  # nothing is chosen here
+    known["capacity"] = context_capacity(tokens, max(draft.widest for draft in drafts))
+    ways = {
+        f"{draft.name.replace('drafter', 'chain')} of {draft.width}": Evaluator(
+            engine, tokenizer, options.max_new_tokens, draft=draft, **known
+        )
+        for draft in drafts
+    }
+    answers: dict[str, list[tuple[Any, Any]]] = {name: [] for name in ways}
+    for task, prompts in tasks.items():
+        for name, found in in_turn(ways, prompts).items():
+            answers[name] += found
+        say(f"bench: {task}: " + ", ".join(f"{name} {summary(found)['tau']:.2f}" for name, found in answers.items()))
+    found = {name: summary(pairs) for name, pairs in answers.items()}
+    table = Table(box=SIMPLE_HEAD)
+    for column in ("drafts", "tau", "ms a step", "speedup (95 % interval)", "exact"):
+        table.add_column(column, justify="left" if column == "drafts" else "right")
+    for name, row in found.items():
+        low, high = row["speedup_spread"]
+        shown = (f"{row['tau']:.2f}", f"{row['step_ms']:.1f}", f"{row['speedup']:.2f}x ({low:.2f}-{high:.2f})")
+        table.add_row(name, *shown, f"{row['exact']}/{row['answers']}")
+    Console(width=100).print(table)
+    plain = [plain for plain, _ in next(iter(answers.values()))]
+    plain_ms = sum(answer.decode_ms for answer in plain) / sum(len(answer.ids) for answer in plain)
+    return {"device": describe_device(), "dtype": options.dtype, "plain_ms": round(plain_ms, 2), "ways": found}
+
+
+def summary(pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
+    """The numbers named above, from plain answers and a way's own."""
+    from models.statistics import bootstrap_ratio
+
+    times = [(plain.decode_ms / len(plain.ids) * len(fast.ids), fast.decode_ms) for plain, fast in pairs]
+    num_steps = sum(len(fast.runs) for _, fast in pairs)
+    return {
+        "tau": round(sum(len(fast.ids) for _, fast in pairs) / num_steps, 3),
+        "step_ms": round(sum(fast.decode_ms for _, fast in pairs) / num_steps, 2),
+        "speedup": round(sum(plain for plain, _ in times) / sum(fast for _, fast in times), 3),
+        "speedup_spread": [round(value, 3) for value in bootstrap_ratio(times)],
+        "exact": sum(plain.ids == fast.ids for plain, fast in pairs),
+        "answers": len(pairs),
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
