@@ -51,7 +51,7 @@ class Trainee(nnx.Module):
 
     def __init__(
         self,
-        drafter: Drafter,
+        drafter: Any,  # a network, whatever its kind
         target: Target,
         draft_vocab: np.ndarray | None,
         *,
@@ -136,7 +136,7 @@ def block_loss(
         loss, hard, hit = slot_loss(trainee, states, labels, teacher, settings)
         total = total + loss
         blocks += anchors.size
-        scalars |= _scalars(width, hard, hit, labels >= 0)
+        scalars |= slot_scalars(width, hard, hit, labels >= 0)
     return total / blocks, scalars | {"loss": total / blocks}
 
 
@@ -378,7 +378,7 @@ def _head_backward(
 head_loss.defvjp(_head_forward, _head_backward)
 
 
-def _scalars(width: int, loss: Array, hit: Array, valid: Array) -> dict[str, Array]:
+def slot_scalars(width: int, loss: Array, hit: Array, valid: Array) -> dict[str, Array]:
     """Accuracy at the first slot, and tau of teacher-forced blocks: 1 + the mean number of leading hits."""
     leading = jnp.cumprod(hit, axis=-1).sum(axis=-1)
     first = jnp.maximum(valid[..., 0].sum(), 1)
