@@ -10,7 +10,6 @@ import pytest
 from configs.schema import load_recipe
 from models.drafters.artifact import Artifact
 from pipelines import __main__ as preparation
-
 from tests.tiny import make_artifact, make_eagle3
 from train import card, run
 

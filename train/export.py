@@ -67,7 +67,9 @@ def read_description(run: Path) -> tuple[Any, np.ndarray | None, dict[str, Any]]
         raise UserError(f"{run}: no drafter.json; expected a run directory (python -m train --config ... makes one)")
     try:
         raw = json.loads(file.read_text())
-        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in raw["config"].items()}
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in raw["config"].items()
+        }
         if fields["rope_scaling"] is not None:
             fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
         vocab = None if raw["draft_vocab"] is None else np.array(raw["draft_vocab"], np.int32)

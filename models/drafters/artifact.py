@@ -205,7 +205,7 @@ def artifact_class(kind: str | None) -> type[Artifact]:
     """The artifact of a kind of drafter; a kind that is not known is refused when it is read."""
     from models.drafters.eagle3_artifact import Eagle3Artifact
 
-    return {Eagle3Artifact.kind: Eagle3Artifact}.get(kind, Artifact)
+    return Eagle3Artifact if kind == Eagle3Artifact.kind else Artifact
 
 
 def kind_of(raw: Mapping[str, Any], path: Path) -> str:

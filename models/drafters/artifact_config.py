@@ -238,4 +238,5 @@ def is_drafter(path: Path) -> bool:
     if not (path / "config.json").is_file():
         return False
     raw = read_config(path)
-    return "dflash_config" in raw or any("Draft" in name for name in raw.get("architectures") or [])
+    names = raw.get("architectures") or []
+    return "dflash_config" in raw or any("Draft" in name or "Eagle3" in name for name in names)

@@ -20,7 +20,7 @@ from configs.schema import Recipe
 from models import layers
 from models.attention import Blocks, Kernel, Packed
 from models.cache import Slots
-from models.drafters.dflash import Drafter, DrafterConfig, block_tokens
+from models.drafters.dflash import DrafterConfig, block_tokens
 from models.layers import Frozen
 from models.sharding import constrain, looked_up
 from models.target import AXES, Target, packed_features
