@@ -24,7 +24,8 @@ def test_formula():
     batch["features"] = packed_features(
         target, batch["tokens"], where, taps=artifact.config.target_layer_ids, final=True
     )
-    anchors = jnp.array([[4, 7, 8, 12, 20, -1]])  # 8 ends its text: nothing to draft
+    places = [4, 7, 8, 12, 20, -1]  # 8 ends its text: nothing to draft
+    anchors = jnp.array([places])
     batch[f"anchors_w{WIDTH}"] = anchors
     trainee = Trainee(artifact.drafter("float32"), target, artifact.draft_vocab, online=False)
     settings = LossSettings("decay", 1 / np.log(1.25), SOFT, 7, remat=True)
@@ -33,14 +34,14 @@ def test_formula():
         """-sum over steps of 0.8^(i-1) label . log q, by loops over what each chain is to draft."""
         row = np.asarray(batch["tokens"])[0]
         labels = np.full((1, anchors.shape[1], WIDTH - 1), -1)
-        for chain, anchor in enumerate(anchors[0].tolist()):
+        for chain, anchor in enumerate(places):
             end = len(texts[0]) if anchor < len(texts[0]) else len(row) - 5
             steps = range(anchor + 1, min(anchor + WIDTH, end)) if anchor >= 0 else ()
             labels[0, chain, : len(steps)] = row[list(steps)]
         context = read(trainee, batch, batch["features"])
         hidden = chain_hidden(trainee, batch, anchors, jnp.asarray(labels), context=context)[0]
         drafter, vocab, total = trainee.drafter, artifact.draft_vocab.tolist(), 0.0
-        for chain, anchor in enumerate(anchors[0].tolist()):
+        for chain, anchor in enumerate(places):
             for step, label in enumerate(labels[0, chain].tolist()):
                 if label not in vocab:
                     continue

@@ -89,7 +89,7 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> DrafterConfig:
     """The shape a config.json describes; refuses, by name, every field that we do not honour."""
     where, kind = f"{path}/config.json", origin_of(raw, path).get("kind", KIND)
     if kind != KIND:
-        raise UserError(f"{where}: a drafter of kind {kind!r}; expected {KIND!r}, the one that decodes here")
+        raise UserError(f"{where}: a drafter of kind {kind!r}; expected dflash or eagle3, which decode here")
     architecture = (raw.get("architectures") or [None])[0]
     if architecture not in (PLAIN, OWN):
         raise UserError(f"{where}: architectures {architecture!r}; expected a drafter ({PLAIN} or {OWN})")
