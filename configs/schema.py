@@ -30,6 +30,7 @@ Places = Annotated[tuple[Place, ...], BeforeValidator(_from_list)]
 Numbers = Annotated[tuple[Annotated[float, Field(ge=0.0)], ...], Field(min_length=1), BeforeValidator(_from_list)]
 Ids = Annotated[tuple[int, ...], Field(min_length=1), BeforeValidator(_from_list)]
 Built = TypeVar("Built")
+Kind = Literal["dflash", "eagle3"]  # which rule drafts, see models.drafters
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -74,8 +75,8 @@ class Features:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Drafter:
-    kind: Literal["dflash"]  # which rule drafts, see models.drafters
+class DFlash:
+    kind: Kind
     num_layers: int = Field(ge=1)
     target_layer_ids: Ids | None  # taps; the DFlash default when null
     width: int = Field(ge=2)  # W: one anchor and W-1 drafted tokens
@@ -87,6 +88,21 @@ class Drafter:
     markov_size: int | None = Field(ge=1)  # width of an MLP head in its place; no head when both are null
     init: Literal["target", "random"]
     init_from: Place | None = Field(min_length=1)  # a drafter artifact to start from instead
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Eagle3:
+    kind: Kind
+    target_layer_ids: Ids  # taps: a low, a middle and a high layer
+    width: int = Field(ge=2)  # W: the anchor and W-1 tokens drafted one after the other, which training unrolls
+    norm_before_fc: bool  # norm the features before they are fused
+    norm_before_residual: bool  # begin the residual stream with the normed hidden state
+    draft_vocab_size: int | None = Field(ge=2)  # most frequent response tokens; the whole vocabulary when null
+    init: Literal["target", "random"]
+    init_from: Place | None = Field(min_length=1)  # a drafter artifact to start from instead
+
+
+DRAFTERS = {"dflash": DFlash, "eagle3": Eagle3}  # the drafter section of each kind
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -149,7 +165,7 @@ class Recipe:
     prompts: Prompts
     responses: Responses
     features: Features
-    drafter: Drafter
+    drafter: DFlash | Eagle3
     batches: Batches
     loss: Loss
     optimizer: Optimizer
@@ -256,15 +272,15 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 
 def _build(raw: dict[str, Any], where: str) -> Recipe:
     _check_keys(Recipe, raw, where, "")
-    sections = typing.get_type_hints(Recipe).items()
-    recipe = Recipe(**{name: build(cls, raw[name], where, f"{name}.") for name, cls in sections})
+    sections = typing.get_type_hints(Recipe) | {"drafter": _drafter_section(raw["drafter"])}
+    recipe = Recipe(**{name: build(cls, raw[name], where, f"{name}.") for name, cls in sections.items()})
     width, blocks = recipe.drafter.width, recipe.batches.blocks
     if not blocks or max(blocks) != width or min(blocks) < 2 or min(blocks.values()) < 1:
         raise RecipeError(
             f"{where}: batches.blocks: expected widths from 2 to drafter.width={width}, the widest equal to it, "
             f"with at least one anchor each; got {blocks}"
         )
-    if recipe.drafter.markov_rank and recipe.drafter.markov_size:
+    if isinstance(recipe.drafter, DFlash) and recipe.drafter.markov_rank and recipe.drafter.markov_size:
         raise RecipeError(
             f"{where}: drafter.markov_rank and drafter.markov_size: expected at most one; set one to null"
         )
@@ -309,6 +325,12 @@ def build(cls: type[Built], raw: Any, where: str, prefix: str = "") -> Built:
         return cls(**raw)
     except ValidationError as error:
         raise RecipeError(f"{where}: {prefix}{_explain(cls, error)}") from error
+
+
+def _drafter_section(raw: Any) -> type:
+    """The section of the kind that is named in it; a kind that is not known is refused in any."""
+    kind = raw.get("kind") if isinstance(raw, dict) else None
+    return DRAFTERS.get(kind, DFlash) if isinstance(kind, str) else DFlash
 
 
 def _check_keys(cls: type, raw: Any, where: str, prefix: str) -> None:

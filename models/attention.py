@@ -114,6 +114,7 @@ class Blocks:
 
     In the block it sees every slot, or if `causal` those up to itself; with a `window`, of block and context what is
     less than that away from it. The anchor's own position is not context: it is seen as the block's first slot alone.
+    Queries may be those of a block's last slots alone, the earlier ones being keys and values.
 
     Example, width 3, one text of 6, anchors 1 and 4 (c: context seen, a: anchor, m: masked slot):
 
@@ -167,12 +168,12 @@ def attend(
     q: Float[Array, "B T N H"],
     seen: Cache,
     where: Where | Drafting,
-    own: tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]] | None = None,
+    own: tuple[Float[Array, "B Q K H"], Float[Array, "B Q K H"]] | None = None,
 ) -> Float[Array, "B T N H"]:
     """Attention of rotated queries over one layer's keys and values `seen`; query head n reads key head n // G.
 
     `seen` holds the tokens themselves (`Packed`), a cache with them in it (`Chain`, `Tree`), or the context of blocks,
-    whose `own` keys and values are beside it (`Blocks`, whose T are A blocks of W, and `Block`).
+    whose `own` keys and values are beside it (`Blocks`, whose Q are A blocks of W, and `Block`).
     """
     num_heads, reach = q.shape[2], seen.capacity
     if isinstance(where, Packed):
@@ -186,7 +187,7 @@ def attend(
     grouped = _group_heads(q, seen.num_kv_heads)
     if isinstance(where, Block):
         assert own is not None
-        part = _block(grouped, *own, seen, where)
+        part = _block(grouped, *own, seen, where, asked=q.shape[1])
     else:
         part = _over_cache(grouped, seen, reach=where.reach, visible=where.mask)
     return _ungroup_heads((part.mixed / part.total).astype(q.dtype), num_heads)
@@ -248,8 +249,8 @@ def _splash(
 
 def _blocks(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B T K H"],
-    v: Float[Array, "B T K H"],
+    k: Float[Array, "B Q K H"],
+    v: Float[Array, "B Q K H"],
     context_keys: Float[Array, "B K H S"],
     context_values: Float[Array, "B K S H"],
     where: Blocks,
@@ -261,16 +262,16 @@ def _blocks(
     Weights are normed before they mix, so that the gradient meets the values as it came, in their own type.
     """
     (batch, num_queries, num_heads, head_dim), num_anchors = q.shape, where.anchors.shape[1]
-    num_kv_heads, width, wide = k.shape[2], num_queries // num_anchors, jnp.float32
+    num_kv_heads, asked, width, wide = k.shape[2], num_queries // num_anchors, k.shape[1] // num_anchors, jnp.float32
     k, v = (part.reshape(batch, num_anchors, width, num_kv_heads, head_dim) for part in (k, v))
-    visible = where.mask(width)
+    visible = where.mask(width)[:, :, -asked:]
     grouped = _group_heads(q, num_kv_heads)
     outer = jnp.einsum("bkqh,bkhs->bkqs", grouped, context_keys, preferred_element_type=wide)
-    outer = outer.reshape(batch, num_kv_heads, -1, num_anchors, width, visible.shape[-1])
+    outer = outer.reshape(batch, num_kv_heads, -1, num_anchors, asked, visible.shape[-1])
     outer = jnp.where(visible[:, None, None], outer, HIDDEN)
     local = grouped.reshape(*outer.shape[:5], head_dim)
     inner = jnp.einsum("bkgawh,baukh->bkgawu", local, k, preferred_element_type=wide)
-    inner = jnp.where(_block_mask(width, where), inner, HIDDEN)
+    inner = jnp.where(_block_mask(width, where)[-asked:], inner, HIDDEN)
 
     top = jnp.maximum(outer.max(axis=-1, keepdims=True), inner.max(axis=-1, keepdims=True))
     outer, inner = (jnp.exp(part - jax.lax.stop_gradient(top)) for part in (outer, inner))
@@ -287,16 +288,18 @@ def _block(
     v: Float[Array, "B W K H"],
     context: Cache,
     where: Block,
+    *,
+    asked: int,
 ) -> Partial:
-    """The same of one block a row over a cache, read as far as it reaches."""
+    """The same of the last `asked` slots of one block a row over a cache, read as far as it reaches."""
     batch, width = k.shape[:2]
 
-    def visible(places: Int[Array, " C"]) -> Bool[Array, "B W C"]:
+    def visible(places: Int[Array, " C"]) -> Bool[Array, "B T C"]:
         mask = _context_mask((where.anchors - places)[:, None], width, where.window)[:, 0]
-        return jnp.broadcast_to(mask, (batch, width, len(places)))
+        return jnp.broadcast_to(mask, (batch, width, len(places)))[:, -asked:]
 
     outer = _over_cache(grouped, context, reach=where.anchors.max(), visible=visible)
-    inside = jnp.broadcast_to(_block_mask(width, where), (batch, width, width))
+    inside = jnp.broadcast_to(_block_mask(width, where)[-asked:], (batch, asked, width))
     return _joined(outer, _partial(grouped, k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3), inside))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from configs.console import say
 from configs.errors import UserError
-from configs.schema import Recipe
+from configs.schema import DFlash, Recipe
 from models.target import Target, TargetConfig, default_taps
 from models.tokenizer import Tokenizer
 from pipelines.batches import RowSource
@@ -38,7 +38,10 @@ def taps_of(recipe: Recipe, target: Target) -> tuple[int, ...]:
       UserError: a tap is not a layer of the target.
     """
     num_layers = target.config.num_layers
-    taps = recipe.drafter.target_layer_ids or default_taps(num_layers, recipe.drafter.num_layers)
+    taps = recipe.drafter.target_layer_ids
+    if taps is None:
+        assert isinstance(recipe.drafter, DFlash)  # the other kinds' recipes name theirs
+        taps = default_taps(num_layers, recipe.drafter.num_layers)
     for tap in taps:
         if not 0 <= tap < num_layers:
             raise UserError(

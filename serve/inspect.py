@@ -7,7 +7,7 @@ from typing import Any
 
 from configs.console import say
 from models.drafters.artifact import Artifact, check_fit, read_artifact
-from models.drafters.artifact_config import beyond_plain, is_drafter
+from models.drafters.artifact_config import is_drafter
 from models.sources import load_target
 from models.target import Target
 
@@ -47,9 +47,8 @@ def drafter_lines(artifact: Artifact) -> dict[str, Any]:
         "layers": f"{config.num_layers} of hidden size {config.hidden_size}, {parameters / 1e6:.1f} M parameters",
         "taps": f"{list(config.target_layer_ids)} of {config.num_target_layers} target layers",
         "vocabulary": config.vocab_size,
-        "mask token": config.mask_token_id,
-        "windows": ", ".join(map(str, config.windows)) if any(config.windows) else "none",
-        "beyond plain DFlash": ", ".join(beyond_plain(config).values()) or "nothing",
+        **artifact.details(),
+        f"beyond plain {artifact.title}": ", ".join(artifact.beyond_plain().values()) or "nothing",
         "target": f"{origin.get('target', 'not named')} ({origin.get('target_fingerprint', 'no fingerprint')})",
         "chat template": ", ".join(f"{k}={v}" for k, v in artifact.chat_template_args.items()) or "no arguments",
         "held-out acceptance": origin.get("heldout_acceptance", "not known"),

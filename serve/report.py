@@ -169,7 +169,6 @@ def describe(
 ) -> dict[str, Any]:
     """What a report says of its run and of the drafter before anything is decoded."""
     config = artifact.config
-    attention = dict.fromkeys("causal" if causal else "bidirectional" for causal in config.causal)
     return {
         "schema": SCHEMA,
         **provenance(command),
@@ -182,10 +181,7 @@ def describe(
             "trained width": config.width,
             "layers": config.num_layers,
             "taps": list(config.target_layer_ids),
-            "draft vocabulary": config.draft_vocab_size or config.vocab_size,
-            "Markov head": f"rank {config.markov_rank}" if config.markov_rank else "none",
-            "MLP head": config.markov_size or "none",
-            "in-block attention": ", ".join(attention),
+            **artifact.traits(),
         },
     }
 

@@ -103,7 +103,7 @@ def test_sliding_layers_are_causal_inside_the_block_unless_told_otherwise(writte
         ({"attention_bias": True}, "attention_bias=True is not supported"),
         ({"residual_scale": 0.5}, "residual_scale is not known"),
         ({"use_sliding_window": True, "layer_types": None}, "use_sliding_window without layer_types"),
-        ({"wideblock": {"kind": "eagle3"}}, "a drafter of kind 'eagle3'; expected 'dflash'"),
+        ({"wideblock": {"kind": "eagle2"}}, "a drafter of kind 'eagle2'; expected dflash or eagle3"),
         ({"wideblock": ["mine"]}, "wideblock: expected a mapping of fields"),
     ],
 )

@@ -15,7 +15,7 @@ from models.drafters import Draft, Nothing, Proposal
 from models.drafters.ngram import COPY_LEAST, ngram_match, ngram_tokens
 from models.verify import verify_greedy
 from serve.choose import ngram_drafts
-from tests.tiny import make_artifact, make_target
+from tests.tiny import make_artifact, make_eagle3, make_target
 
 NEW = 40
 
@@ -78,8 +78,17 @@ DRAFTS = {f"width {width}": Draft("drafter", width) for width in (1, 2, 3, 6)} |
     ("head", "page"), [({}, None), ({"markov_size": 24}, None), ({"markov_rank": 3}, None), ({}, 5)]
 )
 def test_random_drafter(draft: Draft, head: dict[str, int], page: int | None):
+    same_text_alone_and_together(make_artifact(**head), draft, page)
+
+
+@pytest.mark.parametrize(("name", "vocab", "page"), [("width 6", None, None), ("width 1", 40, 5), ("copying", 40, 5)])
+def test_random_eagle3(name: str, vocab: int | None, page: int | None):
+    same_text_alone_and_together(make_eagle3(draft_vocab_size=vocab), DRAFTS[name], page)
+
+
+def same_text_alone_and_together(artifact, draft, page):
     target = make_target()
-    engine = make_engine(target, make_artifact(**head))
+    engine = make_engine(target, artifact)
     expected = plain(target, PROMPTS)
     assert len({len(text) for text in expected}) > 1, "some answers end early, some at the limit"
     state = speculate(engine, PROMPTS, draft, page=page)

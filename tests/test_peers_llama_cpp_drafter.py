@@ -1,4 +1,4 @@
-"""Our drafters as GGUF files in llama.cpp (PyPI `xllamacpp`): the text is its own, and its drafts are accepted as ours."""
+"""Our drafters as GGUF files in llama.cpp (PyPI `xllamacpp`): the text is its own, its drafts are accepted as ours."""
 
 from pathlib import Path
 

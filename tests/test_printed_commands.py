@@ -1,5 +1,6 @@
 """Commands that are printed can be pasted: a shell hands them on word for word."""
 
+import dataclasses
 import shlex
 import signal
 from pathlib import Path
@@ -7,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from configs.schema import load_recipe
+from models.drafters.artifact import Artifact
 from pipelines import __main__ as preparation
-from tests.tiny import make_drafter_config
+from tests.tiny import make_artifact, make_eagle3
 from train import card, run
 
 OVERRIDES = ["batches.blocks={4: 90}", "prompts.sources=[own, a b.jsonl]", "run.name=it's"]
@@ -29,10 +31,14 @@ def test_after_preparation(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize("place", ["my drafter", "plain", "it's"])
-@pytest.mark.parametrize("changes", [{}, {"markov_size": 8}], ids=["plain", "own"])
-def test_on_the_card(place: str, changes: dict):
-    config = make_drafter_config(**changes)
-    lines = card.bare_card(Path("x"), Path(place), config, {"target": "my target"}, "float32").splitlines()
+@pytest.mark.parametrize(
+    "artifact",
+    [make_artifact(), make_artifact(markov_size=8), make_eagle3(), make_eagle3(norm_before_fc=True)],
+    ids=["plain", "own", "eagle3", "eagle3, own"],
+)
+def test_on_the_card(place: str, artifact: Artifact):
+    artifact = dataclasses.replace(artifact, origin={"target": "my target"})
+    lines = card.bare_card(Path("x"), Path(place), artifact, "float32").splitlines()
     (own,) = [shlex.split(line) for line in lines if line.strip().startswith("python -m serve eval")]
     assert own[own.index("--drafter") + 1] == place
     assert own[own.index("--target") + 1] == "my target"

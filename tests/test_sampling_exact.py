@@ -18,7 +18,7 @@ from models.drafters import SINGLE, Draft
 from models.rows import Rows
 from models.sampling import Sampling, distribution
 from models.verify import Speculation
-from tests.tiny import make_artifact, make_target
+from tests.tiny import make_artifact, make_eagle3, make_target
 
 PROMPT, NEW, VOCAB, SAMPLES, ROWS = [3, 4, 1, 0, 4], 4, 6, 60_000, 20_000
 COPYING = [3, 4, 1, 0, 3, 4]  # a prompt whose last two tokens occurred before
@@ -119,6 +119,21 @@ def test_speculative(width: int | str, speculation: Speculation, head: dict[str,
     assert_distributed(counts, enumerated(target, speculation.sampling))
     tokens = sum(len(text) * count for text, count in counts.items())
     assert (tokens > 1.02 * steps) == (draft.width > 1), "drafts were accepted"
+
+
+EAGLE3 = ("block, top-p", "deterministic")
+
+
+@pytest.mark.parametrize(("width", "speculation"), [CASES[name] for name in EAGLE3], ids=EAGLE3)
+def test_eagle3(width: int, speculation: Speculation):
+    """Each step's draft drawn given the one before; over a draft vocabulary that lacks tokens."""
+    target, _ = tiny()
+    sizes = {"num_target_layers": 3, "target_hidden_size": 16, "hidden_size": 16, "vocab_size": VOCAB, "width": width}
+    engine, counts = make_engine(target, make_eagle3(**sizes, draft_vocab_size=4)), {}
+    for part in range(SAMPLES // ROWS):
+        fresh = prefilled(engine, PROMPT, jnp.arange(ROWS) + part * ROWS)
+        counted(segment(engine, fresh, 100, Draft("drafter", width), speculation).rows, counts)
+    assert_distributed(counts, enumerated(target, speculation.sampling))
 
 
 COPIES = [

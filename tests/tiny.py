@@ -10,6 +10,8 @@ import numpy as np
 
 from models.drafters.artifact import Artifact
 from models.drafters.dflash import DrafterConfig
+from models.drafters.eagle3 import Eagle3Config, random_weights
+from models.drafters.eagle3_artifact import Eagle3Artifact
 from models.sources.layout import tensor_digest
 from models.target import Target, TargetConfig, fingerprint
 from models.tokenizer import Tokenizer
@@ -133,6 +135,26 @@ def make_artifact(seed: int = 0, **changes: Any) -> Artifact:
     if config.draft_vocab_size is not None:
         vocab = np.sort(rng.permutation(config.vocab_size)[: config.draft_vocab_size]).astype(np.int32)
     return Artifact(config, weights, vocab, {"target": "tiny"})
+
+
+def make_eagle3(seed: int = 0, **changes: Any) -> Eagle3Artifact:
+    """An EAGLE-3 drafter for `make_target`'s target, with random weights and norms."""
+    like = make_drafter_config()
+    names = [field.name for field in dataclasses.fields(Eagle3Config)]
+    shared = {name: getattr(like, name) for name in names if hasattr(like, name)}
+    norms = {"norm_before_fc": False, "norm_before_residual": False}
+    config = Eagle3Config(**shared | {"target_layer_ids": (0, 1, 2)} | norms | changes)
+    rng = np.random.default_rng(200 + seed)
+
+    def random(weight: jnp.ndarray) -> jnp.ndarray:
+        centre, spread = (1, 0.2) if weight.ndim == 1 else (0, 0.25)
+        return jnp.asarray(centre + spread * rng.standard_normal(weight.shape), jnp.float32)
+
+    weights = jax.tree.map(random, random_weights(config, jax.random.key(0)))
+    vocab = None
+    if config.draft_vocab_size is not None:
+        vocab = np.sort(rng.permutation(config.vocab_size)[: config.draft_vocab_size]).astype(np.int32)
+    return Eagle3Artifact(config, weights, vocab, {"kind": "eagle3", "target": "tiny"})
 
 
 class Letters(Tokenizer):

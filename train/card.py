@@ -10,9 +10,7 @@ import yaml
 
 from configs.console import say
 from configs.errors import UserError
-from models.drafters.artifact import read_artifact
-from models.drafters.artifact_config import beyond_plain
-from models.drafters.dflash import DrafterConfig
+from models.drafters.artifact import Artifact, read_artifact
 from models.sources import EMBEDDED
 
 
@@ -24,40 +22,40 @@ def card(run: Path, out: Path, *, dtype: str, acceptance: Mapping[str, Any] | No
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     provenance = json.loads((run / "provenance.json").read_text())
     artifact = read_artifact(out)
-    config, origin = artifact.config, artifact.origin
+    origin = artifact.origin
     lines = [
-        *_what(config, origin, dtype),
+        *_what(artifact, dtype),
         f"Trained by wideblock, recipe `{recipe['run']['name']}`, step {origin['step']}, on the target's own responses "
         f"to prompts from {', '.join(recipe['prompts']['sources'])}; revision {provenance['revision']}, on "
         f"{provenance['device']}.",
         "",
         *_heldout(acceptance),
         *_decoded(run / "report.json", artifact.digest()),
-        *_serving(out, config, origin),
+        *_serving(out, artifact),
     ]
     return "\n".join(lines) + "\n"
 
 
-def bare_card(source: Path, out: Path, config: DrafterConfig, origin: Mapping[str, Any], dtype: str) -> str:
+def bare_card(source: Path, out: Path, artifact: Artifact, dtype: str) -> str:
     """README.md of an artifact written anew from another one, of which no run is known."""
     lines = [
-        *_what(config, origin, dtype),
+        *_what(artifact, dtype),
         f"Written by wideblock from {source}.",
         "",
-        *_serving(out, config, origin),
+        *_serving(out, artifact),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _what(config: DrafterConfig, origin: Mapping[str, Any], dtype: str) -> list[str]:
+def _what(artifact: Artifact, dtype: str) -> list[str]:
+    config, origin = artifact.config, artifact.origin
     target = origin.get("target", "a target it does not name")
     weights = f" (weights {origin['target_fingerprint']})" if "target_fingerprint" in origin else ""
     return [
-        f"# DFlash drafter for {target}",
+        f"# {artifact.title} drafter for {target}",
         "",
         f"Width {config.width} (1 anchor + {config.width - 1} drafted tokens), {config.num_layers} layers, taps "
-        f"{list(config.target_layer_ids)}, {dtype}. It drafts for {target} alone{weights} and "
-        "owns neither its embedding nor its LM head.",
+        f"{list(config.target_layer_ids)}, {dtype}. It drafts for {target} alone{weights} and owns {artifact.owns}.",
         "",
         *_template(origin),
     ]
@@ -75,9 +73,10 @@ def _template(origin: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _serving(out: Path, config: DrafterConfig, origin: Mapping[str, Any]) -> list[str]:
-    commands = _own_commands if beyond_plain(config) else _plain_commands
-    return ["## Serve it", "", *commands(out, config, shlex.quote(origin.get("target", "TARGET")))]
+def _serving(out: Path, artifact: Artifact) -> list[str]:
+    plain = {"dflash": _plain_commands, "eagle3": _eagle3_commands}[artifact.kind]
+    commands = _own_commands if artifact.beyond_plain() else plain
+    return ["## Serve it", "", *commands(out, artifact, shlex.quote(artifact.origin.get("target", "TARGET")))]
 
 
 def _heldout(acceptance: Mapping[str, Any] | None) -> list[str]:
@@ -110,21 +109,48 @@ def _decoded(report: Path, digest: str) -> list[str]:
     return lines + [f"| {name} | {t['tau']:.2f} | {t['speedup']:.2f}x |" for name, t in raw["tasks"].items()] + [""]
 
 
-def _own_commands(out: Path, config: DrafterConfig, target: str) -> list[str]:
-    held, place = " and ".join(beyond_plain(config).values()), shlex.quote(str(out))
+def _own_commands(out: Path, artifact: Artifact, target: str) -> list[str]:
+    held, place = " and ".join(artifact.beyond_plain().values()), shlex.quote(str(out))
+    (name,) = artifact.described("float32")["architectures"]
     return [
-        f"This drafter has {held}, beyond plain DFlash: its architecture is named WideblockDraftModel so that no other "
+        f"This drafter has {held}, beyond plain {artifact.title}: its architecture is named {name} so that no other "
         "engine loads it and silently runs it wrong.",
         "",
         f"    python -m serve eval --target {target} --drafter {place} --tasks word-problems,code --out report",
     ]
 
 
-def _plain_commands(out: Path, config: DrafterConfig, target: str) -> list[str]:
+def _eagle3_commands(out: Path, artifact: Artifact, target: str) -> list[str]:
+    drafted, place = artifact.config.width - 1, shlex.quote(str(out))
+    spec = shlex.quote(json.dumps({"method": "eagle3", "model": str(out), "num_speculative_tokens": drafted}))
+    elsewhere = _elsewhere(target)
+    return [
+        f"Its training unrolled {drafted} steps; it may draft fewer.",
+        "",
+        "    # wideblock",
+        f"    python -m serve eval --target {target} --drafter {place} --tasks word-problems,code --out report",
+        "    # vLLM",
+        f"    vllm serve {elsewhere} --speculative-config {spec}",
+        "    # SGLang",
+        f"    python -m sglang.launch_server --model-path {elsewhere} --speculative-algorithm EAGLE3 \\\n"
+        f"        --speculative-draft-model-path {place} --speculative-num-steps {drafted} \\\n"
+        f"        --speculative-eagle-topk 1 --speculative-num-draft-tokens {drafted + 1}",
+        "",
+        "The commands for other engines are theirs as documented in November 2026; only the first is run by our tests.",
+    ]
+
+
+def _elsewhere(target: str) -> str:
+    """What other engines call it."""
+    return {EMBEDDED: "HuggingFaceTB/SmolLM2-135M-Instruct"}.get(target, target)
+
+
+def _plain_commands(out: Path, artifact: Artifact, target: str) -> list[str]:
     """Each engine counts width its own way: block_size W includes the anchor, num_speculative_tokens does not."""
+    config = artifact.config
     drafted, width, place = config.width - 1, config.width, shlex.quote(str(out))
     spec = shlex.quote(json.dumps({"method": "dflash", "model": str(out), "num_speculative_tokens": drafted}))
-    elsewhere = {EMBEDDED: "HuggingFaceTB/SmolLM2-135M-Instruct"}.get(target, target)
+    elsewhere = _elsewhere(target)
     sglang = (
         f"--model-path {elsewhere} --speculative-algorithm DFLASH \\\n"
         f"        --speculative-draft-model-path {place} --speculative-num-draft-tokens {width}"

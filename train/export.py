@@ -24,9 +24,8 @@ import numpy as np
 from configs.console import say
 from configs.errors import UserError
 from configs.files import replacing, write_atomic, write_json
-from models.drafters.artifact import Artifact, interrupted, read_artifact, write_artifact
-from models.drafters.artifact_config import beyond_plain, config_json, is_drafter, origin_of, parse_config, read_config
-from models.drafters.dflash import DrafterConfig
+from models.drafters.artifact import Artifact, artifact_class, interrupted, kind_of, read_artifact, write_artifact
+from models.drafters.artifact_config import is_drafter, origin_of, read_config
 from models.drafters.gguf import write_gguf
 from models.layers import RopeScaling
 from models.sources import EMBEDDED
@@ -51,15 +50,13 @@ class Form:
 DFLASH = Form()
 
 
-def write_description(
-    run: Path, config: DrafterConfig, draft_vocab: np.ndarray | None, origin: Mapping[str, Any]
-) -> None:
+def write_description(run: Path, config: Any, draft_vocab: np.ndarray | None, origin: Mapping[str, Any]) -> None:
     """Writes RUN/drafter.json."""
     vocab = None if draft_vocab is None else draft_vocab.tolist()
     write_json(run / "drafter.json", {"config": dataclasses.asdict(config), "draft_vocab": vocab, "origin": origin})
 
 
-def read_description(run: Path) -> tuple[DrafterConfig, np.ndarray | None, dict[str, Any]]:
+def read_description(run: Path) -> tuple[Any, np.ndarray | None, dict[str, Any]]:
     """(config, draft vocabulary, origin) from RUN/drafter.json.
 
     Raises:
@@ -70,12 +67,13 @@ def read_description(run: Path) -> tuple[DrafterConfig, np.ndarray | None, dict[
         raise UserError(f"{run}: no drafter.json; expected a run directory (python -m train --config ... makes one)")
     try:
         raw = json.loads(file.read_text())
-        listed = ("target_layer_ids", "causal", "windows")
-        fields = raw["config"] | {name: tuple(raw["config"][name]) for name in listed}
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in raw["config"].items()
+        }
         if fields["rope_scaling"] is not None:
             fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
         vocab = None if raw["draft_vocab"] is None else np.array(raw["draft_vocab"], np.int32)
-        return DrafterConfig(**fields), vocab, raw["origin"]
+        return artifact_class(raw["origin"].get("kind")).config_class(**fields), vocab, raw["origin"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{file}: damaged ({error}); it is written again by: python -m train ... --resume") from error
 
@@ -92,12 +90,13 @@ def export(run: str | Path, out: str | Path, which: str | int = "best", how: For
     config, vocab, origin = read_description(run)
     how = dataclasses.replace(how, dtype=how.dtype or "float32")
     check_out(out, how)
+    kind = artifact_class(origin.get("kind"))
     if how.plain:
-        plain_config(config, run)  # refused before anything is read
+        kind(config, {}, vocab, origin).plain(run)  # refused before anything is read
     params, metadata, step = load_params(run / "checkpoints", which)
     acceptance = metadata.get("acceptance")  # of these parameters, if they were measured
     origin |= {"step": step} | ({} if acceptance is None else {"heldout_acceptance": _prior(acceptance)})
-    artifact = write(Artifact(config, drafter_weights(params), vocab, origin), out, how, run)
+    artifact = write(kind(config, drafter_weights(params), vocab, origin), out, how, run)
     if how.kind == "dflash":
         write_atomic(out / "README.md", card(run, out, dtype=str(how.dtype), acceptance=acceptance))
     size = sum(np.asarray(value).size for value in _leaves(artifact.weights))
@@ -121,7 +120,7 @@ def convert(drafter: Path, out: Path, how: Form) -> None:
         if out.resolve() != drafter.resolve():
             write_atomic(new, old.read_text(encoding="utf-8"))
     elif how.kind == "dflash":
-        write_atomic(new, bare_card(drafter, out, written.config, written.origin, str(how.dtype)))
+        write_atomic(new, bare_card(drafter, out, written, str(how.dtype)))
     say(f"export: {drafter} -> {out}")
 
 
@@ -134,8 +133,7 @@ def write(artifact: Artifact, out: Path, how: Form, where: Path) -> Artifact:
     if not all(np.isfinite(value).all() for value in _leaves(artifact.weights)):
         raise UserError(f"{where}: a weight of this drafter is not finite; export another checkpoint")
     if how.plain:
-        config = plain_config(artifact.config, where)
-        artifact = dataclasses.replace(artifact, config=config, draft_vocab=None)
+        artifact = artifact.plain(where)
     if how.kind == "gguf":
         write_gguf(artifact, how.target or _embedded_target(artifact, out), out, how.dtype or "float32")
     elif how.kind == "orbax":
@@ -184,9 +182,10 @@ def read_drafter(path: Path) -> Artifact:
     tree = dict(read_tree(path / "params"))
     vocab = tree.pop("draft_vocab_ids", None)
     vocab = None if vocab is None else np.asarray(vocab)
-    if any("gate" not in layer for layer in tree["layers"].values()):
+    if any("gate" not in layer for layer in tree.get("layers", {}).values()):
         raise UserError(f"{path}: exported in an earlier layout (there is no layers/<i>/gate); export it again")
-    return Artifact(parse_config(raw, path), drafter_weights({"drafter": tree}), vocab, origin_of(raw, path))
+    kind = artifact_class(kind_of(raw, path))
+    return kind(kind.parse(raw, path), drafter_weights({"drafter": tree}), vocab, origin_of(raw, path))
 
 
 def write_orbax(artifact: Artifact, out: Path) -> None:
@@ -197,30 +196,16 @@ def write_orbax(artifact: Artifact, out: Path) -> None:
     """
     from train.checkpoint import write_tree
 
-    layers = {str(index): layer for index, layer in enumerate(artifact.weights["layers"])}
-    tree = {**artifact.weights, "layers": layers}
+    tree = dict(artifact.weights)
+    if "layers" in tree:
+        tree["layers"] = {str(index): layer for index, layer in enumerate(tree["layers"])}
     if artifact.draft_vocab is not None:
         tree["draft_vocab_ids"] = np.asarray(artifact.draft_vocab, np.int32)
     config = out / "config.json"
     with replacing(config) as described:  # as `write_artifact`: never one's parameters under the other's description
-        described.write_text(json.dumps(config_json(artifact.config, artifact.origin, "float32"), indent=1) + "\n")
+        described.write_text(json.dumps(artifact.described("float32"), indent=1) + "\n")
         config.unlink(missing_ok=True)
         write_tree(tree, out / "params")
-
-
-def plain_config(config: DrafterConfig, run: Path) -> DrafterConfig:
-    """`config` as plain DFlash computes it.
-
-    Raises:
-      UserError: it has parts whose absence would change the drafts it was trained to make.
-    """
-    held = [f"drafter.{name} ({what})" for name, what in beyond_plain(config).items() if name != "draft_vocab_size"]
-    if held:
-        raise UserError(
-            f"{run}: --plain: the drafter was trained with {', '.join(held)}, which plain DFlash loaders do not "
-            "compute; train without, or export it under its own architecture name (leave --plain out)"
-        )
-    return dataclasses.replace(config, draft_vocab_size=None)
 
 
 def _prior(acceptance: Mapping[str, Any], least: int = 30) -> list[float]:
@@ -231,8 +216,9 @@ def _prior(acceptance: Mapping[str, Any], least: int = 30) -> list[float]:
 def drafter_weights(params: Mapping[str, Any]) -> dict[str, Any]:
     """A checkpoint's parameters in the layout `Drafter` takes: layers as a list."""
     weights = dict(params["drafter"])
-    layers = weights["layers"]
-    weights["layers"] = [dict(layers[key]) for key in sorted(layers, key=int)]
+    if "layers" in weights:
+        layers = weights["layers"]
+        weights["layers"] = [dict(layers[key]) for key in sorted(layers, key=int)]
     return weights
 
 

@@ -30,7 +30,6 @@ from configs.errors import UserError
 from configs.files import held, write_atomic
 from configs.provenance import provenance
 from configs.schema import Batches, Recipe
-from models.drafters.dflash import DrafterConfig
 from models.sharding import make_mesh
 from models.sources import load_target
 from models.target import Target, TargetConfig
@@ -54,7 +53,7 @@ class Assembly:
     target_fingerprint: str
 
     @property
-    def config(self) -> DrafterConfig:
+    def config(self) -> Any:
         return self.trainee.drafter.config
 
     def rows(self, split: str, section: Batches) -> RowSource:
@@ -197,12 +196,8 @@ def identity_of(recipe: Recipe, assembly: Assembly) -> dict[str, Any]:
         "width": config.width,
         "taps": list(config.target_layer_ids),
         "num_layers": config.num_layers,
-        "causal": config.causal,
-        "windows": config.windows,
-        "mask_token_id": config.mask_token_id,
         "draft_vocab_size": config.draft_vocab_size,
-        "markov_rank": config.markov_rank,
-        "markov_size": config.markov_size,
+        **{name: getattr(config, name) for name in config.identity},
         "responses": assembly.prepared.responses.name,
         "batches": recipe.to_dict()["batches"],
         "loss": {name: getattr(recipe.loss, name) for name in ("weighting", "gamma", "ce", "kl", "tv")},

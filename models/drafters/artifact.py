@@ -23,9 +23,9 @@ refused by name.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,15 @@ import numpy as np
 from configs.errors import UserError
 from configs.files import replacing
 from configs.paths import read_object
-from models.drafters.artifact_config import config_json, origin_of, parse_config, read_config
+from models.drafters.artifact_config import (
+    KIND,
+    beyond_plain,
+    config_json,
+    origin_of,
+    parse_config,
+    plain_config,
+    read_config,
+)
 from models.drafters.dflash import Drafter, DrafterConfig
 from models.drafters.dflash_kind import DFlash
 from models.sharding import constrain, shard
@@ -52,26 +60,85 @@ _NORMS = {
 
 @dataclasses.dataclass(frozen=True)
 class Artifact:
-    """A drafter on disk: its shape, its weights in our layout (float32), its draft vocabulary, where it comes from."""
+    """A drafter on disk: its shape, its weights in our layout (float32), its draft vocabulary, where it comes from.
 
-    config: DrafterConfig
+    A DFlash drafter; other kinds override what is theirs (`artifact_class`).
+    """
+
+    kind: ClassVar[str] = KIND
+    title: ClassVar[str] = "DFlash"
+    owns: ClassVar[str] = "neither its embedding nor its LM head"
+    config_class: ClassVar[type] = DrafterConfig
+    parse: ClassVar[Callable[[Mapping[str, Any], Path], Any]] = staticmethod(parse_config)
+
+    config: Any
     weights: dict[str, Any]
     draft_vocab: np.ndarray | None
     origin: dict[str, Any]
 
-    def drafter(self, dtype: str, mesh: jax.sharding.Mesh | None = None) -> Drafter:
+    @classmethod
+    def read(cls, raw: Mapping[str, Any], path: Path) -> "Artifact":
+        """That of config.json's content and the tensors beside it."""
+        config, tensors = cls.parse(raw, path), read_tensors(path)
+        draft_vocab = pop_vocabulary(config, tensors, path)
+        return cls(config, _from_tensors(config, tensors, path), draft_vocab, origin_of(raw, path))
+
+    def drafter(self, dtype: str, mesh: jax.sharding.Mesh | None = None) -> Any:
         """The network on `mesh`, computing in `dtype`, which its weights are kept in: a step need not cast them."""
         weights = jax.tree.map(lambda weight: weight.astype(dtype), self.weights)
         drafter = Drafter(self.config, weights, dtype, mesh)
         shard(drafter, mesh)
         return drafter
 
-    def bound(self, target: Target) -> DFlash:
+    def bound(self, target: Target) -> Any:
         """The drafter for `target`, in its type, on its mesh."""
         vocab = None if self.draft_vocab is None else jnp.asarray(self.draft_vocab, jnp.int32)
         head = target.head if vocab is None else target.head[vocab]
         head = constrain(head, target.mesh, *AXES["head"])
         return DFlash(self.drafter(str(target.dtype), target.mesh), head, vocab)
+
+    def described(self, dtype: str) -> dict[str, Any]:
+        """Its config.json, the tensors being in `dtype`."""
+        return config_json(self.config, self.origin, dtype)
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Its weights as they lie on disk, by their public names."""
+        return to_tensors(self)
+
+    def vocabulary(self) -> dict[str, np.ndarray]:
+        """The tensors that hold its draft vocabulary."""
+        return {} if self.draft_vocab is None else vocabulary_maps(self.draft_vocab, self.config.vocab_size)
+
+    def beyond_plain(self) -> dict[str, str]:
+        """What code for the public kind does not compute of it, in words, by the recipe's field."""
+        return beyond_plain(self.config)
+
+    def plain(self, where: Path) -> "Artifact":
+        """The same as code for the public kind computes it; UserError where that would be another drafter."""
+        return dataclasses.replace(self, config=plain_config(self.config, where), draft_vocab=None)
+
+    def misfits(self, target: Target) -> list[str]:
+        """What beside its shape keeps it from drafting for `target`."""
+        return []
+
+    def traits(self) -> dict[str, Any]:
+        """What sets it apart from others of its size, for people."""
+        config = self.config
+        attention = dict.fromkeys("causal" if causal else "bidirectional" for causal in config.causal)
+        return {
+            "draft vocabulary": config.draft_vocab_size or config.vocab_size,
+            "Markov head": f"rank {config.markov_rank}" if config.markov_rank else "none",
+            "MLP head": config.markov_size or "none",
+            "in-block attention": ", ".join(attention),
+        }
+
+    def details(self) -> dict[str, Any]:
+        """The rest of its shape, for people."""
+        windows = self.config.windows
+        return {
+            "mask token": self.config.mask_token_id,
+            "windows": ", ".join(map(str, windows)) if any(windows) else "none",
+        }
 
     @property
     def chat_template_args(self) -> dict[str, Any]:
@@ -86,7 +153,7 @@ class Artifact:
     def digest(self) -> str:
         """Names this drafter: its shape and every weight's value, in whatever type they lie on disk."""
         digest = hashlib.sha256(self.shape_digest().encode())
-        for name, value in sorted(to_tensors(self).items()):
+        for name, value in sorted(self.tensors().items()):
             digest.update(name.encode() + np.ascontiguousarray(value, np.float32).tobytes())
         if self.draft_vocab is not None:
             digest.update(np.asarray(self.draft_vocab, np.int32).tobytes())
@@ -109,12 +176,11 @@ def write_artifact(artifact: Artifact, path: Path, dtype: str = "float32") -> No
     from safetensors.numpy import save_file
 
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
-    tensors = {name: np.ascontiguousarray(value, kind) for name, value in to_tensors(artifact).items()}
-    if artifact.draft_vocab is not None:
-        tensors |= vocabulary_maps(artifact.draft_vocab, artifact.config.vocab_size)
+    tensors = {name: np.ascontiguousarray(value, kind) for name, value in artifact.tensors().items()}
+    tensors |= artifact.vocabulary()
     config = path / CONFIG
     with replacing(config) as described, replacing(path / "model.safetensors") as weights:
-        described.write_text(json.dumps(config_json(artifact.config, artifact.origin, dtype), indent=2) + "\n")
+        described.write_text(json.dumps(artifact.described(dtype), indent=2) + "\n")
         save_file(tensors, weights, metadata={"format": "pt"})
         config.unlink(missing_ok=True)  # here the weights take their place, then the config
 
@@ -132,11 +198,21 @@ def read_artifact(path: Path) -> Artifact:
         file.
     """
     raw = read_config(path)
-    config = parse_config(raw, path)
-    tensors = _read_tensors(path)
-    draft_vocab = _pop_vocabulary(config, tensors, path)
-    weights = _from_tensors(config, tensors, path)
-    return Artifact(config, weights, draft_vocab, origin_of(raw, path))
+    return artifact_class(kind_of(raw, path)).read(raw, path)
+
+
+def artifact_class(kind: str | None) -> type[Artifact]:
+    """The artifact of a kind of drafter; a kind that is not known is refused when it is read."""
+    from models.drafters.eagle3_artifact import Eagle3Artifact
+
+    return Eagle3Artifact if kind == Eagle3Artifact.kind else Artifact
+
+
+def kind_of(raw: Mapping[str, Any], path: Path) -> str:
+    """The kind a config.json names, or the one its architecture is of."""
+    named = origin_of(raw, path).get("kind")
+    eagle3 = any("Eagle3" in str(name) for name in raw.get("architectures") or [])
+    return str(named or ("eagle3" if eagle3 or raw.get("speculators_model_type") == "eagle3" else KIND))
 
 
 def vocabulary_maps(draft_vocab: np.ndarray, vocab_size: int) -> dict[str, np.ndarray]:
@@ -145,7 +221,7 @@ def vocabulary_maps(draft_vocab: np.ndarray, vocab_size: int) -> dict[str, np.nd
     return {"d2t": ids - np.arange(len(ids)), "t2d": np.isin(np.arange(vocab_size), ids)}
 
 
-def _pop_vocabulary(config: DrafterConfig, tensors: dict[str, np.ndarray], path: Path) -> np.ndarray | None:
+def pop_vocabulary(config: Any, tensors: dict[str, np.ndarray], path: Path) -> np.ndarray | None:
     """The draft vocabulary's token ids, by whichever map is there."""
     size, ids, offsets, kept = (
         config.draft_vocab_size,
@@ -171,7 +247,7 @@ def check_fit(artifact: Artifact, target: Target, path: Path) -> None:
         ("hidden size", config.target_hidden_size, shape.hidden_size),
         ("drafter hidden size", config.hidden_size, shape.hidden_size),
         ("vocabulary", config.vocab_size, shape.vocab_size),
-        ("target layers", config.num_target_layers, shape.num_layers),
+        ("target layers", config.num_target_layers or shape.num_layers, shape.num_layers),
         ("weights", artifact.origin.get("target_fingerprint", target.fingerprint), target.fingerprint),
     ]
     differing = [
@@ -182,6 +258,7 @@ def check_fit(artifact: Artifact, target: Target, path: Path) -> None:
     taps = [tap for tap in config.target_layer_ids if not 0 <= tap < shape.num_layers]
     if taps:
         differing.append(f"taps: layers {taps} do not exist in {shape.name} ({shape.num_layers} layers)")
+    differing += artifact.misfits(target)
     if differing:
         raise UserError(f"{path}: this drafter was made for another target ({'; '.join(differing)}); pass that target")
 
@@ -218,20 +295,38 @@ def to_tensors(artifact: Artifact) -> dict[str, np.ndarray]:
     return out
 
 
-def _from_tensors(config: DrafterConfig, tensors: Mapping[str, np.ndarray], path: Path) -> dict[str, Any]:
-    left = dict(tensors)
-    d, f, q, kv = config.hidden_size, config.mlp_size, config.q_size, config.kv_size
+class Tensors(dict[str, np.ndarray]):
+    """The tensors of an artifact at `path`, of which those known are taken out."""
 
-    def take(name: str, *shape: int) -> np.ndarray:
-        if name not in left:
-            raise UserError(f"{path}: tensor {name} is missing; expected shape {list(shape)}")
-        value = left.pop(name)
+    def __init__(self, tensors: Mapping[str, np.ndarray], path: Path):
+        super().__init__(tensors)
+        self._path = path
+
+    def take(self, name: str, *shape: int) -> np.ndarray:
+        """That of this name and shape.
+
+        Raises:
+          UserError: it is missing, of another shape or not finite.
+        """
+        if name not in self:
+            raise UserError(f"{self._path}: tensor {name} is missing; expected shape {list(shape)}")
+        value = self.pop(name)
         if value.shape != shape:
-            raise UserError(f"{path}: tensor {name}: expected shape {list(shape)}, got {list(value.shape)}")
+            raise UserError(f"{self._path}: tensor {name}: expected shape {list(shape)}, got {list(value.shape)}")
         value = np.asarray(value, np.float32)
         if not np.isfinite(value).all():
-            raise UserError(f"{path}: tensor {name} holds NaN or infinity; export an earlier checkpoint")
+            raise UserError(f"{self._path}: tensor {name} holds NaN or infinity; export an earlier checkpoint")
         return value
+
+    def refuse_rest(self) -> None:
+        """Raises UserError for a tensor that was not taken."""
+        if self:
+            raise UserError(f"{self._path}: unknown tensor {min(self)}; this drafter has parts we do not compute")
+
+
+def _from_tensors(config: DrafterConfig, tensors: Mapping[str, np.ndarray], path: Path) -> dict[str, Any]:
+    left = Tensors(tensors, path)
+    d, f, q, kv, take = config.hidden_size, config.mlp_size, config.q_size, config.kv_size, left.take
 
     def layer(index: int) -> dict[str, Any]:
         base = f"layers.{index}"
@@ -264,8 +359,7 @@ def _from_tensors(config: DrafterConfig, tensors: Mapping[str, np.ndarray], path
     if config.markov_rank is not None:
         sizes = {"markov_w1": config.vocab_size, "markov_w2": config.draft_vocab_size or config.vocab_size}
         weights |= {name: take(f"markov_head.{name}.weight", v, config.markov_rank) for name, v in sizes.items()}
-    if left:
-        raise UserError(f"{path}: unknown tensor {sorted(left)[0]}; this drafter has parts we do not compute")
+    left.refuse_rest()
     return as_arrays(weights)
 
 
@@ -275,7 +369,7 @@ def as_arrays(tree: Any) -> Any:
     return [as_arrays(value) for value in tree] if isinstance(tree, list) else jnp.asarray(tree)
 
 
-def _read_tensors(path: Path) -> dict[str, np.ndarray]:
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """All tensors of a directory, from one file or from the shards its index names, without a `model.` prefix."""
     index = path / "model.safetensors.index.json"
     files = sorted(set(read_object(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]

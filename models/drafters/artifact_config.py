@@ -22,6 +22,21 @@ def beyond_plain(config: DrafterConfig) -> dict[str, str]:
     return held
 
 
+def plain_config(config: DrafterConfig, where: Path) -> DrafterConfig:
+    """`config` as plain DFlash computes it.
+
+    Raises:
+      UserError: it has parts whose absence would change the drafts it was trained to make.
+    """
+    held = [f"drafter.{name} ({what})" for name, what in beyond_plain(config).items() if name != "draft_vocab_size"]
+    if held:
+        raise UserError(
+            f"{where}: --plain: the drafter was trained with {', '.join(held)}, which plain DFlash loaders do not "
+            "compute; train without, or export it under its own architecture name (leave --plain out)"
+        )
+    return dataclasses.replace(config, draft_vocab_size=None)
+
+
 def _plain_causal(windows: tuple[int | None, ...]) -> tuple[bool, ...]:
     """In-block attention of plain DFlash: causal in layers with a window."""
     return tuple(window is not None for window in windows)
@@ -31,8 +46,6 @@ def config_json(config: DrafterConfig, origin: Mapping[str, Any], dtype: str) ->
     """The config.json of a drafter that comes from `origin`, its tensors being in `dtype`."""
     own = beyond_plain(config)
     dflash = {"mask_token_id": config.mask_token_id, "target_layer_ids": list(config.target_layer_ids)}
-    scaling = config.rope_scaling
-    rope = {"rope_type": "llama3", **dataclasses.asdict(scaling)} if scaling else None
     out = {
         "architectures": [OWN if own else PLAIN],
         "model_type": "qwen3",
@@ -48,9 +61,7 @@ def config_json(config: DrafterConfig, origin: Mapping[str, Any], dtype: str) ->
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
         "rms_norm_eps": config.rms_eps,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": rope,
-        "rope_parameters": {"rope_theta": config.rope_theta, **(rope or {"rope_type": "default"})},
+        **rope_of(config.rope_theta, config.rope_scaling),
         "hidden_act": "silu",
         "attention_bias": False,
         "attention_dropout": 0.0,
@@ -78,7 +89,7 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> DrafterConfig:
     """The shape a config.json describes; refuses, by name, every field that we do not honour."""
     where, kind = f"{path}/config.json", origin_of(raw, path).get("kind", KIND)
     if kind != KIND:
-        raise UserError(f"{where}: a drafter of kind {kind!r}; expected {KIND!r}, the one that decodes here")
+        raise UserError(f"{where}: a drafter of kind {kind!r}; expected dflash or eagle3, which decode here")
     architecture = (raw.get("architectures") or [None])[0]
     if architecture not in (PLAIN, OWN):
         raise UserError(f"{where}: architectures {architecture!r}; expected a drafter ({PLAIN} or {OWN})")
@@ -100,11 +111,10 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> DrafterConfig:
     for name, harmless in _ONLY_HARMLESS.items():
         if raw.get(name, harmless) not in (harmless, None):
             raise UserError(f"{where}: {name}={raw[name]!r} is not supported; expected {harmless!r}")
-    rope = raw.get("rope_parameters") or {}
-    scaling = raw.get("rope_scaling") or (rope if rope.get("rope_type", "default") != "default" else None)
     causal = raw.get("is_causal")
     try:
         windows = _windows(raw, where)
+        theta, scaling = rope_scaling_of(raw, where)
         return DrafterConfig(
             width=dflash["block_size"],
             num_layers=raw["num_hidden_layers"],
@@ -117,8 +127,8 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> DrafterConfig:
             head_dim=raw["head_dim"],
             mlp_size=raw["intermediate_size"],
             rms_eps=raw["rms_norm_eps"],
-            rope_theta=float(raw["rope_theta"] if "rope_theta" in raw else rope["rope_theta"]),
-            rope_scaling=_rope_scaling(scaling, where),
+            rope_theta=theta,
+            rope_scaling=scaling,
             max_positions=raw["max_position_embeddings"],
             vocab_size=raw["vocab_size"],
             tied_head=raw.get("tie_word_embeddings", False),
@@ -192,13 +202,27 @@ def _windows(raw: Mapping[str, Any], where: str) -> tuple[int | None, ...]:
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 
-def _rope_scaling(raw: Mapping[str, Any] | None, where: str) -> RopeScaling | None:
-    if not raw:
-        return None
-    if raw.get("rope_type") != "llama3":
-        raise UserError(f"{where}: rope_scaling {raw.get('rope_type')!r} is not supported; expected llama3 or none")
-    fields = [field.name for field in dataclasses.fields(RopeScaling)]
-    return RopeScaling(**{name: raw[name] for name in fields})
+def rope_of(theta: float, scaling: RopeScaling | None) -> dict[str, Any]:
+    """The fields that say how positions rotate, in both spellings."""
+    rope = {"rope_type": "llama3", **dataclasses.asdict(scaling)} if scaling else None
+    return {
+        "rope_theta": theta,
+        "rope_scaling": rope,
+        "rope_parameters": {"rope_theta": theta, **(rope or {"rope_type": "default"})},
+    }
+
+
+def rope_scaling_of(raw: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | None]:
+    """Theta and scaling from the fields of either spelling; KeyError where there is no theta."""
+    rope = raw.get("rope_parameters") or {}
+    scaling = raw.get("rope_scaling") or (rope if rope.get("rope_type", "default") != "default" else None)
+    theta = float(raw["rope_theta"] if "rope_theta" in raw else rope["rope_theta"])
+    if not scaling:
+        return theta, None
+    if scaling.get("rope_type") != "llama3":
+        kind = scaling.get("rope_type")
+        raise UserError(f"{where}: rope_scaling {kind!r} is not supported; expected llama3 or none")
+    return theta, RopeScaling(**{field.name: scaling[field.name] for field in dataclasses.fields(RopeScaling)})
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -214,4 +238,5 @@ def is_drafter(path: Path) -> bool:
     if not (path / "config.json").is_file():
         return False
     raw = read_config(path)
-    return "dflash_config" in raw or any("Draft" in name for name in raw.get("architectures") or [])
+    names = raw.get("architectures") or []
+    return "dflash_config" in raw or any("Draft" in name or "Eagle3" in name for name in names)

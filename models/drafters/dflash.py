@@ -12,7 +12,7 @@ adds `W2 @ W1[token before]` to each slot's logits: a matrix [Vd, V] of rank R, 
 
 import dataclasses
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,14 @@ from models.target import Target
 @dataclasses.dataclass(frozen=True)
 class DrafterConfig:
     """The architecture of a drafter and what it is bound to in its target."""
+
+    identity: ClassVar = (
+        "causal",
+        "windows",
+        "mask_token_id",
+        "markov_rank",
+        "markov_size",
+    )  # see `train.run.identity_of`
 
     width: int
     num_layers: int

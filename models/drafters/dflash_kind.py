@@ -94,7 +94,7 @@ class DFlash:
         key: Key[Array, " B"],
         speculation: Speculation,
     ) -> tuple[Int[Array, "B W1"], Float[Array, "B W1 V"] | None]:
-        """Slot after slot, each given the token before it where the network has a head for that; q where it was drawn."""
+        """Slot after slot, given the token before it where the network has a head for that; q where it was drawn."""
         states = self._states(hidden)
         if not (self.network.markov or self.network.markov_w2 or speculation.draws):
             return self._token_ids(jnp.argmax(states, axis=-1)), None

@@ -20,7 +20,7 @@ from configs.schema import Recipe
 from models import layers
 from models.attention import Blocks, Kernel, Packed
 from models.cache import Slots
-from models.drafters.dflash import Drafter, DrafterConfig, block_tokens
+from models.drafters.dflash import DrafterConfig, block_tokens
 from models.layers import Frozen
 from models.sharding import constrain, looked_up
 from models.target import AXES, Target, packed_features
@@ -45,13 +45,18 @@ class LossSettings:
     def taught(self) -> bool:
         return self.kl + self.tv > 0
 
+    @staticmethod
+    def of_hits(head_chunk: int) -> "LossSettings":
+        """Where only the hits are looked at."""
+        return LossSettings("decay", gamma=1.0, ce=1.0, kl=0.0, tv=0.0, head_chunk=head_chunk, remat=False)
+
 
 class Trainee(nnx.Module):
     """The drafter with what it borrows from the target, frozen: embedding, LM head, the target itself when online."""
 
     def __init__(
         self,
-        drafter: Drafter,
+        drafter: Any,  # a network, whatever its kind
         target: Target,
         draft_vocab: np.ndarray | None,
         *,
@@ -116,8 +121,7 @@ def leading_hits(
     """How many slots from the first on would draft the response's own token."""
     labels = slot_labels(batch, anchors, trainee.width)
     states = slot_states(trainee, batch, anchors, labels, context=context)
-    settings = LossSettings("decay", gamma=1.0, ce=1.0, kl=0.0, tv=0.0, head_chunk=head_chunk, remat=False)
-    hit = slot_loss(trainee, states, labels, None, settings)[2]
+    hit = slot_loss(trainee, states, labels, None, LossSettings.of_hits(head_chunk))[2]
     return jnp.cumprod(hit, axis=-1).sum(axis=-1)
 
 
@@ -136,7 +140,7 @@ def block_loss(
         loss, hard, hit = slot_loss(trainee, states, labels, teacher, settings)
         total = total + loss
         blocks += anchors.size
-        scalars |= _scalars(width, hard, hit, labels >= 0)
+        scalars |= slot_scalars(width, hard, hit, labels >= 0)
     return total / blocks, scalars | {"loss": total / blocks}
 
 
@@ -378,7 +382,7 @@ def _head_backward(
 head_loss.defvjp(_head_forward, _head_backward)
 
 
-def _scalars(width: int, loss: Array, hit: Array, valid: Array) -> dict[str, Array]:
+def slot_scalars(width: int, loss: Array, hit: Array, valid: Array) -> dict[str, Array]:
     """Accuracy at the first slot, and tau of teacher-forced blocks: 1 + the mean number of leading hits."""
     leading = jnp.cumprod(hit, axis=-1).sum(axis=-1)
     first = jnp.maximum(valid[..., 0].sum(), 1)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs.errors import UserError
-from configs.schema import Recipe
+from configs.schema import DFlash, Recipe
 from models.drafters.artifact import check_fit, read_artifact
 from models.drafters.dflash import Drafter, DrafterConfig, markov_weights, random_weights, target_weights
 from models.target import Target
@@ -20,6 +20,7 @@ from pipelines.prepare import taps_of
 def drafter_config(recipe: Recipe, target: Target, tokenizer: Tokenizer) -> DrafterConfig:
     """The drafter's architecture: the target's own layer shape, the recipe's depth, width, taps and options."""
     section, shape = recipe.drafter, target.config
+    assert isinstance(section, DFlash)
     mask = tokenizer.unused_token_id(shape) if section.mask_token_id is None else section.mask_token_id
     if not 0 <= mask < shape.vocab_size:
         raise UserError(f"drafter.mask_token_id: expected 0 to {shape.vocab_size - 1} ({shape.name}), got {mask}")
