@@ -8,7 +8,7 @@ the response, or whose token the draft vocabulary lacks, weigh nothing.
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
