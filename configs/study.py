@@ -27,7 +27,7 @@ Numbers = Annotated[tuple[int, ...], Field(min_length=1), BeforeValidator(_from_
 class Study:
     base: str = Field(min_length=1)  # the recipe every variant starts from
     overrides: Words  # section.field=value, of all variants
-    variants: dict[str, Words] = Field(min_length=1)  # name -> further overrides; the first is what others are held to
+    variants: dict[str, Words] = Field(min_length=1)  # name -> further ones, or base=FILE; the first is compared with
     seeds: Numbers  # run.seed of the trainings of every variant
     positions: int | None = Field(ge=1)  # supervised slots each training sees, which sets train.steps; null: as it says
     tasks: Words = Field(min_length=1)  # shipped names, names in task_dir, jsonl files
@@ -43,9 +43,12 @@ class Study:
           UserError: a recipe cannot be used, or two are of different targets or data directories.
         """
         found = {}
-        for variant, changes in self.variants.items():
+        for variant, words in self.variants.items():
+            bases = [word.removeprefix("base=") for word in words if word.startswith("base=")]
+            changes = [word for word in words if not word.startswith("base=")]
+            recipe = load_recipe([self.base, *bases][-1], [*self.overrides, *changes, *overrides])
             for seed in self.seeds:
-                recipe, name = load_recipe(self.base, [*self.overrides, *changes, *overrides]), f"{variant}.{seed}"
+                name = f"{variant}.{seed}"
                 run = dataclasses.replace(recipe.run, name=name, dir=str(out / name / "run"), seed=seed)
                 found[variant, seed] = dataclasses.replace(recipe, run=run)
         first = next(iter(found.values()))
