@@ -41,7 +41,7 @@ BENCH_TASKS ?= $(if $(TASK_DIR),gsm8k$(,)humaneval$(,)mt-bench$(,)alpaca-eval$(,
 BENCH_PYTHON = $(if $(wildcard $(PEERS_VENV)/.peers),$(PEERS_VENV),$(VENV))/bin/python
 BENCH_FLAGS := --target smollm2-135m --drafter $(DRAFTER) --tasks $(BENCH_TASKS) $(if $(TASK_DIR),--task-dir $(TASK_DIR))
 
-.PHONY: help setup test test-slow test-peers demo bench-train bench-data bench-decode bench-peers lint types clean
+.PHONY: help setup test test-slow test-peers demo bench-train bench-data bench-decode bench-trees bench-peers lint types clean
 
 help:
 	@echo "make setup         the environment in $(VENV)"
@@ -52,6 +52,7 @@ help:
 	@echo "make bench-data    speed and memory of writing, packing and reading 200,000 responses"
 	@echo "make bench-decode  speed of the decoder, part by part and per task, with DRAFTER=$(DRAFTER)"
 	@echo "                   (beside llama.cpp too, once make bench-peers has made $(PEERS_VENV))"
+	@echo "make bench-trees   draft trees beside chains from the same blocks, per step and in whole answers"
 	@echo "make bench-peers   beside z-lab's decoder and speculators' training step, in PyTorch (in $(PEERS_VENV))"
 	@echo "make lint          ruff                     (types: pyright)"
 	@echo "make clean         remove $(VENV) and caches; runs/ and exports/ stay"
@@ -116,6 +117,10 @@ bench-data: setup
 bench-decode: $(DRAFTER) setup
 	@echo "bench-decode: close other work first; this times the machine"
 	$(BENCH_PYTHON) -m serve.bench $(BENCH_FLAGS)
+
+bench-trees: $(DRAFTER) setup
+	@echo "bench-trees: close other work first; this times the machine"
+	$(BIN)/python -m serve.bench_trees $(BENCH_FLAGS)
 
 # Training and serving do not import each other: each measures and prints {"peers": {...}}, the last line holds both.
 bench-peers: $(DRAFTER) $(PEERS_VENV)/.peers

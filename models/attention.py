@@ -86,26 +86,27 @@ class Tree:
 
     @property
     def positions(self) -> Int[Array, "B T"]:
-        return self.root[:, None] + self.ancestors().sum(axis=-1, dtype=jnp.int32) - 1
+        return self.root[:, None] + ancestors(self.parents).sum(axis=-1, dtype=jnp.int32) - 1
 
     @property
     def reach(self) -> Int[Array, ""]:
         return self.root.max() + self.parents.shape[1] + 1
 
-    def ancestors(self) -> Bool[Array, "B T T"]:
-        """Which nodes are which node's ancestors or itself: paths of up to 1, 2, 4, ... steps."""
-        size = self.parents.shape[1] + 1
-        above = jnp.pad(self.parents, ((0, 0), (1, 0)))[..., None] == jnp.arange(size)
-        seen = above | jnp.eye(size, dtype=bool)
-        for _ in range((size - 1).bit_length()):
-            seen = (seen[..., None] & seen[..., None, :, :]).any(axis=-2)
-        return seen
-
     def mask(self, places: Int[Array, " C"]) -> Bool[Array, "B T C"]:
         size = self.parents.shape[1] + 1
         node = places - self.root[:, None]
-        seen = jnp.take_along_axis(self.ancestors(), jnp.clip(node, 0, size - 1)[:, None], axis=2)
+        seen = jnp.take_along_axis(ancestors(self.parents), jnp.clip(node, 0, size - 1)[:, None], axis=2)
         return (node < 0)[:, None] | (seen & (node < size)[:, None])
+
+
+def ancestors(parents: Int[Array, "B N"]) -> Bool[Array, "B T T"]:
+    """Which of an anchor and N nodes are which one's ancestors or itself: paths of up to 1, 2, 4, ... steps."""
+    size = parents.shape[1] + 1
+    above = jnp.pad(parents, ((0, 0), (1, 0)))[..., None] == jnp.arange(size)
+    seen = above | jnp.eye(size, dtype=bool)
+    for _ in range((size - 1).bit_length()):
+        seen = (seen[..., None] & seen[..., None, :, :]).any(axis=-2)
+    return seen
 
 
 @struct.dataclass

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from models.attention import ancestors
 from models.sampling import GREEDY, Sampling
 
 
@@ -57,18 +58,13 @@ def verify_greedy(
         agreed = jnp.cumprod(drafts == choices[:, :-1], axis=1)
         return Verdict(agreed.sum(axis=1), choices, None)
 
-    def row(drafts: Array, choices: Array, parents: Array) -> Verdict:
-        def consider(at: Array, node: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-            token, parent, slot = node
-            kept = (parent == at) & (token == choices[at])
-            return jnp.where(kept, slot, at), kept
-
-        slots = jnp.arange(1, len(drafts) + 1)
-        _, kept = jax.lax.scan(consider, jnp.int32(0), (drafts, parents, slots))
-        path = _path(kept)
-        return Verdict(kept.sum(), choices[path], path)
-
-    return jax.vmap(row)(drafts, choices, parents)
+    said = drafts == jnp.take_along_axis(choices, parents, axis=1)
+    twins = (drafts[:, :, None] == drafts[:, None]) & (parents[:, :, None] == parents[:, None])
+    first = ~jnp.tril(twins, -1).any(axis=-1)  # of siblings with the same token
+    branch = ancestors(parents)[:, 1:, 1:]
+    kept = ((said & first)[:, None] | ~branch).all(axis=-1)
+    path = jax.vmap(_path)(kept)
+    return Verdict(kept.sum(axis=1), jnp.take_along_axis(choices, path, axis=1), path)
 
 
 def verify_tokens(

@@ -1,6 +1,6 @@
 """python -m serve.bench_trees: what draft trees gain over chains from the same blocks.
 
-A table, and as the last line one JSON object with, for each way of drafting ("chain W", "tree N of W"),
+A table, and as the last line one JSON object with, for each way of drafting ("chain, width 8", "tree of 16, width 8"),
 
     tau      tokens committed per verify step, the bonus token included
     step_ms  milliseconds of a step, drafting and verification
@@ -59,7 +59,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     known = {"prior": artifact.acceptance, "cost": Cost(1.0, {}, {})}  # nothing is chosen here
     known["capacity"] = context_capacity(tokens, max(draft.widest for draft in drafts))
     ways = {
-        f"{draft.name.replace('drafter', 'chain')} of {draft.width}": Evaluator(
+        f"{draft.name.replace('drafter', 'chain')}, width {draft.width}": Evaluator(
             engine, tokenizer, options.max_new_tokens, draft=draft, **known
         )
         for draft in drafts

@@ -69,7 +69,6 @@ DRAFTS = {f"width {width}": Draft("drafter", width) for width in (1, 2, 3, 6)} |
     "n-gram": Draft("ngram", 4),
     "copying": Draft("drafter", 3, copy=6),
     "copying, undrafted": Draft("drafter", 1, copy=4),
-    "copying, tree": Draft("drafter", 4, copy=6, tree=8),
 }
 
 

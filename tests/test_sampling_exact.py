@@ -37,7 +37,6 @@ CASES = {
     "deterministic": (4, Speculation(WARM, deterministic=True)),
     "deterministic, block, top-p": (3, Speculation(NUCLEUS, deterministic=True, block=True)),
     "n-gram": ("ngram", Speculation(WARM)),
-    "tree": ("tree", Speculation(WARM)),
     "undrafted": (1, Speculation(NUCLEUS)),
 }
 

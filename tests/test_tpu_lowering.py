@@ -67,6 +67,7 @@ CASES = {
     "deterministic": (Draft("drafter", 6), Speculation(SAMPLED, deterministic=True)),
     "n-gram": (Draft("ngram", 6), Speculation(SAMPLED)),
     "copying": (Draft("drafter", 6, copy=3), Speculation(SAMPLED)),
+    "tree": (Draft("drafter", 6, copy=3, tree=8), Speculation(SAMPLED)),
 }
 
 

@@ -11,7 +11,7 @@ from models.decode import Engine, make_engine, prefill, segment
 from models.drafters import SINGLE, Draft, Proposal
 from models.sampling import Sampling
 from models.verify import GREEDILY, Speculation, verify_greedy, verify_tokens
-from tests.test_decoder_lossless import PROMPTS, outputs, padded, plain
+from tests.test_decoder_lossless import PROMPTS, outputs, padded, plain, speculate
 from tests.test_sampling_exact import (
     PROMPT,
     ROWS,
@@ -86,6 +86,19 @@ def test_the_greedy_text(page: int | None):
             ours, expected = grown.slots(jnp.tile(places, (len(prompts), 1))), new.slots(places)
             for mine, other in zip((*ours.keys, *ours.values), (*expected.keys, *expected.values), strict=True):
                 assert np.abs(np.asarray(mine[row] - other[0])).max() <= 1e-5, "what was accepted lies side by side"
+
+
+@pytest.mark.parametrize(("head", "page"), [({"markov_rank": 8}, 5), ({"markov_size": 24}, None)])
+def test_the_greedy_text_from_drafted_trees(head: dict[str, int], page: int | None):
+    """Trees that a drafter of random weights makes of its blocks, beside rows that copy, and alone."""
+    target = make_target(vocab_size=11, eos_ids=(2,))
+    engine = make_engine(target, make_artifact(vocab_size=11, mask_token_id=10, **head))
+    prompts = [[token % 11 for token in prompt] for prompt in PROMPTS]
+    expected, draft = plain(target, prompts), Draft("drafter", 4, copy=6, tree=8)
+    state = speculate(engine, prompts, draft, page=page)
+    assert outputs(state, prompts) == expected
+    assert int(state.rows.num_steps.sum()) < sum(map(len, expected)) / 1.3, "nodes are accepted"
+    assert outputs(speculate(engine, prompts[:1], draft, page=page), prompts[:1]) == expected[:1]
 
 
 @pytest.mark.parametrize(("sampling", "page"), [(Sampling(1.0), None), (Sampling(1.3, top_k=3), 3)])
