@@ -11,7 +11,7 @@ import pytest
 from models.drafters.artifact import write_artifact
 from models.layers import RopeScaling
 from tests import test_sources_gguf
-from tests.tiny import make_artifact
+from tests.tiny import make_artifact, make_eagle3
 from train.__main__ import main
 
 FITTING = {
@@ -114,20 +114,20 @@ def test_what_is_in_it(target: Path, tmp_path: Path, dtype: str):
 
 
 REFUSED = {
-    "MLP head": {"markov_size": 8},
-    "RoPE scaling": {"rope_scaling": SCALED},
-    "in-block attention": {"windows": (8, None), "causal": (True, False)},
-    "window narrower": {"windows": (4, 4)},
-    "vocabulary: this drafter expects 61, got 96": {"vocab_size": 61},
-    "target layers: this drafter expects 4, got 2": {"num_target_layers": 4},
-    "rows of 32": {"markov_rank": 5},
+    "MLP head": make_artifact(**FITTING, markov_size=8),
+    "RoPE scaling": make_artifact(**FITTING, rope_scaling=SCALED),
+    "in-block attention": make_artifact(**FITTING, windows=(8, None), causal=(True, False)),
+    "window narrower": make_artifact(**FITTING, windows=(4, 4)),
+    "layers of EAGLE-3": make_eagle3(),
+    "vocabulary: this drafter expects 61, got 96": make_artifact(**FITTING | {"vocab_size": 61}),
+    "target layers: this drafter expects 4, got 2": make_artifact(**FITTING | {"num_target_layers": 4}),
+    "rows of 32": make_artifact(**FITTING, markov_rank=5),
 }
 
 
 @pytest.mark.parametrize("words", REFUSED)
 def test_refusals(target: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str):
-    artifact = make_artifact(**FITTING | REFUSED[words])
-    write_artifact(artifact, tmp_path / "drafter")
+    write_artifact(REFUSED[words], tmp_path / "drafter")
     call = ["export", "--drafter", str(tmp_path / "drafter"), "--out", str(tmp_path / "out.gguf")]
     assert main([*call, "--format", "gguf", "--target", str(target), "--dtype", "q8_0"]) == 2
     said = capsys.readouterr().err.strip()
