@@ -53,7 +53,7 @@ help:
 	@echo "make bench-decode  speed of the decoder, part by part and per task, with DRAFTER=$(DRAFTER)"
 	@echo "                   (beside llama.cpp too, once make bench-peers has made $(PEERS_VENV))"
 	@echo "make bench-trees   draft trees beside chains from the same blocks, per step and in whole answers"
-	@echo "make bench-peers   beside z-lab's decoder and speculators' training step, in PyTorch (in $(PEERS_VENV))"
+	@echo "make bench-peers   beside z-lab's and llama.cpp's decoders and speculators' training step (in $(PEERS_VENV))"
 	@echo "make lint          ruff                     (types: pyright)"
 	@echo "make clean         remove $(VENV) and caches; runs/ and exports/ stay"
 

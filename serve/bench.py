@@ -83,12 +83,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def beside_llama_cpp(target: str, prompts: Sequence[Sequence[int]], evaluator: Any) -> dict[str, Any] | None:
     """Our plain loop and llama.cpp on the target's GGUF file in turn; None without such a file or llama.cpp."""
-    from models.sources import EMBEDDED
-    from models.sources.gguf import embedded_file
-    from serve.bench_llama_cpp import llama_cpp_ms
+    from serve.bench_llama_cpp import llama_cpp_ms, target_file
 
-    file = embedded_file() if target == EMBEDDED else Path(target)
-    if file.suffix != ".gguf":
+    file = target_file(target)
+    if file is None:
         return None
 
     def plain(ids: Sequence[int]) -> tuple[list[int], float]:

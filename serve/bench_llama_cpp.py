@@ -1,4 +1,4 @@
-"""llama.cpp (PyPI `xllamacpp`) and our plain loop on the same prompts in turn: milliseconds per token.
+"""llama.cpp (PyPI `xllamacpp`) and our decoder on the same prompts in turn: milliseconds per token, accepted drafts.
 
 Greedy, batch 1, all cores, prefill apart: llama.cpp's times are its own (`predicted_per_token_ms`). It reads the
 target's GGUF file twice: as it is, and rewritten in float32, which are the very weights we compute with.
@@ -15,8 +15,19 @@ from typing import Any
 import numpy as np
 
 from configs.console import progress
+from models.drafters.artifact import Artifact
+from models.drafters.gguf import write_gguf
+from models.sources import EMBEDDED
+from models.sources.gguf import copy_fields, embedded_file, open_gguf
+from serve.session import Decoder
 
 Plain = Callable[[Sequence[int]], tuple[list[int], float]]
+
+
+def target_file(source: str) -> Path | None:
+    """The GGUF file of the target named by `source`; None where it is no such file."""
+    file = embedded_file() if source == EMBEDDED else Path(source)
+    return file if file.suffix == ".gguf" else None
 
 
 def llama_cpp_ms(file: Path, prompts: Sequence[Sequence[int]], plain: Plain) -> dict[str, Any] | None:
@@ -52,6 +63,52 @@ def llama_cpp_ms(file: Path, prompts: Sequence[Sequence[int]], plain: Plain) -> 
             del server
     medians = {f"{name}_ms_per_token": round(float(np.median(values)), 2) for name, values in times.items()}
     return medians | {"prompts": len(prompts), "equal_outputs": equal}
+
+
+def drafts_beside(
+    file: Path, artifact: Artifact, ours: Decoder, prompts: Sequence[Sequence[int]], *, width: int, new: int
+) -> dict[str, Any]:
+    """The drafter in llama.cpp, beside the target's GGUF `file` in float32, and in `ours`, after each of `prompts`.
+
+        {tau, their_tau, equal_drafts, equal_outputs, their_speedup, speedup_spread, prompts, width}
+
+    tau and their_tau: tokens a verify step; equal_drafts: prompts with as many drafts accepted there as here;
+    equal_outputs: those with our answer token by token, the last aside; their_speedup: their milliseconds a token
+    without the drafter over those with it, in `exact` caches (median, quartiles). Both start behind the token that
+    prefill gives.
+    """
+    context = 1 << (max(map(len, prompts)) + new + width).bit_length()
+    counts: dict[str, list[int]] = {name: [] for name in ("tokens", "steps", "their_steps")}
+    equal, speedups = 0, []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        progress("bench: drafts in llama.cpp", len(prompts), "prompts") as bar,
+    ):
+        float32, drafter = write_float32(file, Path(folder) / "float32.gguf"), Path(folder) / "drafter.gguf"
+        write_gguf(artifact, file, drafter, "float32")
+        plain = LlamaCpp(float32, context, exact=True)
+        drafting = LlamaCpp(float32, context, drafter=drafter, width=width, exact=True)
+        for ids in prompts:
+            first = plain.generate(ids, 1).tokens
+            (answer,) = ours.generate([[*ids, *first]], max_new_tokens=new - 1)
+            alone, theirs = (server.generate(ids, len(answer.ids) + 1) for server in (plain, drafting))
+            counts["tokens"].append(len(answer.ids))
+            counts["steps"].append(len(answer.runs))
+            counts["their_steps"].append(len(answer.ids) - theirs.accepted)
+            equal += alone.tokens[:-1] == theirs.tokens[:-1] == [*first, *answer.ids[:-1]]
+            speedups.append(alone.ms_per_token / theirs.ms_per_token)
+            bar.advance(1, f"{theirs.accepted} of {theirs.drafted} accepted")
+    tokens, steps, their_steps = map(np.array, counts.values())
+    return {
+        "tau": round(tokens.sum() / steps.sum(), 3),
+        "their_tau": round(tokens.sum() / their_steps.sum(), 3),
+        "equal_drafts": int((steps == their_steps).sum()),
+        "equal_outputs": equal,
+        "their_speedup": round(float(np.median(speedups)), 3),
+        "speedup_spread": [round(float(value), 3) for value in np.percentile(speedups, [25, 75])],
+        "prompts": len(prompts),
+        "width": width,
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +163,6 @@ class LlamaCpp:
 def write_float32(source: Path, out: Path) -> Path:
     """The GGUF file `source` as `out`, every tensor dequantised and stored in float32; q and k stay in its order."""
     from gguf import GGUFWriter, quants
-
-    from models.sources.gguf import copy_fields, open_gguf
 
     reader = open_gguf(source)
     writer = GGUFWriter(out, reader.fields["general.architecture"].contents())

@@ -1,11 +1,16 @@
-"""python -m serve.bench_peers: the same drafter, target and prompts in z-lab's PyTorch decoder (PyPI `dflash`).
+"""python -m serve.bench_peers: the same drafter, target and prompts in z-lab's PyTorch decoder (PyPI `dflash`) and in
+llama.cpp (PyPI `xllamacpp`).
 
-Runs in an environment that has it (`make bench-peers` makes one). The drafter's plain part alone is compared, since
-that is all plain DFlash computes: a draft vocabulary and a Markov head are left off for both. The target is handed to
-PyTorch as a Hugging Face model with our weights. Prompts alternate between the two decoders. The last line is
+Runs in an environment that has them (`make bench-peers` makes one). With z-lab's the drafter's plain part alone is
+compared, since that is all plain DFlash computes: a draft vocabulary and a head are left off for both. The target is
+handed to PyTorch as a Hugging Face model with our weights. Prompts alternate between the two decoders. With llama.cpp
+they are left off where it does not compute them. The last line is
 
     {"peers": {"zlab": {tokens_per_second_ratio, ratio_spread, equal_steps_fraction, steps, equal_outputs, prompts,
-                        width, tokens_per_second, their_tokens_per_second}}}
+                        width, tokens_per_second, their_tokens_per_second},
+               "llama_cpp": {plain: whether they were left off, and what `serve.bench_llama_cpp.drafts_beside` gives}}}
+
+llama_cpp is null for a target that is not in a GGUF file.
 
 tokens_per_second_ratio is ours over theirs (median over prompts; spread: quartiles), decoding alone, prefill apart.
 equal_steps_fraction is the share of verify steps with equal accepted lengths, prompt by prompt, those nearer to the
@@ -27,16 +32,16 @@ from configs.console import command, progress, say
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m serve.bench_peers", description="Against z-lab's decoder.")
+    parser = argparse.ArgumentParser(prog="python -m serve.bench_peers", description="Against other decoders.")
     parser.add_argument("--target", default="smollm2-135m")
     parser.add_argument("--drafter", type=Path, required=True)
     parser.add_argument("--tasks", required=True)
     parser.add_argument("--task-dir", type=Path)
     parser.add_argument("--prompts", type=int, default=3, help="prompts per task (default %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=96, help="(default %(default)s)")
-    parser.add_argument("--width", type=int, default=8, help="block size of both (default %(default)s)")
+    parser.add_argument("--width", type=int, default=8, help="block size of all (default %(default)s)")
     options = parser.parse_args(arguments)
-    print(json.dumps({"peers": {"zlab": measure(options)}}))
+    print(json.dumps({"peers": measure(options)}))
     return 0
 
 
@@ -44,24 +49,39 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from configs.device import keep_compiled_programs
     from models.decode import make_engine
     from models.drafters import Draft
+    from models.drafters.artifact import read_artifact
+    from models.drafters.gguf import not_carried
     from models.sources import load_target
     from models.tokenizer import load_tokenizer
     from pipelines.prompt_files import encode_prompt, load_tasks
+    from serve.bench_llama_cpp import drafts_beside, target_file
     from serve.session import Decoder
 
     keep_compiled_programs()
-    artifact = plain_part(options.drafter)
-    target = load_target(options.target, "float32")
+    artifact = read_artifact(options.drafter)
+    plain, target = plain_part(artifact), load_target(options.target, "float32")
     tokenizer = load_tokenizer(options.target, artifact.chat_template_args)
-    ours = Decoder(make_engine(target, artifact), tokenizer, Draft("drafter", options.width), capacity=512)
-    theirs = Theirs(target, artifact, options.width)
     tasks = load_tasks(options.tasks, options.task_dir, options.prompts)
-    prompts = [prompt for prompts in tasks.values() for prompt in prompts]
+    prompts = [encode_prompt(tokenizer, prompt) for prompts in tasks.values() for prompt in prompts]
     say(f"bench: {len(prompts)} prompts, width {options.width}, both decoders in turn")
+
+    def decoder(artifact: Any) -> Decoder:
+        return Decoder(make_engine(target, artifact), tokenizer, Draft("drafter", options.width), capacity=512)
+
+    new, width, file = options.max_new_tokens, options.width, target_file(options.target)
+    zlab = beside_zlab(decoder(plain), Theirs(target, plain, width), prompts, new)
+    if file is None:
+        return {"zlab": zlab, "llama_cpp": None}
+    taken = plain if not_carried(artifact) else artifact
+    beside = drafts_beside(file, taken, decoder(taken), prompts, width=width, new=new)
+    return {"zlab": zlab, "llama_cpp": {"plain": taken is plain, **beside}}
+
+
+def beside_zlab(ours: Any, theirs: "Theirs", prompts: Sequence[list[int]], new: int) -> dict[str, Any]:
     rows = []
     with progress("bench: ours and z-lab's", len(prompts), "prompts") as bar:
         for prompt in prompts:
-            rows.append(one_prompt(ours, theirs, encode_prompt(tokenizer, prompt), options.max_new_tokens))
+            rows.append(one_prompt(ours, theirs, prompt, new))
             bar.advance(1, f"{rows[-1]['ratio']:.2f}x")
     ratios = [row["ratio"] for row in rows]
     steps = sum(row["steps"] for row in rows)
@@ -72,17 +92,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "steps": steps,
         "equal_outputs": sum(row["same"] for row in rows),
         "prompts": len(rows),
-        "width": options.width,
+        "width": theirs.width,
         "tokens_per_second": round(float(np.median([row["ours"] for row in rows])), 1),
         "their_tokens_per_second": round(float(np.median([row["theirs"] for row in rows])), 1),
     }
 
 
-def plain_part(path: Path) -> Any:
-    """The artifact at `path` without draft vocabulary and head."""
-    from models.drafters.artifact import read_artifact
-
-    artifact = read_artifact(path)
+def plain_part(artifact: Any) -> Any:
+    """`artifact` without draft vocabulary and head."""
     config = dataclasses.replace(artifact.config, draft_vocab_size=None, markov_size=None, markov_rank=None)
     weights = {name: value for name, value in artifact.weights.items() if not name.startswith("markov")}
     return dataclasses.replace(artifact, config=config, weights=weights, draft_vocab=None)

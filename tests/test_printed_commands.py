@@ -42,6 +42,9 @@ def test_on_the_card(place: str, artifact: Artifact):
     (own,) = [shlex.split(line) for line in lines if line.strip().startswith("python -m serve eval")]
     assert own[own.index("--drafter") + 1] == place
     assert own[own.index("--target") + 1] == "my target"
+    to_gguf = [shlex.split(line) for line in lines if line.strip().startswith("python -m train export")]
+    assert len(to_gguf) == (artifact.beyond_plain() == {} and artifact.kind == "dflash")
+    assert all(words[words.index("--drafter") + 1] == place for words in to_gguf)
     for line in (line for line in lines if line.strip().startswith("vllm serve")):
         words = shlex.split(line)
         assert words[2] == "my target"

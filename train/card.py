@@ -11,6 +11,7 @@ import yaml
 from configs.console import say
 from configs.errors import UserError
 from models.drafters.artifact import Artifact, read_artifact
+from models.drafters.gguf import not_carried
 from models.sources import EMBEDDED
 
 
@@ -117,6 +118,19 @@ def _own_commands(out: Path, artifact: Artifact, target: str) -> list[str]:
         "engine loads it and silently runs it wrong.",
         "",
         f"    python -m serve eval --target {target} --drafter {place} --tasks word-problems,code --out report",
+        *_llama_cpp(out, artifact),
+    ]
+
+
+def _llama_cpp(out: Path, artifact: Artifact) -> list[str]:
+    """How to take it there, where it can be."""
+    if not_carried(artifact):
+        return []
+    return [
+        "    # llama.cpp, from a GGUF file; counts drafted tokens",
+        f"    python -m train export --drafter {shlex.quote(str(out))} --out drafter.gguf --format gguf",
+        "    llama-server -m TARGET.gguf -md drafter.gguf --spec-type draft-dflash "
+        f"--spec-draft-n-max {artifact.config.width - 1}",
     ]
 
 
@@ -170,6 +184,7 @@ def _plain_commands(out: Path, artifact: Artifact, target: str) -> list[str]:
         f"    python -m sgl_jax.launch_server {sglang}",
         "    # z-lab's transformers backend (PyPI dflash); takes block_size from config.json",
         f"    DFlashDraftModel.from_pretrained({str(out)!r}).spec_generate(target, input_ids, 256, [eos])",
+        *_llama_cpp(out, artifact),
         "",
         "The commands for other engines are theirs as documented in November 2026; only the first is run by our tests.",
     ]

@@ -14,6 +14,7 @@ src/models/dflash.cpp and common/speculative.cpp).
     fc.weight [D, L*E], enc.output_norm.weight [D] (hidden_norm), output_norm.weight [D] (norm)
     blk.<i>.{attn_q, attn_k, attn_v, attn_output, attn_q_norm, attn_k_norm, attn_norm, ffn_norm, ffn_gate, ffn_up,
     ffn_down}.weight        [out, in], split-half rotary order
+    markov_w1.weight [V, R], markov_w2.weight [Vd, R]   with a Markov head
     d2t [Vd] int64, output.weight [Vd, D]   with a draft vocabulary: its token ids, their rows of the target's head
 
 Embedding and head are else the target's, which llama.cpp lends the drafter. A tensor beyond these it refuses.
@@ -33,7 +34,13 @@ from models.target import TargetConfig
 
 TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
 _ARCH, _MASK = "dflash", "tokenizer.ggml.mask_token_id"
-_TOP = {"fc": "fc", "hidden_norm": "enc.output_norm", "norm": "output_norm"}
+_TOP = {
+    "fc": "fc",
+    "hidden_norm": "enc.output_norm",
+    "norm": "output_norm",
+    "markov_head.markov_w1": "markov_w1",
+    "markov_head.markov_w2": "markov_w2",
+}
 
 
 def write_gguf(artifact: Artifact, target: Path, out: Path, dtype: str) -> None:
@@ -46,7 +53,8 @@ def write_gguf(artifact: Artifact, target: Path, out: Path, dtype: str) -> None:
     """
     from gguf import GGUFWriter
 
-    check_carried(artifact.config, out)
+    if missing := not_carried(artifact):
+        raise UserError(f"{out}: a GGUF file does not carry {missing[0]}, which this drafter has; export one without")
     config, checkpoint = gguf_target(target, target.stem)
     _check_shapes(artifact.config, config, target)
     tensors = {_foreign(name): value for name, value in to_tensors(artifact).items()}
@@ -65,18 +73,19 @@ def write_gguf(artifact: Artifact, target: Path, out: Path, dtype: str) -> None:
         writer.close()
 
 
-def check_carried(config: DrafterConfig, where: Path) -> None:
-    """Raises UserError, naming it, where the drafter has a part that the format cannot say."""
+def not_carried(artifact: Artifact) -> list[str]:
+    """What the format does not carry of this drafter, since llama.cpp does not compute it so, in words."""
+    config = artifact.config
+    if not isinstance(config, DrafterConfig):
+        return [f"the layers of {artifact.title}"]
+    narrow = any(window and window < config.width for window in config.windows)
     parts = {
-        "drafter.markov_size (a Markov MLP)": config.markov_size,
+        "an MLP head (drafter.markov_size)": config.markov_size,
         "RoPE scaling": config.rope_scaling,
         "in-block attention that differs from layer to layer": len(set(config.causal)) > 1,
-        "a window narrower than the block, but not causal": not any(config.causal)
-        and any(window and window < config.width for window in config.windows),
+        "a window narrower than its bidirectional block": narrow and not any(config.causal),
     }
-    held = [words for words, value in parts.items() if value]
-    if held:
-        raise UserError(f"{where}: llama.cpp's {_ARCH} does not compute {held[0]} of this drafter; train without")
+    return [words for words, value in parts.items() if value]
 
 
 def _check_shapes(config: DrafterConfig, target: TargetConfig, path: Path) -> None:
