@@ -92,7 +92,7 @@ REFUSED = {
     "field": ({}, {"peculiar": 3}, "peculiar is not known"),
     "tensor": ({"midlayer.self_attn.q_norm.weight": np.ones(8, np.float32)}, {}, "unknown tensor midlayer"),
     "missing": ({"fc.weight": None}, {}, r"tensor fc.weight is missing; expected shape \[32, 96\]"),
-    "vocabulary": ({}, {"draft_vocab_size": 61 - 1}, "tensor d2t is missing"),
+    "vocabulary": ({}, {"draft_vocab_size": 61 - 1}, "draft_vocab_size and tensor d2t .* one without the other"),
 }
 
 

@@ -323,7 +323,7 @@ def _head_forward(
             final = constrain(teacher[0].reshape(flat.shape[0], -1), mesh, "replica")
             said = constrain(layers.logits(final, head), mesh, "replica", "head_rows")
         labels = constrain(rows.reshape(-1), mesh, "replica")
-        loss, hard, hit, error = _slot_losses(scores, said, labels, settings)
+        loss, hard, hit, error = slot_losses(scores, said, labels, settings)
         hard, hit = jnp.where(rows >= 0, hard.reshape(rows.shape), 0), (rows >= 0) & hit.reshape(rows.shape)
         weights = slot_weights(hard, rows >= 0, settings).reshape(-1)
         # Slots without a token may hold anything; what they do not count for must not be infinite times 0.
@@ -342,7 +342,7 @@ def _head_forward(
     return (total, whole(hard), whole(hit)), (whole(by_states), by_w2)
 
 
-def _slot_losses(
+def slot_losses(
     scores: Float[Array, "T Vd"], said: Float[Array, "T Vd"] | None, labels: Int[Array, " T"], settings: LossSettings
 ) -> tuple[Float[Array, " T"], Float[Array, " T"], Bool[Array, " T"], Float[Array, "T Vd"]]:
     """Loss, cross-entropy of the label, whether the label is on top, and the loss's gradient by the logits `scores`.

@@ -41,6 +41,7 @@ from train.objectives.dflash import (
     loss_settings,
     row_features,
     slot_labels,
+    slot_losses,
     slot_scalars,
     slot_teachers,
     slot_weights,
@@ -215,27 +216,19 @@ def head_loss(
     teacher: Float[Array, "B A W1 D"] | None,
     settings: LossSettings,
 ) -> tuple[Float[Array, "B A W1"], Float[Array, "B A W1"], Bool[Array, "B A W1"]]:
-    """The loss of each step, its cross-entropy against its head row alone, and whether that row's logit is highest.
+    """The loss of each step (`slot_losses`), its head row's cross-entropy, and whether that row's logit is highest.
 
-    The loss is `train.objectives.dflash.head_loss`'s mixture; `teacher` holds the target's final hidden states. At most
-    `head_chunk` steps' logits exist at a time (or one step's of each row, where there are more rows); they are computed
-    again for the gradient. Steps with row -1 get 0, 0 and False.
+    `teacher` holds the target's final hidden states. At most `head_chunk` steps' logits exist at a time (or one step's
+    of each row, where there are more rows); they are computed again for the gradient. Steps with row -1 get 0, 0 and
+    False.
     """
 
     @jax.checkpoint
     def of_rows(part: tuple[Array, ...]) -> tuple[Array, Array, Array]:
-        hidden, label, *teacher = part
-        scores = trainee.drafter.scored(hidden)
-        beliefs, valid = jax.nn.log_softmax(scores, axis=-1), label >= 0
-        chosen = jnp.take_along_axis(beliefs, jnp.maximum(label, 0)[:, None], axis=-1)[:, 0]
-        loss = -settings.ce * chosen
-        if teacher:
-            wanted = jax.nn.log_softmax(logits(teacher[0], trainee.head[...]), axis=-1)
-            p, q = jnp.exp(wanted), jnp.exp(beliefs)
-            loss += settings.kl * jnp.sum(p * (wanted - beliefs), axis=-1)
-            loss += settings.tv * jnp.sum(jnp.abs(p - q), axis=-1) / 2
-        loss, hard = jnp.where(valid, loss, 0.0), jnp.where(valid, -chosen, 0.0)
-        return loss, hard, valid & (chosen >= beliefs.max(axis=-1))
+        hidden, rows, *teacher = part
+        said = logits(teacher[0], trainee.head[...]) if teacher else None
+        loss, hard, hit, _ = slot_losses(trainee.drafter.scored(hidden), said, rows, settings)
+        return jnp.where(rows >= 0, loss, 0), jnp.where(rows >= 0, hard, 0), (rows >= 0) & hit
 
     def apart(values: Array) -> Array:
         """Steps first, so that every chunk holds some of each row and a mesh has work for all its devices."""
