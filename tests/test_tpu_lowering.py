@@ -13,8 +13,9 @@ from models.decode import empty_state, insert, make_engine, prefill, segment
 from models.drafters import SINGLE, Draft
 from models.sampling import Sampling
 from models.verify import GREEDILY, Speculation
-from tests.tiny import make_artifact, make_target
+from tests.tiny import make_artifact, make_eagle3, make_target
 from train.objectives.dflash import LossSettings, Trainee, block_loss
+from train.objectives.eagle3 import chain_loss
 
 DTYPES = ("bfloat16", "float32")
 
@@ -103,3 +104,19 @@ def started(dtype: str):
     engine = make_engine(make_target(dtype=dtype), make_artifact(draft_vocab_size=30, markov_rank=8))
     prompt, length = np.ones((2, 8), np.int32), np.array([8, 5], np.int32)
     return engine, prefill(engine, prompt, length, length + 20, length, capacity=64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_eagle3(dtype: str):
+    """Its train step, and a segment of its chains."""
+    target, artifact = make_target(dtype=dtype), make_eagle3(draft_vocab_size=40)
+    trainee = Trainee(artifact.drafter(dtype), target, artifact.draft_vocab, online=True)
+    settings = LossSettings("decay", gamma=4.0, ce=0.1, kl=0.4, tv=0.5, head_chunk=64, remat=True)
+    batch = {name: jnp.ones((2, 32), jnp.int32) for name in ("tokens", "positions", "segments")}
+    batch["anchors_w4"] = jnp.full((2, 5), 7, jnp.int32)
+    lower_for_tpu(dtype, nnx.grad(lambda trainee, batch: chain_loss(trainee, batch, settings)[0]), trainee, batch)
+
+    engine = make_engine(target, artifact)
+    one = jnp.full(2, 8)
+    state = prefill(engine, jnp.ones((2, 8), jnp.int32), one, one + 20, one, capacity=64)
+    lower_for_tpu(dtype, lambda engine, state: segment(engine, state, 5, Draft("drafter", 6)), engine, state)
