@@ -80,7 +80,7 @@ def test_random_drafter(draft: Draft, head: dict[str, int], page: int | None):
     same_text_alone_and_together(make_artifact(**head), draft, page)
 
 
-@pytest.mark.parametrize(("name", "vocab", "page"), [("width 6", None, None), ("width 1", 40, 5), ("copying", 40, 5)])
+@pytest.mark.parametrize(("name", "vocab", "page"), [("width 6", None, 5), ("copying, undrafted", 40, None)])
 def test_random_eagle3(name: str, vocab: int | None, page: int | None):
     same_text_alone_and_together(make_eagle3(draft_vocab_size=vocab), DRAFTS[name], page)
 

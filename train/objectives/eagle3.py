@@ -109,7 +109,8 @@ def _weights_of(path: Path, config: Eagle3Config, target: Target, vocab: np.ndar
     theirs, ours = dataclasses.asdict(artifact.config), dataclasses.asdict(config)
     free = ("width", "max_positions", "num_target_layers")
     differing = [name for name in ours if name not in free and theirs.get(name) != ours[name]]
-    if not np.array_equal(*(np.arange(0) if ids is None else ids for ids in (artifact.draft_vocab, vocab))):
+    held, asked = (None if ids is None else np.asarray(ids).tolist() for ids in (artifact.draft_vocab, vocab))
+    if held != asked:
         differing.append("draft_vocab")
     if differing:
         raise UserError(
