@@ -327,8 +327,8 @@ def _head_forward(
         hard, hit = jnp.where(rows >= 0, hard.reshape(rows.shape), 0), (rows >= 0) & hit.reshape(rows.shape)
         weights = slot_weights(hard, rows >= 0, settings).reshape(-1)
         # Slots without a token may hold anything; what they do not count for must not be infinite times 0.
-        total += jnp.sum(jnp.where(weights > 0, weights * loss, 0))
-        error = jnp.where(weights[:, None] > 0, weights[:, None] * error, 0).astype(head.dtype)
+        total += jnp.sum(jnp.where(labels >= 0, weights * loss, 0))
+        error = jnp.where(labels[:, None] >= 0, weights[:, None] * error, 0).astype(head.dtype)
         with layers.matmul_precision(head.dtype):
             gradient = jnp.einsum("tv,vd->td", error, matrix, preferred_element_type=jnp.float32)
             if rank:
