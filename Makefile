@@ -39,9 +39,10 @@ TASK_DIR ?= $(wildcard ../shared/tasks)
 BENCH_TASKS ?= $(if $(TASK_DIR),gsm8k$(,)humaneval$(,)mt-bench$(,)alpaca-eval$(,)math500,$(TASKS))
 # The peers' environment, where it is made, has llama.cpp to time beside.
 BENCH_PYTHON = $(if $(wildcard $(PEERS_VENV)/.peers),$(PEERS_VENV),$(VENV))/bin/python
-BENCH_FLAGS := --target smollm2-135m --drafter $(DRAFTER) --tasks $(BENCH_TASKS) $(if $(TASK_DIR),--task-dir $(TASK_DIR))
+BENCH_FLAGS = --target smollm2-135m --drafter $(DRAFTER) --tasks $(BENCH_TASKS) $(if $(TASK_DIR),--task-dir $(TASK_DIR))
+RELEASED := models/released/smollm2-135m
 
-.PHONY: help setup test test-slow test-peers demo bench-train bench-data bench-decode bench-trees bench-peers lint types clean
+.PHONY: help setup test test-slow test-peers demo bench-train bench-data bench-decode bench-trees bench-release bench-peers lint types clean
 
 help:
 	@echo "make setup         the environment in $(VENV)"
@@ -53,6 +54,7 @@ help:
 	@echo "make bench-decode  speed of the decoder, part by part and per task, with DRAFTER=$(DRAFTER)"
 	@echo "                   (beside llama.cpp too, once make bench-peers has made $(PEERS_VENV))"
 	@echo "make bench-trees   draft trees beside chains from the same blocks, per step and in whole answers"
+	@echo "make bench-release what the released drafter gains: alone and beside copying, greedy and at temperature 1"
 	@echo "make bench-peers   beside z-lab's and llama.cpp's decoders and speculators' training step (in $(PEERS_VENV))"
 	@echo "make lint          ruff                     (types: pyright)"
 	@echo "make clean         remove $(VENV) and caches; runs/ and exports/ stay"
@@ -121,6 +123,11 @@ bench-decode: $(DRAFTER) setup
 bench-trees: $(DRAFTER) setup
 	@echo "bench-trees: close other work first; this times the machine"
 	$(BIN)/python -m serve.bench_trees $(BENCH_FLAGS)
+
+bench-release: DRAFTER := $(RELEASED)
+bench-release: setup
+	@echo "bench-release: close other work first; this times the machine"
+	$(BIN)/python -m serve.bench_release $(BENCH_FLAGS)
 
 # Training and serving do not import each other: each measures and prints {"peers": {...}}, the last line holds both.
 bench-peers: $(DRAFTER) $(PEERS_VENV)/.peers

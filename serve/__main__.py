@@ -52,9 +52,8 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=int, help="one block width to decode with (default: chosen while decoding)")
     parser.add_argument(
         "--drafts",
-        default="drafter",
-        choices=["drafter", "ngram"],
-        help="with --width: who drafts (default %(default)s)",
+        choices=["both", "drafter", "ngram"],
+        help="who drafts: the drafter, n-gram copies of the text, or both (the default; with --width: the drafter)",
     )
     parser.add_argument(
         "--tree",
@@ -158,6 +157,7 @@ def run_chat(options: argparse.Namespace) -> int:
     if "" in options.stop:
         raise UserError("--stop: expected a text, got an empty one, which every answer begins with; leave it out")
     choices = {"dtype": options.dtype, "draft": draft_of(options), "speculation": speculation_of(options)}
+    choices["who"] = options.drafts or "both"
     choices |= {"chat_template_args": template_args_of(options.chat_template_arg), "mesh": mesh_of(options.mesh)}
     decoder = open_decoder(options.target, options.drafter, **choices, context=2 * options.max_new_tokens)
     given = {name: getattr(options, name) for name in ("message", "max_new_tokens", "stop", "seed")}
@@ -186,6 +186,7 @@ def open_evaluator(options: argparse.Namespace, tasks: dict[str, Any]) -> tuple[
         check_draft(draft, engine.drafter, options.drafter)
     tokens = needed_context(tasks, engine.target, tokenizer, new)
     known = {"cost": step_cost(engine, artifact, tokens, speculation), "prior": artifact.acceptance, "draft": draft}
+    known["who"] = options.drafts or "both"
     drop_programs()  # those that timed the steps, and what loading left behind
     capacity = context_capacity(tokens, artifact.config.width)
     more = {"speculation": speculation, "seed": options.seed, "capacity": capacity}
@@ -245,16 +246,14 @@ def draft_of(options: argparse.Namespace) -> Any:
     from models.drafters import TREES, Draft
 
     if options.tree is not None:
-        if options.drafts != "drafter":
-            raise UserError(
-                f"--tree {options.tree}: expected the drafter's blocks, got --drafts {options.drafts}; drop one"
-            )
+        if options.drafts == "ngram":
+            raise UserError(f"--tree {options.tree}: expected the drafter's blocks, got --drafts ngram; drop one")
         if options.width == 1:
             raise UserError(f"--tree {options.tree}: expected --width 2 or more, got 1, a block without drafts")
         return Draft("drafter", options.width or TREES[options.tree], tree=options.tree)
-    if options.width is None and options.drafts != "drafter":
-        raise UserError(f"--drafts {options.drafts}: expected --width with it, got none; add --width 4")
-    return None if options.width is None else Draft(options.drafts, options.width)
+    if options.width is not None and options.drafts == "both":
+        raise UserError(f"--width {options.width}: expected one who drafts, got --drafts both; name drafter or ngram")
+    return None if options.width is None else Draft(options.drafts or "drafter", options.width)
 
 
 if __name__ == "__main__":

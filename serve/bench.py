@@ -130,19 +130,19 @@ def compare_ways(ways: Mapping[str, Any], tasks: Mapping[str, Any]) -> dict[str,
     speedups: dict[str, list[float]] = {name: [] for name in ways}
     for task, prompts in tasks.items():
         for name, answers in in_turn(ways, prompts[:FEW]).items():
-            plain_ms, fast_ms = np.sum([(plain.decode_ms, fast.decode_ms) for plain, fast in answers], axis=0)
+            plain_ms, fast_ms = np.sum([(plain.decode_ms, fast.decode_ms) for _, plain, fast in answers], axis=0)
             speedups[name].append(plain_ms / fast_ms)
         say(f"bench: {task}: " + ", ".join(f"{name} {values[-1]:.2f}x" for name, values in speedups.items()))
     means = {name: round(float(np.mean(values)), 3) for name, values in speedups.items()}
     return {"chosen": means.pop("chosen"), "fixed": means}
 
 
-def in_turn(ways: Mapping[str, Any], prompts: Sequence[Any]) -> dict[str, list[tuple[Any, Any]]]:
-    """Plain answers and every way's own to the same questions, one after the other.
+def in_turn(ways: Mapping[str, Any], prompts: Sequence[Any]) -> dict[str, list[tuple[Any, Any, Any]]]:
+    """Questions, their plain answers and every way's own, one after the other.
 
     A plain answer's time is the mean of two, one written before the ways' answers and one after.
     """
-    answers: dict[str, list[tuple[Any, Any]]] = {name: [] for name in ways}
+    answers: dict[str, list[tuple[Any, Any, Any]]] = {name: [] for name in ways}
     decoders = {name: evaluator.speculative() for name, evaluator in ways.items()}
     first = next(iter(ways.values()))
     for prompt in prompts:
@@ -154,7 +154,7 @@ def in_turn(ways: Mapping[str, Any], prompts: Sequence[Any]) -> dict[str, list[t
             after = first.answer(question, None)
             plain = dataclasses.replace(before, decode_ms=(before.decode_ms + after.decode_ms) / 2)
             for name, answer in fast.items():
-                answers[name].append((plain, answer))
+                answers[name].append((question, plain, answer))
     return answers
 
 

@@ -64,7 +64,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         )
         for draft in drafts
     }
-    answers: dict[str, list[tuple[Any, Any]]] = {name: [] for name in ways}
+    answers: dict[str, list[tuple[Any, Any, Any]]] = {name: [] for name in ways}
     for task, prompts in tasks.items():
         for name, found in in_turn(ways, prompts).items():
             answers[name] += found
@@ -78,23 +78,23 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         shown = (f"{row['tau']:.2f}", f"{row['step_ms']:.1f}", f"{row['speedup']:.2f}x ({low:.2f}-{high:.2f})")
         table.add_row(name, *shown, f"{row['exact']}/{row['answers']}")
     Console(width=100).print(table)
-    plain = [plain for plain, _ in next(iter(answers.values()))]
+    plain = [plain for _, plain, _ in next(iter(answers.values()))]
     plain_ms = sum(answer.decode_ms for answer in plain) / sum(len(answer.ids) for answer in plain)
     return {"device": describe_device(), "dtype": options.dtype, "plain_ms": round(plain_ms, 2), "ways": found}
 
 
-def summary(pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
-    """The numbers named above, from plain answers and a way's own."""
+def summary(pairs: Sequence[tuple[Any, Any, Any]]) -> dict[str, Any]:
+    """The numbers named above, from questions, plain answers and a way's own."""
     from models.statistics import bootstrap_ratio
 
-    times = [(plain.decode_ms / len(plain.ids) * len(fast.ids), fast.decode_ms) for plain, fast in pairs]
-    num_steps = sum(len(fast.runs) for _, fast in pairs)
+    times = [(plain.decode_ms / len(plain.ids) * len(fast.ids), fast.decode_ms) for _, plain, fast in pairs]
+    num_steps = sum(len(fast.runs) for _, _, fast in pairs)
     return {
-        "tau": round(sum(len(fast.ids) for _, fast in pairs) / num_steps, 3),
-        "step_ms": round(sum(fast.decode_ms for _, fast in pairs) / num_steps, 2),
+        "tau": round(sum(len(fast.ids) for _, _, fast in pairs) / num_steps, 3),
+        "step_ms": round(sum(fast.decode_ms for _, _, fast in pairs) / num_steps, 2),
         "speedup": round(sum(plain for plain, _ in times) / sum(fast for _, fast in times), 3),
         "speedup_spread": [round(value, 3) for value in bootstrap_ratio(times)],
-        "exact": sum(plain.ids == fast.ids for plain, fast in pairs),
+        "exact": sum(plain.ids == fast.ids for _, plain, fast in pairs),
         "answers": len(pairs),
     }
 

@@ -23,6 +23,7 @@ old failures fade into the prior.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -36,6 +37,7 @@ FORGET = 0.97  # the same, per look with nothing new: how soon drafts that faile
 MARGIN = 1.02  # a draft must promise this much over single tokens: a wrong guess costs more than a missed gain
 COPY_PRIOR = 0.75  # conditional acceptance of copied tokens
 SHARE_PRIOR = 0.3  # of the tokens, those that are copied
+Who = Literal["both", "drafter", "ngram"]  # may draft: the drafter beside copying, or one of them alone
 
 
 class SlotAcceptance:
@@ -116,9 +118,9 @@ class Chooser:
             self.tokens = FADE * self.tokens + [share, sum(runs)] if runs else self.tokens
 
 
-def worthwhile_drafts(cost: Cost, prior: Sequence[float]) -> list[Draft]:
+def worthwhile_drafts(cost: Cost, prior: Sequence[float], who: Who = "both") -> list[Draft]:
     """SINGLE, copying beside it, and copying beside the drafter at the widths, and with the tree, that would pay best
-    if its drafts were accepted as often as the prior says, or far more often.
+    if its drafts were accepted as often as the prior says, or far more often; without those that `who` leaves out.
 
     Each is a program to compile, so the ones no acceptance asks for are left out.
     """
@@ -135,11 +137,11 @@ def worthwhile_drafts(cost: Cost, prior: Sequence[float]) -> list[Draft]:
         draft = max(drafts, key=rate)
         return draft, rate(draft) * cost.verify_ms[1]
 
-    copy = best([Draft("ngram", width) for width in widths], [COPY_PRIOR])[0].width
+    copy = 0 if who == "drafter" else best([Draft("ngram", width) for width in widths], [COPY_PRIOR])[0].width
     chains = [Draft("drafter", width, copy) for width in widths]
     trees = [Draft("drafter", min(TREES[nodes], slots), copy, nodes) for nodes in cost.tree_ms]
     found = [SINGLE, Draft("drafter", 1, copy)]
-    for power in (1.0, 0.25):
+    for power in () if who == "ngram" else (1.0, 0.25):
         for drafts in filter(None, (chains, trees)):
             draft, gain = best(drafts, prior, power)
             found += [draft] if gain > 1 else []

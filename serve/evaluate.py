@@ -33,7 +33,7 @@ from models.target import Target, check_ids
 from models.tokenizer import Tokenizer
 from models.verify import GREEDILY, Speculation
 from pipelines.prompt_files import Prompt, encode_prompt
-from serve.choose import Chooser
+from serve.choose import Chooser, Who, worthwhile_drafts
 from serve.cost import Cost
 from serve.session import Answer, Decoder, context_capacity
 from serve.summary import Decoded, average, describe_cost, num_equal, summarise, survival_of, tau_of
@@ -52,7 +52,8 @@ class Question:
 
 
 class Evaluator:
-    """Decodes questions with one engine, plainly and as a chooser picks (`draft`: one fixed draft instead).
+    """Decodes questions with one engine, plainly and as a chooser picks among what `who` drafts (`draft`: one fixed
+    draft instead).
 
     `speculation` says how to sample, and to draft and verify while sampling.
     """
@@ -66,12 +67,14 @@ class Evaluator:
         cost: Cost,
         prior: Sequence[float],
         draft: Draft | None = None,
+        who: Who = "both",
         speculation: Speculation = GREEDILY,
         seed: int = 0,
         capacity: int = 256,
     ):
         self.engine, self.tokenizer, self.max_new_tokens, self.capacity = engine, tokenizer, max_new_tokens, capacity
         self.cost, self.prior, self.draft, self.speculation, self.seed = cost, prior, draft, speculation, seed
+        self.who: Who = who
         self.sampling = speculation.sampling
         self.plain = self._decoder(None)
         self._warm: set[int] = set()
@@ -97,7 +100,9 @@ class Evaluator:
         ]
 
     def speculative(self) -> Decoder:
-        return self._decoder(self.draft or Chooser(self.cost, self.prior))
+        return self._decoder(
+            self.draft or Chooser(self.cost, self.prior, worthwhile_drafts(self.cost, self.prior, self.who))
+        )
 
     def _decoder(self, draft: Draft | Chooser | None) -> Decoder:
         return Decoder(self.engine, self.tokenizer, draft, self.speculation, capacity=self.capacity)

@@ -16,7 +16,7 @@ from models.sharding import make_mesh
 from models.sources import load_target
 from models.tokenizer import TemplateArgs, Tokenizer, load_tokenizer
 from models.verify import GREEDILY, Speculation
-from serve.choose import Chooser
+from serve.choose import Chooser, Who, worthwhile_drafts
 from serve.cost import Cost, candidate_widths, kept_cost, surroundings, time_steps
 from serve.session import Decoder, context_capacity
 
@@ -29,6 +29,7 @@ def open_decoder(
     *,
     dtype: str = "float32",
     draft: Draft | None = None,
+    who: Who = "both",
     speculation: Speculation = GREEDILY,
     context: int = 1024,
     chat_template_args: TemplateArgs = MappingProxyType({}),
@@ -36,10 +37,10 @@ def open_decoder(
 ) -> Decoder:
     """A decoder for a target (`models.sources` says what may be named) and a drafter artifact.
 
-    `speculation` says how to sample, and to draft and verify while sampling. Who drafts how much is chosen while
-    decoding unless `draft` fixes it; the first time on a device that takes a timing of steps with `context` positions,
-    which drops the process's other compiled programs. Programs are kept on disk. The chat template takes the arguments
-    that the drafter was trained with, but for those named here.
+    `speculation` says how to sample, and to draft and verify while sampling. How much is drafted, and by whom of `who`,
+    is chosen while decoding unless `draft` fixes it; the first time on a device that takes a timing of steps with
+    `context` positions, which drops the process's other compiled programs. Programs are kept on disk. The chat template
+    takes the arguments that the drafter was trained with, but for those named here.
     Raises:
       UserError: no such target or drafter, one that does not fit the other, a width beyond the trained one.
     """
@@ -49,8 +50,8 @@ def open_decoder(
     if draft is not None:
         check_draft(draft, engine.drafter, drafter)
         return Decoder(engine, tokenizer, draft, speculation)
-    chooser = Chooser(step_cost(engine, artifact, context, speculation), artifact.acceptance)
-    return Decoder(engine, tokenizer, chooser, speculation)
+    cost, prior = step_cost(engine, artifact, context, speculation), artifact.acceptance
+    return Decoder(engine, tokenizer, Chooser(cost, prior, worthwhile_drafts(cost, prior, who)), speculation)
 
 
 def load_engine(

@@ -156,3 +156,12 @@ def test_worthwhile_drafts_are_few_and_hold_the_plain_loop():
     drafts = worthwhile_drafts(COST, [0.5])
     assert drafts[0] == SINGLE
     assert 3 <= len(drafts) <= 6
+
+
+def test_who_may_draft():
+    """The drafter alone never copies, copying alone never drafts; what is left is what both would take of it."""
+    both, drafter, ngram = (worthwhile_drafts(COST, [0.8], who) for who in ("both", "drafter", "ngram"))
+    assert {draft.copy for draft in drafter} == {0}
+    assert {draft.width for draft in drafter} == {draft.width for draft in both} > {1}
+    assert {draft.width for draft in ngram} == {1}
+    assert set(ngram) < set(both)

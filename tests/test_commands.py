@@ -190,7 +190,7 @@ def test_inspect_says_what_fits(tiny: Tiny):
 def test_eval_mistakes(tiny: Tiny):
     refused(evaluate(tiny, tasks="gsm9k"), "gsm9k")
     refused(evaluate(tiny, "--width", "9"), "width", "1 to 4")
-    refused(evaluate(tiny, "--drafts", "ngram"), "--drafts ngram", "--width")
+    refused(evaluate(tiny, "--drafts", "both", "--width", "3"), "--width 3", "drafter or ngram")
     refused(evaluate(tiny, "--temperature", "-1"), "temperature", "at least 0")
     refused(evaluate(tiny, "--max-new-tokens", "250"), "--max-new-tokens", "256")
     refused(evaluate(tiny, drafter="run"), "no config.json")
