@@ -34,19 +34,19 @@ MAXTEXT := maxtext==0.2.5
 MAXTEXT_NEEDS := jax flax orbax-checkpoint google-tunix transformers pydantic omegaconf psutil tabulate tiktoken \
   pathwaysutils drjax aqtp tokamax
 DRAFTER ?= exports/wide_block
+RELEASED := models/released/smollm2-135m
 # Evaluation prompts by path where there are some; the shipped tasks where not.
 TASK_DIR ?= $(wildcard ../shared/tasks)
 BENCH_TASKS ?= $(if $(TASK_DIR),gsm8k$(,)humaneval$(,)mt-bench$(,)alpaca-eval$(,)math500,$(TASKS))
 # The peers' environment, where it is made, has llama.cpp to time beside.
 BENCH_PYTHON = $(if $(wildcard $(PEERS_VENV)/.peers),$(PEERS_VENV),$(VENV))/bin/python
 BENCH_FLAGS = --target smollm2-135m --drafter $(DRAFTER) --tasks $(BENCH_TASKS) $(if $(TASK_DIR),--task-dir $(TASK_DIR))
-RELEASED := models/released/smollm2-135m
 
 .PHONY: help setup test test-slow test-peers demo bench-train bench-data bench-decode bench-trees bench-release bench-peers lint types clean
 
 help:
 	@echo "make setup         the environment in $(VENV)"
-	@echo "make demo          prepare, train, export and evaluate a drafter for the embedded target"
+	@echo "make demo          prepare, train, export and evaluate a drafter for the embedded target, and the released one"
 	@echo "make test          the default test suite   (test-slow: the longer ones)"
 	@echo "make test-peers    against z-lab's dflash, speculators, llama.cpp, MaxText (environments of their own; $(PYTHON312))"
 	@echo "make bench-train   speed of a training step"
@@ -97,16 +97,25 @@ test-peers: $(MAXTEXT_VENV)/.peers $(PEERS_VENV)/.peers
 	@echo "test-peers: other projects' programs on our files, and ours on theirs"
 	MAXTEXT_PYTHON=$(MAXTEXT_VENV)/bin/python $(PEERS_VENV)/bin/python -m pytest -q -m "peers"
 
+# A third of the recipe's prompts and steps, so that it ends within 20 minutes on two cores; DEMO= is the whole recipe.
+DEMO ?= run.name=$(NAME)_demo prompts.limit=400 train.steps=200 train.eval_every=100 train.checkpoint_every=100
+DEMO_RUN = $(or $(patsubst run.name=%,%,$(filter run.name=%,$(DEMO))),$(NAME))
+timed = SECONDS=0; $(2); echo "demo: [$(1)] took $$SECONDS s"
+demo_eval = $(BIN)/python -m serve eval --target smollm2-135m --drafter $(1) --tasks $(TASKS) --prompts 3 --out runs/$(DEMO_RUN)$(2)
+
 demo: setup
-	@echo "demo: [1/3] preparing data and training $(CONFIG) -> runs/$(NAME)"
-	$(BIN)/python -m train --config $(CONFIG) --resume
-	@echo "demo: [2/3] exporting the drafter -> exports/$(NAME)"
-	$(BIN)/python -m train export --run runs/$(NAME) --out exports/$(NAME)
-	@echo "demo: [3/3] decoding with it, against the plain loop -> runs/$(NAME)/report.html"
-	$(BIN)/python -m serve eval --target smollm2-135m --drafter exports/$(NAME) \
-	  --tasks $(TASKS) --prompts 8 --out runs/$(NAME)
-	@echo "demo: what it gained goes into the drafter's card -> exports/$(NAME)/README.md"
-	@$(BIN)/python -m train export --run runs/$(NAME) --out exports/$(NAME)
+	@echo "demo: [1/5] the target answers the prompts -> runs/data"
+	@$(call timed,1/5,$(BIN)/python -m pipelines prepare --config $(CONFIG) $(DEMO))
+	@echo "demo: [2/5] training $(CONFIG) $(DEMO) -> runs/$(DEMO_RUN)"
+	@$(call timed,2/5,$(BIN)/python -m train --config $(CONFIG) $(DEMO) --resume)
+	@echo "demo: [3/5] exporting the drafter -> exports/$(DEMO_RUN)"
+	@$(call timed,3/5,$(BIN)/python -m train export --run runs/$(DEMO_RUN) --out exports/$(DEMO_RUN))
+	@echo "demo: [4/5] decoding with it, against the plain loop -> runs/$(DEMO_RUN)/report.html"
+	@$(call timed,4/5,$(call demo_eval,exports/$(DEMO_RUN)))
+	@$(BIN)/python -m train export --run runs/$(DEMO_RUN) --out exports/$(DEMO_RUN)  # its card has what it gained now
+	@echo "demo: [5/5] the same with the released drafter -> runs/$(DEMO_RUN)/released/report.html"
+	@$(call timed,5/5,$(call demo_eval,$(RELEASED),/released))
+	@$(BIN)/python -m serve compare runs/$(DEMO_RUN) runs/$(DEMO_RUN)/released
 
 bench-train: setup
 	@echo "bench-train: a training step with cached and with online features"
