@@ -1,0 +1,261 @@
+"""Compiling for a TPU that is not here: chips, meshes of their devices, and what a compiled program takes of them.
+
+The package `libtpu` (extra `aot`) brings the compiler that runs on TPUs; it needs none of them. Weights are abstract:
+shapes, types and places. What it says is an estimate and is called so:
+
+    estimate   every instruction takes the longer of its FLOPs at the chip's peak and its bytes at the bandwidth of its
+               memory, one after the other, loops multiplied out (`models.hlo`): the rule of the compiler's own
+               `optimal_seconds`, which counts a loop once. Collectives that run beside other work are free as far as
+               that work lasts; the rest is added.
+    floors     all FLOPs at peak; all bytes at the bandwidth; all exchanged bytes over one axis of the chip's links
+
+Kernels (Pallas) count what they say of themselves; their share is reported apart.
+"""
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import math
+import os
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+from flax import nnx
+from jax.experimental import serialize_executable, topologies
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from configs import schema
+from configs.errors import UserError
+from configs.files import replacing
+from models.hlo import Module
+from models.sharding import MESH, sharding_of
+
+Tree = TypeVar("Tree")
+FITS = 0.9  # of a chip's memory: the rest is the runtime's, and what fragments
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One chip as its maker describes it (cloud.google.com/tpu/docs/v5p, v5e, v6e), bytes and FLOP/s.
+
+    `link` is what reaches a chip from both neighbours on one axis of its torus: bandwidth of all links / axes / 2.
+    """
+
+    name: str
+    dims: int  # of its topologies
+    memory: float
+    peak: float  # FLOP/s, bfloat16
+    bandwidth: float  # bytes/s of its main memory
+    link: float  # bytes/s
+
+
+GiB = 2.0**30
+CHIPS = {
+    "v5p": Chip("v5p", 3, 95 * GiB, 459e12, 2765e9, 180e9),
+    "v5e": Chip("v5e", 2, 16 * GiB, 197e12, 819e9, 90e9),
+    "v6e": Chip("v6e", 2, 32 * GiB, 918e12, 1640e9, 180e9),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Chips and how they are joined, such as v5p:2x2x1; its devices can be compiled for, not computed on."""
+
+    name: str
+    chip: Chip
+    devices: Sequence[Any]
+
+
+def topology(name: str) -> Topology:
+    """The topology of this name.
+
+    Raises:
+      UserError: no such topology, or the compiler is not installed.
+    """
+    kind, _, shape = name.partition(":")
+    chip = CHIPS.get(kind)
+    sizes = shape.split("x")
+    if chip is None or len(sizes) != chip.dims or not all(size.isdigit() and int(size) for size in sizes):
+        raise UserError(
+            f"topology {name!r}: expected one of {', '.join(CHIPS)} and its chips along every axis, such as v5p:2x2x1, "
+            "v5e:4x4 or v6e:2x4"
+        )
+    if importlib.util.find_spec("libtpu") is None:
+        needed = [need for need in importlib.metadata.requires("jax") or [] if need.startswith("libtpu")]
+        pin = needed[0].partition(";")[0].strip() if needed else "libtpu"
+        raise UserError(
+            f"topology {name}: expected the TPU compiler, found no package libtpu; pip install {pin!r} (or "
+            "'wideblock[aot]'): it compiles without a TPU"
+        )
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU whose metadata to ask for
+    try:
+        described = topologies.get_topology_desc(platform="tpu", topology_name=name)
+    except jax.errors.JaxRuntimeError as error:
+        said = str(error).splitlines()[0]
+        raise UserError(f"topology {name}: expected one the TPU compiler knows, got: {said}") from error
+    return Topology(name, chip, described.devices)
+
+
+def mesh_over(chips: Topology, sizes: schema.Mesh) -> jax.sharding.Mesh:
+    """The mesh of these sizes over a topology; over one chip of it where they are all 1.
+
+    Raises:
+      UserError: their product is not its number of chips.
+    """
+    shape = tuple(getattr(sizes, axis) for axis in MESH)
+    count = math.prod(shape)
+    if count not in (1, len(chips.devices)):
+        asked = " x ".join(f"mesh.{axis}={size}" for axis, size in zip(MESH, shape, strict=True))
+        raise UserError(
+            f"{asked}: expected the {len(chips.devices)} chips of {chips.name} in all, got {count}; change the mesh or "
+            "the topology"
+        )
+    kinds = (AxisType.Auto,) * len(MESH)
+    return jax.make_mesh(shape, MESH, axis_types=kinds, devices=chips.devices[:count])
+
+
+def placed(tree: Tree, mesh: jax.sharding.Mesh) -> Tree:
+    """Abstract arrays of `tree`: where their axes say (variables of a network), or whole on every device.
+
+    Raises:
+      UserError: a size is no multiple of the mesh axes it is split over.
+    """
+
+    def put(leaf: Any) -> Any:
+        if isinstance(leaf, nnx.Variable):
+            value = leaf.get_value()
+            where = sharding_of(value.shape, leaf.get_metadata().get("axes", ()), mesh)
+            return leaf.replace(jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=where))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, PartitionSpec()))
+
+    return jax.tree.map(put, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def device_bytes(tree: Any) -> float:
+    """What one device holds of abstract arrays that have their places."""
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a compiled program takes of every chip; bytes, FLOPs and seconds are those of one chip and one run."""
+
+    topology: str
+    memory: dict[str, float]  # bytes by kind: what the caller named of the arguments, outputs, temporaries, program
+    hbm: float  # bytes of the chip
+    flops: float
+    bytes: float
+    collectives: dict[str, dict[str, float]]  # kind -> count, bytes received
+    estimate: float  # seconds
+    floors: dict[str, float]  # seconds: flops, bytes, collectives
+    kernels: dict[str, float]  # Pallas kernels: count, and the seconds of what they say of themselves
+    compiler: float  # the compiler's own optimal_seconds, loops counted once; may be nonsense
+    largest: list[tuple[str, float, str]]  # the largest temporary arrays: shape, bytes, origin
+
+    @property
+    def peak(self) -> float:
+        return sum(self.memory.values())
+
+    @property
+    def hbm_fraction(self) -> float:
+        return self.peak / self.hbm
+
+    @property
+    def fits(self) -> bool:
+        return self.hbm_fraction <= FITS
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {"hbm_fraction": self.hbm_fraction, "fits": self.fits}
+
+
+def report(
+    compiled: Any, chips: Topology, arguments: Mapping[str, Any] | None = None, trips: Sequence[float] = ()
+) -> Report:
+    """What `compiled` takes of every chip.
+
+    `arguments` names parts of its arguments (trees of `placed`), the rest is "other"; `trips` are those of its loops of
+    dynamic length (`models.hlo.Module`).
+    Raises:
+      UnknownTrips: it has such loops deeper than `trips` says.
+    """
+    chip, module = chips.chip, Module(compiled.as_text(), trips)
+    seen = compiled.memory_analysis()
+    named = {kind: device_bytes(tree) for kind, tree in (arguments or {}).items()}
+    memory = named | {
+        "other": max(0.0, seen.argument_size_in_bytes - sum(named.values())),
+        "outputs": float(seen.output_size_in_bytes - seen.alias_size_in_bytes),
+        "temporaries": float(seen.temp_size_in_bytes),
+        "program": float(seen.generated_code_size_in_bytes),
+    }
+
+    def seconds(work: Any) -> float:
+        return work.times * max(work.flops / chip.peak, work.bytes / chip.bandwidth)
+
+    working = sum(seconds(work) for work in module.work)
+    beside = sum(each.times * each.bytes for each in module.collectives if each.hidden) / chip.link
+    alone = sum(each.times * each.bytes for each in module.collectives if not each.hidden) / chip.link
+    exchanged: dict[str, dict[str, float]] = {}
+    for each in module.collectives:
+        kind = exchanged.setdefault(each.kind, {"count": 0.0, "bytes": 0.0})
+        kind["count"] += each.times
+        kind["bytes"] += each.times * each.bytes
+    floors = {"flops": module.flops / chip.peak, "bytes": module.bytes / chip.bandwidth, "collectives": beside + alone}
+    estimate = max(working, beside) + alone
+    assert estimate >= 0.999 * max(floors.values()), (estimate, floors)
+    kernels = [seconds(work) for work in module.kernels]
+    costs = compiled.cost_analysis() or {}
+    return Report(
+        topology=chips.name,
+        memory=memory,
+        hbm=chip.memory,
+        flops=module.flops,
+        bytes=module.bytes,
+        collectives=exchanged,
+        estimate=estimate,
+        floors=floors,
+        kernels={"count": float(len(kernels)), "seconds": sum(kernels)},
+        compiler=float(costs.get("optimal_seconds", 0.0)),
+        largest=[(str(shape), shape.bytes, origin) for shape, origin in module.largest(6)],
+    )
+
+
+class TooLarge(UserError):
+    """A program that needs more memory than a chip has; the message says how much, in the compiler's words."""
+
+
+def compile_for(lowered: Any) -> Any:
+    """`lowered`, compiled.
+
+    Raises:
+      TooLarge: it needs more memory than a chip has.
+    """
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        said = str(error).splitlines()[0]
+        if "RESOURCE_EXHAUSTED" not in said:
+            raise
+        raise TooLarge(said.removeprefix("RESOURCE_EXHAUSTED: ")) from error
+
+
+def save_program(compiled: Any, file: Path) -> None:
+    """Writes a program compiled for one device, to be loaded where there is such a device."""
+    with replacing(file) as partial:
+        partial.write_bytes(pickle.dumps(serialize_executable.serialize(compiled)))
+
+
+def load_program(file: Path, devices: Sequence[Any] | None = None) -> Any:
+    """A program of `save_program` on the devices that are here: call it with arguments as those it was lowered for.
+
+    Raises:
+      UserError: the file is not one, or of another version of JAX or its compiler.
+    """
+    try:
+        serialized, inputs, outputs = pickle.loads(file.read_bytes())
+        return serialize_executable.deserialize_and_load(serialized, inputs, outputs, execution_devices=devices)
+    except (pickle.UnpicklingError, EOFError, OSError, ValueError, jax.errors.JaxRuntimeError) as error:
+        raise UserError(f"{file}: expected a program compiled for this device by this JAX, got: {error}") from error
