@@ -18,23 +18,24 @@ import importlib.util
 import math
 import os
 import pickle
+import re
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
-from flax import nnx
 from jax.experimental import serialize_executable, topologies
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType
 
 from configs import schema
 from configs.errors import UserError
 from configs.files import replacing
 from models.hlo import Module
-from models.sharding import MESH, sharding_of
+from models.sharding import MESH
 
-Tree = TypeVar("Tree")
 FITS = 0.9  # of a chip's memory: the rest is the runtime's, and what fragments
+LARGEST = 6  # arrays that are named where a program does not fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,23 +118,6 @@ def mesh_over(chips: Topology, sizes: schema.Mesh) -> jax.sharding.Mesh:
     return jax.make_mesh(shape, MESH, axis_types=kinds, devices=chips.devices[:count])
 
 
-def placed(tree: Tree, mesh: jax.sharding.Mesh) -> Tree:
-    """Abstract arrays of `tree`: where their axes say (variables of a network), or whole on every device.
-
-    Raises:
-      UserError: a size is no multiple of the mesh axes it is split over.
-    """
-
-    def put(leaf: Any) -> Any:
-        if isinstance(leaf, nnx.Variable):
-            value = leaf.get_value()
-            where = sharding_of(value.shape, leaf.get_metadata().get("axes", ()), mesh)
-            return leaf.replace(jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=where))
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, PartitionSpec()))
-
-    return jax.tree.map(put, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
-
-
 def device_bytes(tree: Any) -> float:
     """What one device holds of abstract arrays that have their places."""
     leaves = jax.tree.leaves(tree)
@@ -177,8 +161,8 @@ def report(
 ) -> Report:
     """What `compiled` takes of every chip.
 
-    `arguments` names parts of its arguments (trees of `placed`), the rest is "other"; `trips` are those of its loops of
-    dynamic length (`models.hlo.Module`).
+    `arguments` names parts of its arguments (trees of `models.sharding.placed`), the rest is "other"; `trips` are those
+    of its loops of dynamic length (`models.hlo.Module`).
     Raises:
       UnknownTrips: it has such loops deeper than `trips` says.
     """
@@ -219,27 +203,80 @@ def report(
         floors=floors,
         kernels={"count": float(len(kernels)), "seconds": sum(kernels)},
         compiler=float(costs.get("optimal_seconds", 0.0)),
-        largest=[(str(shape), shape.bytes, origin) for shape, origin in module.largest(6)],
+        largest=[(str(shape), shape.bytes, origin) for shape, origin in module.largest(LARGEST)],
     )
 
 
-class TooLarge(UserError):
-    """A program that needs more memory than a chip has; the message says how much, in the compiler's words."""
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """A program the compiler gave up on: it needs more memory than a chip has. Bytes of one chip."""
+
+    topology: str
+    memory: dict[str, float]  # of its arguments, by kind
+    hbm: float
+    needed: float
+    largest: list[tuple[str, float, str]]  # the largest arrays before they are split over the chips
+
+    fits = False
+
+    @property
+    def hbm_fraction(self) -> float:
+        return self.needed / self.hbm
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {"hbm_fraction": self.hbm_fraction, "fits": self.fits}
 
 
-def compile_for(lowered: Any) -> Any:
-    """`lowered`, compiled.
-
-    Raises:
-      TooLarge: it needs more memory than a chip has.
-    """
+def examine(
+    lowered: Any, chips: Topology, arguments: Mapping[str, Any], trips: Sequence[float] = ()
+) -> tuple[Report | Refusal, float]:
+    """What a lowered program takes of every chip (see `report`), and the seconds that compiling it took."""
+    began = time.monotonic()
     try:
-        return lowered.compile()
+        compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         said = str(error).splitlines()[0]
         if "RESOURCE_EXHAUSTED" not in said:
             raise
-        raise TooLarge(said.removeprefix("RESOURCE_EXHAUSTED: ")) from error
+        held = {kind: device_bytes(tree) for kind, tree in arguments.items()}
+        sizes = [float(number) * GiB for number in re.findall(r"([\d.]+)G", said)]
+        needed = max(sizes, default=chips.chip.memory)
+        refused = Refusal(chips.name, held, chips.chip.memory, needed, _largest_of(lowered.as_text()))
+        return refused, time.monotonic() - began
+    seconds = time.monotonic() - began
+    return report(compiled, chips, arguments, trips), seconds
+
+
+def _largest_of(text: str) -> list[tuple[str, float, str]]:
+    """The largest tensors that a lowered program (StableHLO) names."""
+    found = {}
+    for dims, dtype in re.findall(r"tensor<((?:\d+x)+)(\w+)>", text):
+        sizes, bits = [int(size) for size in dims.split("x") if size], re.search(r"\d+", dtype)
+        found[f"{dtype}{sizes}"] = math.prod(sizes) * (int(bits[0]) if bits else 0) / 8
+    return [(shape, found[shape], "") for shape in sorted(found, key=lambda shape: -found[shape])[:LARGEST]]
+
+
+def describe(found: Report | Refusal) -> list[str]:
+    """A report in lines to show."""
+    kind = found.topology.partition(":")[0]
+    verdict = "fits" if found.fits else "does not fit"
+    lines = [f"{verdict}: {found.hbm_fraction:.0%} of the {found.hbm / GiB:.0f} GiB of a {kind} chip ({FITS:.0%} fits)"]
+    lines.append("memory: " + ", ".join(f"{name} {size / GiB:.2f}" for name, size in found.memory.items()) + " GiB")
+    if isinstance(found, Report):
+        kernels = f"{found.kernels['count']:.0f} Pallas kernels, {found.kernels['seconds']:.4f} s by their own word"
+        exchanged = [
+            f"{name} {each['count']:.0f} ({each['bytes'] / 1e9:.2f} GB)" for name, each in found.collectives.items()
+        ]
+        floors = ", ".join(f"{name} {seconds:.4f}" for name, seconds in found.floors.items())
+        lines += [
+            f"work: {found.flops / 1e12:.2f} TFLOP, {found.bytes / 1e9:.1f} GB; {kernels}",
+            "collectives: " + (", ".join(exchanged) or "none"),
+            f"estimate: {found.estimate:.4f} s (compiler estimate, {kind}; floors: {floors} s; the compiler's own sum "
+            f"with loops counted once: {found.compiler:.4f} s)",
+        ]
+    if not found.fits:
+        lines += [f"largest: {shape} {size / GiB:.2f} GiB {origin}".rstrip() for shape, size, origin in found.largest]
+    return lines
 
 
 def save_program(compiled: Any, file: Path) -> None:

@@ -29,13 +29,13 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from configs.errors import UserError
 from models.attention import Chain, Tree
-from models.cache import Cache, Slots
+from models.cache import Cache, Pages, Slots
 from models.drafters import SINGLE, Draft, Nothing, Proposal
 from models.drafters.artifact import Artifact
 from models.drafters.ngram import COPY_LEAST, Ngram, ngram_match
 from models.rows import Rows, commit, make_rows
 from models.sampling import distribution, keys
-from models.sharding import constrain
+from models.sharding import abstract, constrain, platform
 from models.target import Target
 from models.verify import GREEDILY, Speculation, Verdict, all_finite, verify_block, verify_greedy, verify_tokens
 
@@ -79,6 +79,23 @@ def empty_state(engine: Engine, batch: int, capacity: int, page: int | None = No
     return _placed(DecodeState(rows, cache, engine.drafter.init_state(batch, capacity)), engine.target)
 
 
+def abstract_state(engine: Engine, batch: int, capacity: int, page: int | None = None) -> DecodeState:
+    """What `empty_state` makes, without values: shapes, types and places on the mesh of the engine's target."""
+    mesh = engine.target.mesh
+    assert mesh is not None
+
+    def put(part: Any) -> Any:
+        if isinstance(part, Slots):
+            return jax.tree.map(lambda array: abstract(array, ("batch", "kv_heads"), mesh), part)
+        if isinstance(part, Pages):
+            pools = jax.tree.map(lambda pool: abstract(pool, (None, None, "kv_heads"), mesh), (part.keys, part.values))
+            return Pages(*pools, abstract(part.table, ("batch",), mesh))
+        return abstract(part, ("batch",), mesh)
+
+    state = jax.eval_shape(lambda engine: empty_state(engine, batch, capacity, page), engine)
+    return jax.tree.map(put, state, is_leaf=lambda part: isinstance(part, Cache))
+
+
 @partial(jax.jit, static_argnames=("capacity", "page"))
 def prefill(
     engine: Engine,
@@ -101,7 +118,7 @@ def prefill(
     """
     batch, size = prompts.shape
     tokens = jnp.zeros((batch, capacity), jnp.int32).at[:, :size].set(prompts)
-    chunk = min(64 if jax.default_backend() == "cpu" else 512, capacity)
+    chunk = min(64 if platform(engine.target.mesh) == "cpu" else 512, capacity)
 
     def read(index: Array, known: tuple[Cache, Any]) -> tuple[Cache, Any]:
         cache, drafter = known

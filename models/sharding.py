@@ -57,6 +57,11 @@ def make_mesh(sizes: schema.Mesh) -> jax.sharding.Mesh | None:
     return jax.make_mesh(shape, MESH, axis_types=(AxisType.Auto,) * len(MESH), devices=jax.devices()[:count])
 
 
+def platform(mesh: jax.sharding.Mesh | None) -> str:
+    """What computes: the devices of a mesh, which need not be here (`models.aot`), or the default one."""
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
+
 def ways(axis: str, mesh: jax.sharding.Mesh | None) -> int:
     """Into how many parts a logical axis is split."""
     return 1 if mesh is None else math.prod(mesh.shape[part] for part in _parts(axis))
@@ -113,6 +118,26 @@ def shard(module: Any, mesh: jax.sharding.Mesh | None) -> None:
         return variable.replace(jax.device_put(value, where))
 
     nnx.update(module, jax.tree.map(put, nnx.state(module), is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)))
+
+
+def placed(tree: Tree, mesh: jax.sharding.Mesh) -> Tree:
+    """Abstract arrays of `tree` where `shard` would put them: variables as their axes say, others whole everywhere.
+
+    Raises:
+      UserError: a size is no multiple of the mesh axes it is split over.
+    """
+
+    def put(leaf: Any) -> Any:
+        if not isinstance(leaf, nnx.Variable):
+            return abstract(leaf, (), mesh)
+        return leaf.replace(abstract(leaf.get_value(), leaf.get_metadata().get("axes", ()), mesh))
+
+    return jax.tree.map(put, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def abstract(array: Any, axes: Axes, mesh: jax.sharding.Mesh) -> jax.ShapeDtypeStruct:
+    """An array's shape and type where its axes say; raises UserError as `sharding_of`."""
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding_of(array.shape, axes, mesh))
 
 
 def global_rows(batch: Tree, mesh: jax.sharding.Mesh | None) -> Tree:

@@ -159,7 +159,7 @@ class Target(nnx.Module):
             mixed = attend(q, seen, where)
             x = x + mixed.reshape(*x.shape[:2], -1) @ layer.out[...]
             normed = rms_norm(x, layer.mlp_norm[...], self.config.rms_eps)
-            x = x + swiglu(normed, layer.gate[...], layer.up[...], layer.down[...])
+            x = x + swiglu(normed, layer.gate[...], layer.up[...], layer.down[...], self.mesh)
             x = constrain(x, self.mesh, "batch")
             tapped[index] = x
         chosen = [tapped[tap] for tap in taps]

@@ -2,11 +2,14 @@
 
 python -m train --config RECIPE [section.field=value ...] [--resume]
 python -m train study --grid GRID [section.field=value ...] [--out DIR] [--resume]
+python -m train compile --config RECIPE --topology v5p:2x2x1 [section.field=value ...]
 python -m train export (--run RUN | --drafter DIR) --out DIR [--format orbax]
 python -m train export (--run RUN | --drafter DIR) --out FILE.gguf --format gguf [--target TARGET.gguf]
 """
 
 import argparse
+import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -25,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run_export(arguments[1:])
     if arguments[:1] == ["study"]:
         return run_grid(arguments[1:])
+    if arguments[:1] == ["compile"]:
+        return run_compile(arguments[1:])
     return run_train(arguments)
 
 
@@ -33,7 +38,7 @@ def run_train(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m train",
         description=text,
-        epilog="see also: python -m train export --help, python -m train study --help",
+        epilog="see also: python -m train {export,study,compile} --help",
     )
     parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value")
@@ -65,6 +70,26 @@ def run_grid(arguments: Sequence[str]) -> int:
     if code:
         say(f"next: {again}")
     return code
+
+
+def run_compile(arguments: Sequence[str]) -> int:
+    text = "Compile a recipe's steps for TPUs that are not here: whether they fit, and what they should cost."
+    parser = argparse.ArgumentParser(prog="python -m train compile", description=text)
+    parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/, such as tpu/NAME")
+    parser.add_argument("--topology", required=True, help="such as v5p:2x2x1, v5e:4x4 or v6e:2x4")
+    parser.add_argument("--json", action="store_true", help="end with all of it as one JSON object")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
+    options = parser.parse_intermixed_args(arguments)
+    recipe = load_recipe(options.config, options.overrides)
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs: the devices are not here
+
+    from models.aot import topology
+    from train.compile import compile_recipe
+
+    found = compile_recipe(recipe, topology(options.topology))
+    if options.json:
+        print(json.dumps({recipe.run.name: found}))
+    return 0 if found["fits"] else 1
 
 
 def run_export(arguments: Sequence[str]) -> int:

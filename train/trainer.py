@@ -21,7 +21,7 @@ from tunix.sft import hooks, peft_trainer
 from configs import schema
 from configs.console import progress, say
 from configs.errors import UserError
-from models.sharding import global_rows, make_mesh, shard
+from models.sharding import global_rows, make_mesh, placed, shard
 from train.acceptance import Acceptance
 from train.checkpoint import Checkpoints
 from train.metrics import Metrics
@@ -144,6 +144,32 @@ class DrafterTrainer(peft_trainer.PeftTrainer):
 
     def _log_metrics(self, *arguments: Any, **named: Any) -> None:
         """Ours are written between updates (this one would call every loss a perplexity)."""
+
+
+def lower_step(
+    recipe: schema.Recipe,
+    target: Any,
+    make_trainee: Callable[[Any], nnx.Module],
+    loss_fn: LossFn,
+    batch: Any,
+    mesh: jax.sharding.Mesh,
+) -> tuple[Any, dict[str, Any]]:
+    """The step that `fit` runs, lowered for the devices of `mesh` and never run; and its arguments by kind.
+
+    `target` and `batch` are abstract; `make_trainee` makes the trainee of a target, and is traced alone.
+    """
+    plan, made = make_plan(recipe), []
+
+    def build(target: Any) -> tuple[nnx.Module, Any]:
+        made.append(DrafterTrainer(make_trainee(target), make_optimizer(recipe.optimizer, plan.steps), plan, None))
+        return made[0].model, made[0].optimizer
+
+    model, optimizer = placed(nnx.eval_shape(build, target), mesh)
+    trainer = made[0].with_loss_fn(loss_fn, has_aux=True).with_gen_model_input_fn(lambda batch: {"batch": batch})
+    with mesh:
+        lowered = nnx.jit(trainer.create_train_step_fn(), donate_argnames=("optimizer",)).lower(model, optimizer, batch)
+    parameters, frozen = nnx.state(model, nnx.Param), nnx.state(model, nnx.Not(nnx.Param))
+    return lowered, {"parameters": parameters, "optimizer": nnx.state(optimizer), "target": frozen, "batch": batch}
 
 
 class _Between(hooks.DataHooks):

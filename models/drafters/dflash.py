@@ -208,7 +208,8 @@ class Drafter(nnx.Module):
         mixed = attend(q, context, where, (k, v))
         flat = flat + mixed.reshape(*flat.shape[:2], -1) @ self._cast(layer.out)
         normed = rms_norm(flat, self._cast(layer.mlp_norm), eps)
-        flat = flat + swiglu(normed, self._cast(layer.gate), self._cast(layer.up), self._cast(layer.down))
+        gate, up, down = self._cast(layer.gate), self._cast(layer.up), self._cast(layer.down)
+        flat = flat + swiglu(normed, gate, up, down, self.mesh)
         return constrain(flat.reshape(shape), self.mesh, "batch")
 
     def _key_value(self, layer: DrafterLayer, x: Array, angles: Array) -> tuple[Array, Array]:

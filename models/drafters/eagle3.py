@@ -145,7 +145,7 @@ class Eagle3Drafter(nnx.Module):
         mixed = attend(apply_rotary(query, angles), context, where, (keys, values))
         hidden = residual + mixed.reshape(*mixed.shape[:2], -1) @ self._cast("out")
         normed = self._norm(hidden, "mlp_norm")
-        hidden = hidden + swiglu(normed, self._cast("gate"), self._cast("up"), self._cast("down"))
+        hidden = hidden + swiglu(normed, self._cast("gate"), self._cast("up"), self._cast("down"), self.mesh)
         return constrain(hidden, self.mesh, "batch"), steps
 
     def scored(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b V"]:

@@ -15,6 +15,7 @@ Out: a `Target` in our names and layout (`layout`).
 
 import dataclasses
 import shlex
+from importlib import resources
 from pathlib import Path
 
 import jax
@@ -22,15 +23,16 @@ import jax.numpy as jnp
 
 from configs.errors import UserError
 from configs.paths import at_home
-from models.sharding import check_divides
+from models.sharding import check_divides, placed
 from models.sources.directory import directory_config, directory_weights, eos_ids
 from models.sources.gguf import embedded_file, gguf_target
-from models.sources.layout import target_weights
+from models.sources.layout import arranged, target_weights
 from models.sources.maxtext import maxtext_config, read_settings
 from models.sources.orbax import orbax_weights
 from models.target import Target, check_ids, fingerprint
 
 EMBEDDED = "smollm2-135m"
+SHAPES = Path(str(resources.files("models"))) / "sources" / "shapes"  # config.json of well-known targets, as published
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +70,36 @@ def load_target(source: str, dtype: str, mesh: jax.sharding.Mesh | None = None) 
     check_ids(config.eos_ids, config, f"target {config.name}: ids that end an answer")
     weights, digests = target_weights(config, checkpoint, jnp.dtype(dtype), mesh)
     return Target(config, weights, fingerprint(config, digests), mesh)
+
+
+def abstract_target(source: str, dtype: str, mesh: jax.sharding.Mesh) -> Target:
+    """A target without weights, to compile for: shapes, types and places.
+
+    `source` is a directory, whose config.json alone is read, the embedded target, or one of the shapes that ship: also
+    where it is the last part of a path at which there is nothing.
+
+    Raises:
+      UserError: it is none of these, of a family we do not compute, or of a size that the mesh does not divide.
+    """
+    place = Path(at_home(source))
+    if source == EMBEDDED:
+        config, _ = gguf_target(embedded_file(), EMBEDDED)
+    elif (place / "config.json").is_file():
+        config = directory_config(place)
+    elif (SHAPES / place.name.lower()).is_dir():
+        config = directory_config(SHAPES / place.name.lower())
+    else:
+        known = ", ".join(sorted(shape.name for shape in SHAPES.iterdir()))
+        raise UserError(f"target {source!r}: expected a directory with a config.json or one of {known}, found neither")
+    check_divides("kv_heads", config.num_kv_heads, mesh)
+
+    def build() -> Target:
+        def tensor(_name: str, *shape: int) -> jax.Array:
+            return jnp.zeros(shape, dtype)
+
+        return Target(config, arranged(config, tensor, jnp.dtype(dtype), None), "abstract", mesh)
+
+    return placed(jax.eval_shape(build), mesh)
 
 
 def parse(source: str) -> Source:

@@ -49,7 +49,7 @@ def target_weights(
             digests[name] = tensor_digest(value, pool)
             return value
 
-        weights = _weights(config, tensor, dtype, mesh)
+        weights = arranged(config, tensor, dtype, mesh)
     unread = checkpoint.unread()
     if unread:
         raise UserError(
@@ -81,7 +81,7 @@ def tensor_digest(value: Any, pool: Executor) -> str:
     return digest.hexdigest()
 
 
-def _weights(
+def arranged(
     config: TargetConfig, tensor: Callable[..., Any], dtype: jnp.dtype, mesh: jax.sharding.Mesh | None
 ) -> dict[str, Any]:
     """The tree `Target` takes, of tensors read by name and expected shape."""
