@@ -1,6 +1,6 @@
 """Intervals for what is measured: 95 %, stated beside every number that carries noise."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -38,3 +38,9 @@ def repetition(tokens: Sequence[int], size: int = 4) -> float:
 
 
 REPETITIVE = 0.5  # an answer with more repeated 4-grams than this counts as repeating itself
+
+
+def outside_share(texts: Iterable[Sequence[int]], vocab: np.ndarray) -> float:
+    """The share of the texts' tokens that `vocab`, token ids, lacks; 0 without tokens."""
+    ids = np.concatenate([np.zeros(0, np.int64), *(np.asarray(text, np.int64) for text in texts)])
+    return float(np.mean(~np.isin(ids, vocab))) if ids.size else 0.0

@@ -1,6 +1,8 @@
 """Preparation of a recipe's data: prompts, responses and, where cached, features; each written once and reused."""
 
 import dataclasses
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import numpy as np
 from configs.console import say
 from configs.errors import UserError
 from configs.schema import DFlash, Recipe
+from models.statistics import outside_share
 from models.target import Target, TargetConfig, default_taps
 from models.tokenizer import Tokenizer
 from pipelines.batches import RowSource
@@ -66,6 +69,15 @@ def draft_vocabulary(recipe: Recipe, prepared: Prepared, target: TargetConfig) -
     """The token ids a drafter by this recipe drafts from, sorted; None: the whole vocabulary."""
     size, written = recipe.drafter.draft_vocab_size, prepared.responses / "train"
     return None if size is None else frequent_tokens(Responses(written), size, target.eos_ids, recipe.batches.responses)
+
+
+def describe_vocabulary(responses: Responses, vocab: np.ndarray) -> str:
+    """What a draft vocabulary lacks of each task's responses, in words."""
+    texts: dict[str, list[Sequence[int]]] = defaultdict(list)
+    for number in range(len(responses)):
+        texts[responses[number].task].append(responses[number].response_ids)
+    shares = [f"{task} {outside_share(texts[task], vocab):.1%}" for task in sorted(texts)]
+    return f"{len(vocab)} tokens; of held-out responses it lacks: {', '.join(shares)}"
 
 
 def frequent_tokens(responses: Responses, size: int, always: tuple[int, ...], first: int | None = None) -> np.ndarray:

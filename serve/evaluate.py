@@ -264,7 +264,9 @@ def _walk(evaluator: Evaluator, pairs: Pairs, results: dict[str, list[Decoded]])
 def _measured(evaluator: Evaluator, tasks: Mapping[str, Any], results: Mapping[str, list[Decoded]]) -> dict[str, Any]:
     """The measured part of the report on the tasks in `results`."""
     width = evaluator.engine.drafter.width
+    vocab = getattr(evaluator.engine.drafter, "draft_vocab", None)
     known = {"width": width, "greedy": evaluator.sampling.greedy}
+    known |= {"draft_vocab": None if vocab is None else np.asarray(vocab)}
     summaries = {name: summarise(decoded, evaluator.tokenizer, **known) for name, decoded in results.items()}
     everything = [answer for decoded in results.values() for answer in decoded]
     return {

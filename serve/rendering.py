@@ -46,12 +46,20 @@ def markdown(report: dict[str, Any]) -> str:
         notes = ["", "Outputs that differ from plain greedy decoding:", "", *notes]
     if report["unfinished"]:
         notes += ["", unfinished_of(report)]
+    notes += ["", lacking] if (lacking := lacking_of(report)) else []
     return "\n".join([table, *notes, "", f"{what}, {how}.", "", f"    {report['command']}", ""])
 
 
 def unfinished_of(report: Mapping[str, Any]) -> str:
     """What an unfinished report lacks, to show."""
     return f"Unfinished: decoding ended before the tasks {', '.join(report['unfinished'])}."
+
+
+def lacking_of(report: Mapping[str, Any]) -> str:
+    """What of each task a draft vocabulary lacks, to show; "" without one."""
+    key = "outside_draft_vocabulary"
+    shares = [f"{name} {task[key]:.1%}" for name, task in report["tasks"].items() if key in task]
+    return f"Tokens outside the draft vocabulary: {', '.join(shares)}." if shares else ""
 
 
 def mismatches_of(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
@@ -105,6 +113,7 @@ def page(report: dict[str, Any]) -> str:
         series={name: charts.series(index) for index, name in enumerate(tasks)},
         mismatches=mismatches_of(report),
         unfinished=unfinished_of(report) if report["unfinished"] else None,
+        lacking=lacking_of(report),
         near_tie=NEAR_TIE,
         samples=_chosen_samples(tasks),
     )
@@ -200,5 +209,7 @@ def print_table(report: dict[str, Any], console: Console, directory: Path | None
     console.print(table)
     if report["unfinished"]:
         console.print(unfinished_of(report), style="yellow")
+    if lacking := lacking_of(report):
+        console.print(lacking)
     if directory is not None:
         console.print(f"report: {directory / 'report.html'} and {directory / 'report.json'}", soft_wrap=True)

@@ -48,6 +48,8 @@ A task holds
                              where one answer goes on where the other ends, which no near-tie explains
     repetition_rate          share of the outputs that fall into a loop
     tau_without_repetition   tau over the rest; null if there is no rest
+    outside_draft_vocabulary share of the plain answers' tokens that the drafter cannot draft; only where it has a draft
+                             vocabulary
     samples                  a list of {prompt, output, runs}; runs are the tokens each verify step committed.
                              With `pieces`, the text of each run, the page tints the runs in the output
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from models.statistics import REPETITIVE, bootstrap, bootstrap_ratio, repetition
+from models.statistics import REPETITIVE, bootstrap, bootstrap_ratio, outside_share, repetition
 from models.tokenizer import Tokenizer
 from serve.cost import Cost, expected_tau
 from serve.session import Answer
@@ -60,7 +60,9 @@ def tau_over_position(decoded: Sequence[Decoded]) -> list[float | None]:
     return [float(t / s) if s else None for t, s in zip(tokens, steps, strict=True)]
 
 
-def summarise(decoded: Sequence[Decoded], tokenizer: Tokenizer, *, width: int, greedy: bool) -> dict[str, Any]:
+def summarise(
+    decoded: Sequence[Decoded], tokenizer: Tokenizer, *, width: int, greedy: bool, draft_vocab: np.ndarray | None = None
+) -> dict[str, Any]:
     """One task's entry of the report. Intervals are 95 % bootstrap over prompts; spreads are quartiles over prompts."""
     survival = survival_of(decoded, width)
     fresh = [a for a in decoded if repetition(a.plain.ids) <= REPETITIVE]
@@ -71,7 +73,7 @@ def summarise(decoded: Sequence[Decoded], tokenizer: Tokenizer, *, width: int, g
         for answer in fast
         for drafts, width, run in zip(answer.drafts, answer.widths, answer.runs, strict=True)
     ]
-    return {
+    entry = {
         "prompts": len(decoded),
         "tokens": sum(len(a.speculative.ids) for a in decoded),
         "tau": tau_of(decoded),
@@ -103,6 +105,9 @@ def summarise(decoded: Sequence[Decoded], tokenizer: Tokenizer, *, width: int, g
             for a in decoded[:SAMPLES]
         ],
     }
+    if draft_vocab is not None:
+        entry["outside_draft_vocabulary"] = outside_share([a.plain.ids for a in decoded], draft_vocab)
+    return entry
 
 
 def mismatch(answer: Decoded) -> dict[str, Any]:

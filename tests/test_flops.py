@@ -4,10 +4,13 @@ import jax
 import pytest
 from flax import nnx
 
+from models.attention import Packed
+from models.target import packed_features
 from tests.test_loss import make_batch
-from tests.tiny import make_artifact, make_target
+from tests.tiny import make_artifact, make_eagle3, make_target
 from train.flops import step_flops
 from train.objectives.dflash import LossSettings, Trainee, block_loss
+from train.objectives.eagle3 import chain_loss
 
 LARGE = {"hidden_size": 256, "num_heads": 8, "num_kv_heads": 4, "head_dim": 32, "mlp_size": 512, "vocab_size": 2048}
 CHUNK = 32
@@ -39,4 +42,27 @@ def test_step_flops(online: bool, kl: float, head: dict[str, int]):
     blocks = {6: batch["anchors_w6"].shape[1], 3: batch["anchors_w3"].shape[1]}
     shape = {"rows": rows, "row_length": length, "blocks": blocks}
     ours = step_flops(artifact.config, target.config, **shape, online=online, taught=kl > 0)
+    assert 0.97 <= counted / ours <= 1.10
+
+
+@pytest.mark.parametrize("kl", [0.0, 1.0])
+def test_step_flops_of_eagle3(kl: float):
+    target = make_target(**LARGE)
+    artifact = make_eagle3(**LARGE, target_hidden_size=256, width=6)
+    trainee = Trainee(artifact.drafter("float32"), target, None, online=False)
+    batch = make_batch(target, final=False)
+    where = Packed(batch["positions"], batch["segments"])
+    taps = artifact.config.target_layer_ids
+    batch["features"] = packed_features(target, batch["tokens"], where, taps=taps, final=kl > 0)
+    settings = LossSettings("decay", gamma=4.5, ce=1 - kl, kl=kl, tv=0.0, head_chunk=CHUNK, remat=False)
+
+    @jax.jit
+    def gradients(trainee, batch):
+        return nnx.grad(lambda model: chain_loss(model, batch, settings)[0])(trainee)
+
+    counted = gradients.lower(trainee, batch).compile().cost_analysis()["flops"]
+    rows, length = batch["tokens"].shape
+    blocks = {6: batch["anchors_w6"].shape[1], 3: batch["anchors_w3"].shape[1]}
+    shape = {"rows": rows, "row_length": length, "blocks": blocks}
+    ours = step_flops(artifact.config, target.config, **shape, online=False, taught=kl > 0)
     assert 0.97 <= counted / ours <= 1.10

@@ -1,15 +1,17 @@
 """Floating-point operations of one training step, counted from the shapes (a multiply-add is two).
 
 Model FLOPs in the usual sense: what the mathematics of forward and backward needs, no recomputation. Frozen weights
-get no gradient, so the LM head costs one backward matmul instead of two, and the target only its forward.
+get no gradient, so DFlash's LM head, the target's, costs one backward matmul instead of two, and the target only its
+forward.
 """
 
 from models.drafters.dflash import DrafterConfig
+from models.drafters.eagle3 import Eagle3Config
 from models.target import TargetConfig
 
 
 def step_flops(
-    config: DrafterConfig,
+    config: DrafterConfig | Eagle3Config,
     target: TargetConfig,
     *,
     rows: int,
@@ -20,21 +22,39 @@ def step_flops(
 ) -> float:
     """FLOPs of one step over `rows` packed rows with `blocks` (width -> anchors per row); `taught`: with a loss that
     needs the target's distributions."""
-    vocab = config.draft_vocab_size or config.vocab_size
-    d, taps = config.hidden_size, len(config.target_layer_ids) * config.target_hidden_size
+    taps = config.feature_size
+    counted = _chains if isinstance(config, Eagle3Config) else _blocks
+    total = 4 * row_length * taps * config.hidden_size + counted(config, row_length, blocks, taught)
+    if online:
+        num_layers = target.num_layers if taught else max(config.target_layer_ids) + 1
+        total += row_length * _target_forward(target, num_layers, row_length)
+    return rows * total
+
+
+def _blocks(config: DrafterConfig, row_length: int, blocks: dict[int, int], taught: bool) -> float:
+    """DFlash: whole blocks over a context that every layer has keys and values of."""
+    vocab, d = config.draft_vocab_size or config.vocab_size, config.hidden_size
     layer = d * (config.q_size + 2 * config.kv_size) + config.q_size * d + 3 * d * config.mlp_size
-    context = 4 * taps * d + 6 * config.num_layers * d * 2 * config.kv_size
-    total = float(row_length * context)
+    total = 6.0 * row_length * config.num_layers * d * 2 * config.kv_size
     for width, anchors in blocks.items():
         matmuls = 6 * layer * config.num_layers
         attention = 12 * (row_length + width) * config.q_size * config.num_layers
         head = (6 if taught else 4) * d * vocab + 6 * (config.markov_rank or 0) * vocab
         slot = head + 6 * 3 * d * (config.markov_size or 0)
         total += anchors * width * (matmuls + attention) + anchors * (width - 1) * slot
-    if online:
-        num_layers = target.num_layers if taught else max(config.target_layer_ids) + 1
-        total += row_length * _target_forward(target, num_layers, row_length)
-    return rows * total
+    return total
+
+
+def _chains(config: Eagle3Config, row_length: int, blocks: dict[int, int], taught: bool) -> float:
+    """EAGLE-3: one layer, read step after step, with an LM head of its own that is trained."""
+    vocab, d = config.draft_vocab_size or config.vocab_size, config.hidden_size
+    layer = 2 * d * (config.q_size + 2 * config.kv_size) + config.q_size * d + 3 * d * config.mlp_size
+    total = 6.0 * row_length * 2 * d * 2 * config.kv_size
+    for width, anchors in blocks.items():
+        attention = 12 * (row_length + width / 2) * config.q_size  # the last step sees all before it
+        head = (8 if taught else 6) * d * vocab
+        total += anchors * (width - 1) * (6 * layer + attention + head)
+    return total
 
 
 def _target_forward(target: TargetConfig, num_layers: int, row_length: int) -> float:

@@ -35,7 +35,7 @@ from models.sources import load_target
 from models.target import Target, TargetConfig
 from models.tokenizer import Tokenizer, load_tokenizer
 from pipelines.batches import RowSource, batches_of
-from pipelines.prepare import Prepared, draft_vocabulary, prepare
+from pipelines.prepare import Prepared, describe_vocabulary, draft_vocabulary, prepare
 from train.acceptance import Acceptance, heldout_acceptance
 from train.checkpoint import LAYOUT, check_identity, whole_steps
 from train.export import write_description
@@ -158,6 +158,8 @@ def _fit(recipe: Recipe, assembly: Assembly, identity: Mapping[str, Any]) -> sig
     rows = assembly.rows("train", section)
     say(f"batches: {rows.describe()}")
     heldout = assembly.rows("heldout", section)
+    if assembly.draft_vocab is not None:
+        say(f"draft vocabulary: {describe_vocabulary(heldout.responses, assembly.draft_vocab)}")
 
     def evaluate(model: nnx.Module, step: int) -> Acceptance:
         acceptance = heldout_acceptance(objective, model, heldout, recipe.loss.head_chunk)
