@@ -4,8 +4,8 @@ Two tables, and as the last line one JSON object with, greedily,
 
     tasks      {name: {tau, alone, speedup, ...}}: tau is the drafter's at its full width; alone and speedup are the
                plain loop's time over that of the drafter without copying and with it, alone_spread and speedup_spread
-               their 95 % intervals over prompts; exact the answers of `prompts` that equal the plain loop's both ways, with
-               mismatches the target's logit gaps where one does not; repetition the share of answers that repeat
+               their 95 % intervals over prompts; exact the answers of `prompts` that equal the plain loop's both ways,
+               with mismatches the target's logit gaps where one does not; repetition the share of answers that repeat
                themselves, tau_without_repetition the tau of the others
     average    means over tasks, exact and prompts summed
     sampled    the same object at temperature 1, where no answer is expected to equal another
