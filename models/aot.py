@@ -229,8 +229,8 @@ class Refusal:
 
 def examine(
     lowered: Any, chips: Topology, arguments: Mapping[str, Any], trips: Sequence[float] = ()
-) -> tuple[Report | Refusal, float]:
-    """What a lowered program takes of every chip (see `report`), and the seconds that compiling it took."""
+) -> tuple[Report | Refusal, float, Any]:
+    """What a lowered program takes of every chip (see `report`), the seconds that compiling it took, and itself."""
     began = time.monotonic()
     try:
         compiled = lowered.compile()
@@ -242,9 +242,9 @@ def examine(
         sizes = [float(number) * GiB for number in re.findall(r"([\d.]+)G", said)]
         needed = max(sizes, default=chips.chip.memory)
         refused = Refusal(chips.name, held, chips.chip.memory, needed, _largest_of(lowered.as_text()))
-        return refused, time.monotonic() - began
+        return refused, time.monotonic() - began, None
     seconds = time.monotonic() - began
-    return report(compiled, chips, arguments, trips), seconds
+    return report(compiled, chips, arguments, trips), seconds, compiled
 
 
 def _largest_of(text: str) -> list[tuple[str, float, str]]:
@@ -280,19 +280,22 @@ def describe(found: Report | Refusal) -> list[str]:
 
 
 def save_program(compiled: Any, file: Path) -> None:
-    """Writes a program compiled for one device, to be loaded where there is such a device."""
+    """Writes a compiled program of one device, to be loaded where there is such a device."""
     with replacing(file) as partial:
-        partial.write_bytes(pickle.dumps(serialize_executable.serialize(compiled)))
+        partial.write_bytes(serialize_executable.serialize(compiled)[0])
 
 
-def load_program(file: Path, devices: Sequence[Any] | None = None) -> Any:
-    """A program of `save_program` on the devices that are here: call it with arguments as those it was lowered for.
+def load_program(file: Path, lowered: Any) -> Any:
+    """The program in `file` on the default device, called as the compiled `lowered` would be, which it was made from.
 
     Raises:
-      UserError: the file is not one, or of another version of JAX or its compiler.
+      UserError: the file is not one, or was compiled for another device or by another version of the compiler.
     """
+    trees = lowered.in_tree, lowered.out_tree
     try:
-        serialized, inputs, outputs = pickle.loads(file.read_bytes())
-        return serialize_executable.deserialize_and_load(serialized, inputs, outputs, execution_devices=devices)
-    except (pickle.UnpicklingError, EOFError, OSError, ValueError, jax.errors.JaxRuntimeError) as error:
-        raise UserError(f"{file}: expected a program compiled for this device by this JAX, got: {error}") from error
+        return serialize_executable.deserialize_and_load(file.read_bytes(), *trees, execution_devices=jax.devices()[:1])
+    except (pickle.UnpicklingError, jax.errors.JaxRuntimeError) as error:
+        said = str(error).splitlines()[0]
+        raise UserError(
+            f"{file}: expected a program compiled for {jax.devices()[0].device_kind}, got: {said}"
+        ) from error

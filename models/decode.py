@@ -86,10 +86,10 @@ def abstract_state(engine: Engine, batch: int, capacity: int, page: int | None =
 
     def put(part: Any) -> Any:
         if isinstance(part, Slots):
-            return jax.tree.map(lambda array: abstract(array, ("batch", "kv_heads"), mesh), part)
-        if isinstance(part, Pages):
-            pools = jax.tree.map(lambda pool: abstract(pool, (None, None, "kv_heads"), mesh), (part.keys, part.values))
-            return Pages(*pools, abstract(part.table, ("batch",), mesh))
+            return jax.tree.map(lambda buffer: abstract(buffer, ("batch", "kv_heads"), mesh), part)
+        if isinstance(part, Pages):  # the table is of rows
+            pool: Any = (None, None, "kv_heads")
+            return jax.tree.map(lambda array: abstract(array, pool if array.ndim > 2 else ("batch",), mesh), part)
         return abstract(part, ("batch",), mesh)
 
     state = jax.eval_shape(lambda engine: empty_state(engine, batch, capacity, page), engine)

@@ -299,12 +299,7 @@ class Module:
         total = 0.0
         for parameter, shapes in zip(inside.parameters, operands, strict=True):
             whole = sum(shape.bytes for shape in shapes if shape.main)
-            users = inside.users[parameter.name]
-            if whole and all(user.opcode in _SLICES and user.operands for user in users):
-                whole = min(whole, sum(user.shapes[0].bytes for user in users))
-            elif all(_passes_on(user, parameter, inside) for user in users):
-                whole = 0.0
-            total += whole
+            total += min(whole, self._read_of(inside, parameter)) if whole else 0.0
         made = inside.behind(inside.root.name)
         outputs = [inside.behind(name) for name in made.operands] if made.opcode == "tuple" else [made]
         for output, shape in zip(outputs, fusion.shapes, strict=False):
@@ -314,12 +309,23 @@ class Module:
             total += shape.bytes if update is None else inside.instructions[update].shapes[0].bytes
         return total
 
-
-def _passes_on(user: Instruction, parameter: Instruction, inside: Computation) -> bool:
-    """Whether a fusion's array is only handed through it: to a collective, to the output, or to be updated in place."""
-    if user.opcode == "dynamic-update-slice":
-        return inside.behind(user.operands[0]) is parameter
-    return user.opcode.removesuffix("-start") in (*COLLECTIVES, "custom-call", "tuple")
+    def _read_of(self, inside: Computation, parameter: Instruction) -> float:
+        """What a fusion reads of a parameter: slices of it, or all; nothing where it is handed to a collective or to
+        the output, or updated in place."""
+        total = 0.0
+        for user in inside.users[parameter.name]:
+            places = [place for place, name in enumerate(user.operands) if inside.behind(name) is parameter]
+            if user.opcode == "fusion":
+                deeper = self.computations[user.called[0]]
+                read = sum(self._read_of(deeper, deeper.parameters[place]) for place in places)
+                total += read or math.inf  # one that only renames it gives all of it to others
+            elif user.opcode in _SLICES and places == [0]:
+                total += user.shapes[0].bytes
+            elif user.opcode == "dynamic-update-slice" and places == [0]:
+                continue
+            elif user.opcode.removesuffix("-start") not in (*COLLECTIVES, "custom-call", "tuple"):
+                return math.inf
+        return total
 
 
 def _shapes(text: str) -> tuple[Shape, ...]:

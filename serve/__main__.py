@@ -1,6 +1,8 @@
 """python -m serve: decode with a drafter, measure what it gains, compare reports, chat."""
 
 import argparse
+import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -25,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("compare", "put several reports side by side", add_compare, run_compare),
         ("inspect", "say what target and drafter directories are, and whether they fit", add_inspect, run_inspect),
         ("chat", "answer in the terminal, what each step committed tinted", add_chat, run_chat),
+        ("compile", "compile decoding for TPUs that are not here: fit and estimated cost", add_compile, run_compile),
     ):
         add(subparser := commands.add_parser(name, help=text, description=text))
         subparser.set_defaults(run=run)
@@ -94,6 +97,45 @@ def add_chat(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=512, help="(default %(default)s)")
     parser.add_argument("--stop", action="append", default=[], help="end an answer before this text (repeatable)")
     parser.add_argument("--message", help="answer this and end, in place of a conversation")
+
+
+def add_compile(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--target", required=True, help="a Hugging Face directory (config.json is enough), or a shape such as qwen3-8b"
+    )
+    parser.add_argument(
+        "--drafter",
+        action="append",
+        default=[],
+        metavar="DRAFTER",
+        help="an artifact's directory, dflash/WIDTH or dflash/WIDTH/tree=NODES (repeatable; default: dflash/16)",
+    )
+    parser.add_argument("--topology", required=True, help="such as v5p:2x2x1, v5e:4x4 or v6e:2x4")
+    parser.add_argument("--mesh", default="", metavar="data=..,fsdp=..,tensor=..", help="(default: one chip)")
+    parser.add_argument("--rows", type=int, default=1, help="decoding together (default %(default)s)")
+    parser.add_argument("--context", type=int, default=4096, help="positions filled (default %(default)s)")
+    parser.add_argument("--page", type=int, help="keep the cache in pages of so many positions (default: slots)")
+    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"], help="(default %(default)s)")
+    parser.add_argument("--save", type=path, metavar="FILE", help="write the last program, where it is of one chip")
+    parser.add_argument("--json", action="store_true", help="end with all of it as one JSON object")
+
+
+def run_compile(options: argparse.Namespace) -> int:
+    for name in ("rows", "context", "page"):
+        if (getattr(options, name) or 1) < 1:
+            raise UserError(f"--{name}: expected at least 1, got {getattr(options, name)}")
+    sizes = sizes_of(options.mesh)
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs: the devices are not here
+
+    from models.aot import topology
+    from serve.compile import Asked, compile_decoding
+
+    asked = Asked(options.rows, options.context, options.page, options.dtype)
+    drafters = options.drafter or ["dflash/16"]
+    found = compile_decoding(options.target, drafters, topology(options.topology), sizes, asked, options.save)
+    if options.json:
+        print(json.dumps(found))
+    return 0 if found["fits"] else 1
 
 
 def run_eval(options: argparse.Namespace) -> int:
@@ -212,24 +254,26 @@ def template_args_of(given: Sequence[str]) -> dict[str, bool | int | float | str
     return found
 
 
-def mesh_of(given: str) -> schema.Mesh:
-    """The mesh in the words data=..,fsdp=..,tensor=.., each 1 unless given.
-
-    Raises:
-      UserError: other words than these, or rows to be split where rows are written one at a time.
-    """
+def sizes_of(given: str) -> schema.Mesh:
+    """The mesh in the words data=..,fsdp=..,tensor=.., each 1 unless given; raises UserError for other words."""
     sizes = {"data": 1, "fsdp": 1, "tensor": 1}
     for word in filter(None, given.split(",")):
         axis, _, size = word.partition("=")
         if axis not in sizes or not size.isdecimal() or int(size) < 1:
             raise UserError(f"--mesh {given}: {word!r}: expected data=N, fsdp=N or tensor=N, N at least 1")
         sizes[axis] = int(size)
-    if sizes["data"] * sizes["fsdp"] > 1:
+    return schema.Mesh(**sizes)
+
+
+def mesh_of(given: str) -> schema.Mesh:
+    """The same, for rows that are written one at a time; raises UserError where it would split them."""
+    sizes = sizes_of(given)
+    if sizes.data * sizes.fsdp > 1:
         raise UserError(
             f"--mesh {given}: data and fsdp split rows, and answers are written one row at a time; expected "
             "data=1,fsdp=1; split the model by tensor=N"
         )
-    return schema.Mesh(**sizes)
+    return sizes
 
 
 def speculation_of(options: argparse.Namespace) -> Any:

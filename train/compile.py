@@ -117,7 +117,8 @@ def compile_step(recipe: Recipe, chips: Topology) -> Outcome:
     online = recipe.features.mode == "online"
     given = {"rows": section.rows, "row_length": section.row_length, "blocks": section.blocks}
     flops = step_flops(config, target.config, **given, online=online, taught=recipe.loss.taught)
-    return Outcome(*examine(lowered, chips, arguments), flops)
+    found, seconds, _ = examine(lowered, chips, arguments)
+    return Outcome(found, seconds, flops)
 
 
 def abstract_batch(recipe: Recipe, feature_size: int, hidden_size: int, mesh: jax.sharding.Mesh) -> dict[str, Any]:
@@ -150,4 +151,5 @@ def compile_responses(recipe: Recipe, chips: Topology) -> Outcome:
     steps = jax.ShapeDtypeStruct((), jnp.int32)
     lowered = decode.segment.lower(engine, state, steps, SINGLE, speculation)
     arguments = {"target": target, "cache": state.cache, "features": state.drafter}
-    return Outcome(*examine(lowered, chips, arguments, trips=(1, 1)))  # of the segment, of the cache's pieces
+    found, seconds, _ = examine(lowered, chips, arguments, trips=(1, 1))  # of the segment, of the cache's pieces
+    return Outcome(found, seconds)
