@@ -33,6 +33,10 @@ MAXTEXT := maxtext==0.2.5
 # What its converter imports; its own extras pull in the TPU stack.
 MAXTEXT_NEEDS := jax flax orbax-checkpoint google-tunix transformers pydantic omegaconf psutil tabulate tiktoken \
   pathwaysutils drjax aqtp tokamax
+# The compiler for TPUs, and what it compiles: recipes of configs/tpu/ (all, when empty), and decoding.
+LIBTPU := .libtpu
+RECIPES ?=
+DECODED := --target qwen3-8b --drafter dflash/16 --drafter dflash/64
 DRAFTER ?= exports/wide_block
 RELEASED := models/released/smollm2-135m
 # Evaluation prompts by path where there are some; the shipped tasks where not.
@@ -42,7 +46,7 @@ BENCH_TASKS ?= $(if $(TASK_DIR),gsm8k$(,)humaneval$(,)mt-bench$(,)alpaca-eval$(,
 BENCH_PYTHON = $(if $(wildcard $(PEERS_VENV)/.peers),$(PEERS_VENV),$(VENV))/bin/python
 BENCH_FLAGS = --target smollm2-135m --drafter $(DRAFTER) --tasks $(BENCH_TASKS) $(if $(TASK_DIR),--task-dir $(TASK_DIR))
 
-.PHONY: help setup test test-slow test-peers demo bench-train bench-data bench-decode bench-trees bench-release bench-peers lint types clean
+.PHONY: help setup test test-slow test-peers demo bench-train bench-data bench-decode bench-trees bench-release bench-peers compile-tpu lint types clean
 
 help:
 	@echo "make setup         the environment in $(VENV)"
@@ -56,6 +60,7 @@ help:
 	@echo "make bench-trees   draft trees beside chains from the same blocks, per step and in whole answers"
 	@echo "make bench-release what the released drafter gains: alone and beside copying, greedy and at temperature 1"
 	@echo "make bench-peers   beside z-lab's and llama.cpp's decoders and speculators' training step (in $(PEERS_VENV))"
+	@echo "make compile-tpu   the recipes of configs/tpu/ and decoding compiled for TPUs that are not here: fit, estimated cost"
 	@echo "make lint          ruff                     (types: pyright)"
 	@echo "make clean         remove $(VENV) and caches; runs/ and exports/ stay"
 
@@ -146,6 +151,22 @@ bench-peers: $(DRAFTER) $(PEERS_VENV)/.peers
 	  $(PEERS_VENV)/bin/python -c 'import json, sys; \
 	    print(json.dumps({"peers": {name: value for line in sys.stdin for name, value in json.loads(line)["peers"].items()}}))'
 
+# The compiler lies apart: where it is found, every command of this machine would look for a TPU.
+compile-tpu: $(LIBTPU)/.installed
+	@echo "compile-tpu: recipes, then decoding, for TPUs that are not here; each takes minutes, what is done is kept"
+	@export PYTHONPATH=$(LIBTPU); \
+	last() { { "$$@" || [ $$? = 1 ]; } | tee >(cat >&2) | tail -n 1; }; \
+	{ last $(BIN)/python -m train.compile_recipes $(RECIPES); \
+	  last $(BIN)/python -m serve compile $(DECODED) --topology v5p:2x2x1 --json; \
+	  last $(BIN)/python -m serve compile $(DECODED) --topology v5e:2x2 --mesh tensor=4 --json; } | \
+	  $(BIN)/python -c 'import json, sys; recipes, *decoding = map(json.loads, sys.stdin); \
+	    print(json.dumps(recipes | {"decoding": {found["topology"]: found for found in decoding}}))'
+
+$(LIBTPU)/.installed: constraints.txt $(STAMP)
+	@echo "libtpu: the TPU compiler (137 MB) into $(LIBTPU)"
+	@$(PIP) install --quiet --no-deps --upgrade --target $(LIBTPU) --constraint constraints.txt libtpu
+	@touch $@
+
 $(PEERS_VENV)/.peers: pyproject.toml constraints.txt Makefile
 	@$(MAKE) --no-print-directory setup VENV=$(PEERS_VENV)
 	@echo "peers: $(PEERS)"
@@ -174,5 +195,5 @@ types: setup
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
-	rm -rf $(VENV) $(PEERS_VENV) $(MAXTEXT_VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS_VENV) $(MAXTEXT_VENV) $(LIBTPU) build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -91,7 +91,8 @@ def topology(name: str) -> Topology:
             f"topology {name}: expected the TPU compiler, found no package libtpu; pip install {pin!r} (or "
             "'wideblock[aot]'): it compiles without a TPU"
         )
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU whose metadata to ask for
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU whose metadata to ask for,
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nor one to be shared
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=name)
     except jax.errors.JaxRuntimeError as error:

@@ -32,7 +32,7 @@ from models.layers import (
     rotary,
     swiglu,
 )
-from models.sharding import constrain, looked_up
+from models.sharding import constrain, gathered, looked_up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +71,11 @@ AXES: dict[str, tuple[str | None, ...]] = {  # logical axes of the weights, [in,
     "up": ("embed", "mlp"),
     "down": ("mlp", "embed"),
 }
+
+
+# Logical axes of the residual stream. The many tokens of packed rows stay with their rows and the weights come to them;
+# the few of a decoding step go to the weights, which are far more: every device holds its part of all rows' states.
+STATES: dict[bool, tuple[str | None, ...]] = {True: ("batch",), False: ("replica", None, "embed")}  # by: packed
 
 
 class TargetLayer(nnx.Module):
@@ -150,27 +155,33 @@ class Target(nnx.Module):
         x, tapped, angles = self.embed(tokens), {}, rotary(where.positions, self.frequencies)
         read: list[Cache] = []
         for index, layer in enumerate(self.layers):
-            q, k, v = self._project(layer, x, angles)
+            q, k, v = self._project(layer, x, angles, where)
             seen = Slots([k], [v])
             if cache is not None:
                 assert not isinstance(where, Packed)
                 seen = cache.layer(index).write(seen, where.start)
             read.append(seen)
             mixed = attend(q, seen, where)
-            x = x + mixed.reshape(*x.shape[:2], -1) @ layer.out[...]
+            out, gate, up, down = (self._weight(layer, name, where) for name in ("out", "gate", "up", "down"))
+            x = x + mixed.reshape(*x.shape[:2], -1) @ out
             normed = rms_norm(x, layer.mlp_norm[...], self.config.rms_eps)
-            x = x + swiglu(normed, layer.gate[...], layer.up[...], layer.down[...], self.mesh)
-            x = constrain(x, self.mesh, "batch")
+            x = x + swiglu(normed, gate, up, down, self.mesh)
+            x = constrain(x, self.mesh, *STATES[isinstance(where, Packed)])
             tapped[index] = x
         chosen = [tapped[tap] for tap in taps]
         features = jnp.concatenate(chosen, axis=-1) if chosen else jnp.zeros((*x.shape[:2], 0), x.dtype)
         return x, features, None if cache is None else cache.of(read)
 
-    def _project(self, layer: TargetLayer, x: Array, angles: Array) -> tuple[Array, Array, Array]:
+    def _weight(self, layer: TargetLayer, name: str, where: Where) -> Array:
+        """A matrix as it is multiplied with: brought together for the many tokens of packed rows."""
+        weight = getattr(layer, name)[...]
+        return gathered(weight, AXES[name], self.mesh) if isinstance(where, Packed) else weight
+
+    def _project(self, layer: TargetLayer, x: Array, angles: Array, where: Where) -> tuple[Array, Array, Array]:
         """Rotated queries [B T N H], rotated keys [B K H T], values [B K T H]."""
         config = self.config
         normed = rms_norm(x, layer.attention_norm[...], config.rms_eps)
-        qkv = into_heads(normed, layer.qkv[...], config.num_kv_heads, config.head_dim)
+        qkv = into_heads(normed, self._weight(layer, "qkv", where), config.num_kv_heads, config.head_dim)
         if layer.qkv_bias is not None:
             qkv = qkv + layer.qkv_bias[...]
         q, k, v = qkv[..., :-2, :].reshape(*x.shape[:2], -1, config.head_dim), qkv[..., -2, :], qkv[..., -1, :]

@@ -31,7 +31,7 @@ from models.layers import (
     rotary,
     swiglu,
 )
-from models.sharding import constrain, looked_up
+from models.sharding import constrain, gathered, looked_up
 from models.target import Target
 
 
@@ -222,7 +222,7 @@ class Drafter(nnx.Module):
         return into_heads(x, self._cast(param), self.config.num_kv_heads, self.config.head_dim)
 
     def _cast(self, param: nnx.Param) -> Array:
-        return param[...].astype(self.dtype)
+        return gathered(param[...].astype(self.dtype), param.get_metadata().get("axes", ()), self.mesh)
 
 
 def block_tokens(anchors: Int[Array, "*b"], width: int, mask_token_id: int) -> Int[Array, "*b W"]:

@@ -1,0 +1,126 @@
+"""Compiling for a TPU that is not here: a user's mistakes are one line each, the shipped recipes' steps can be lowered,
+and a program that was saved runs again. What needs the TPU's own compiler is skipped where there is none."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs.errors import UserError
+from configs.schema import Mesh, load_recipe
+from models import aot
+from models.sharding import abstract
+from models.sources import SHAPES, abstract_target
+from serve.__main__ import main as serve
+from serve.compile import engine_of
+from train.__main__ import main as train
+from train.compile import remedy
+from train.compile_recipes import TOPOLOGIES
+from train.compile_recipes import main as compile_recipes
+
+RECIPES = sorted(file.stem for file in (SHAPES.parents[2] / "configs" / "tpu").glob("*.yaml"))
+COMPILER = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu (extra aot)")
+
+
+@pytest.fixture
+def chips(monkeypatch: pytest.MonkeyPatch) -> aot.Topology:
+    """One device that is here, in place of a chip, for all topologies."""
+    here = aot.Topology("v5p:1x1x1", aot.CHIPS["v5p"], jax.devices()[:1])
+    monkeypatch.setattr(aot, "topology", lambda name: here)
+    return here
+
+
+def refused(command, arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a command ends with."""
+    assert command(arguments.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize("name", ["v9:2x2", "v5p:2x2", "v5e:2x2x1", "v6e", "v5e:0x4"])
+def test_an_unknown_topology(name: str, capsys: pytest.CaptureFixture[str]):
+    line = refused(train, f"compile --config tpu/qwen3_8b_w16_v5p8 --topology {name}", capsys)
+    assert line.startswith(f"error: topology '{name}': expected one of v5p, v5e, v6e")
+
+
+def test_no_compiler(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(aot.importlib.util, "find_spec", lambda name: None)
+    line = refused(serve, "compile --target qwen3-8b --topology v5p:2x2x1", capsys)
+    assert "found no package libtpu; pip install 'libtpu==" in line
+
+
+def test_a_mesh_unlike_the_topology(chips: aot.Topology, capsys: pytest.CaptureFixture[str]):
+    line = refused(train, "compile --config tpu/qwen3_8b_w16_v5p8 --topology v5p:2x2x1", capsys)
+    assert "mesh.data=1 x mesh.fsdp=4 x mesh.tensor=1: expected the 1 chips of v5p:1x1x1 in all, got 4" in line
+
+
+def test_a_batch_that_does_not_divide(capsys: pytest.CaptureFixture[str]):
+    line = refused(train, "compile --config tpu/qwen3_8b_w16_v5p8 --topology v5p:2x2x1 batches.rows=6", capsys)
+    assert "batches.rows=6: expected a multiple of mesh.data=1 x mesh.fsdp=4" in line
+
+
+def test_a_family_that_is_not_computed(tmp_path: Path, chips: aot.Topology, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
+    line = refused(serve, f"compile --target {tmp_path} --topology v5p:2x2x1", capsys)
+    assert "model_type 'mamba'; expected one of llama, qwen2, qwen3" in line
+
+
+@pytest.mark.parametrize("drafter", ["dflash", "dflash/1", "dflash/16/tree=7", "nothing/16"])
+def test_an_unknown_drafter(drafter: str, chips: aot.Topology):
+    mesh = aot.mesh_over(chips, Mesh(data=1, fsdp=1, tensor=1))
+    with pytest.raises(UserError, match="expected an artifact's directory, dflash/WIDTH"):
+        engine_of(drafter, abstract_target("qwen3-8b", "bfloat16", mesh), mesh)
+
+
+def test_an_unknown_target(chips: aot.Topology, capsys: pytest.CaptureFixture[str]):
+    line = refused(serve, "compile --target qwen9 --topology v5p:2x2x1", capsys)
+    assert "expected a directory with a config.json or one of llama-3.1-8b-instruct, qwen3-4b, qwen3-8b" in line
+
+
+def test_a_recipe_whose_name_says_no_topology(capsys: pytest.CaptureFixture[str]):
+    assert "ends in one of v5p8, v5e16, v6e8" in refused(compile_recipes, "wide_block", capsys)
+
+
+def test_recipes_make_the_same_update_on_every_topology():
+    for name in RECIPES:
+        recipe = load_recipe(f"tpu/{name}")
+        assert recipe.batches.rows * recipe.optimizer.accumulation == 32
+        assert sum(width * count for width, count in recipe.batches.blocks.items()) == 512 * 16
+        sizes = TOPOLOGIES[name.rpartition("_")[2]].partition(":")[2].split("x")
+        assert recipe.mesh.data * recipe.mesh.fsdp * recipe.mesh.tensor == np.prod([int(size) for size in sizes])
+    assert len(RECIPES) == 12
+
+
+def test_what_would_fit_is_named_by_proportion():
+    """Of 8 rows a chip, of 10 GiB each beside 20 of weights, six fit into nine tenths of 95 GiB."""
+    recipe = load_recipe("tpu/qwen3_8b_w16_v5p8", ["batches.rows=32", "optimizer.accumulation=1"])
+    held, gib = {"parameters": 20 * aot.GiB, "batch": 0.0}, aot.GiB
+    found = aot.Refusal("v5p:2x2x1", held, 95 * gib, needed=100 * gib, largest=[])
+    assert remedy(recipe, found) == "would fit: batches.rows=24 (optimizer.accumulation=2 for the same update)"
+
+
+def test_a_saved_program_runs_again(tmp_path: Path):
+    lowered = jax.jit(lambda tree: {"sum": tree["a"] + 2 * tree["b"]}).lower({"a": jnp.ones(3), "b": jnp.ones(3)})
+    aot.save_program(lowered.compile(), tmp_path / "program")
+    again = aot.load_program(tmp_path / "program", lowered)
+    assert again({"a": jnp.arange(3.0), "b": jnp.ones(3)})["sum"].tolist() == [2, 3, 4]
+    (tmp_path / "other").write_bytes(b"not a program")
+    with pytest.raises(UserError, match="expected a program compiled for"):
+        aot.load_program(tmp_path / "other", lowered)
+
+
+@COMPILER
+def test_a_chip_is_compiled_for():
+    """A product of 8192 x 8192 matrices takes its FLOPs at the chip's peak; the compiler's own sum is no less."""
+    found = aot.topology("v6e:2x4")
+    mesh = aot.mesh_over(found, Mesh(data=1, fsdp=1, tensor=1))
+    matrix = abstract(jnp.zeros((8192, 8192), jnp.bfloat16), (), mesh)
+    report, _, _ = aot.examine(jax.jit(jnp.matmul).lower(matrix, matrix), found, {"matrix": matrix})
+    assert isinstance(report, aot.Report)
+    assert report.flops == 2 * 8192**3
+    assert report.estimate == pytest.approx(2 * 8192**3 / 918e12, rel=1e-3)
+    assert report.compiler >= 0.99 * report.estimate
