@@ -281,7 +281,7 @@ class Module:
             return _said(instruction, "bytes_accessed")
         operands = [computation.instructions[name].shapes for name in instruction.operands]
         if opcode in ("copy-start", "slice-start"):  # (to, from, context) or ((from), to, context)
-            moved = min(shape.bytes for shape in shapes if shape.bytes > 8)
+            moved = min((shape.bytes for shape in shapes if shape.bytes > 4), default=4.0)
             return moved * (operands[0][0].main + any(shape.main for shape in shapes if shape.bytes == moved))
         if opcode == "fusion":
             return self._fusion_bytes(instruction, operands)

@@ -112,8 +112,8 @@ def looked_up(
 def gathered(weight: Float[Array, "..."], axes: Axes, mesh: jax.sharding.Mesh | None) -> Float[Array, "..."]:
     """A matrix whole over `fsdp`, as what many tokens are multiplied with; its gradient lies where it does.
 
-    Left to itself XLA multiplies each device's part as it passes by, and writes the sum of the products so far to
-    memory as often as there are parts: on sixteen devices that takes several times as long as the products.
+    Left to itself XLA multiplies each device's part as it passes by, and writes the sum so far to memory as often as
+    there are parts. On sixteen devices that was 1649 exchanges a training step, and is half of them.
     """
     return constrain(weight, mesh, *(None if axis and TABLE[axis] == "fsdp" else axis for axis in axes))
 

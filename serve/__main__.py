@@ -108,7 +108,8 @@ def add_compile(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="DRAFTER",
-        help="an artifact's directory, dflash/WIDTH or dflash/WIDTH/tree=NODES (repeatable; default: dflash/16)",
+        help="an artifact's directory, or dflash/WIDTH and after it /tree=NODES or /vocab=SIZE (repeatable; default: "
+        "dflash/16)",
     )
     parser.add_argument("--topology", required=True, help="such as v5p:2x2x1, v5e:4x4 or v6e:2x4")
     parser.add_argument("--mesh", default="", metavar="data=..,fsdp=..,tensor=..", help="(default: one chip)")

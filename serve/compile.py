@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from configs import schema
 from configs.console import say
@@ -44,7 +45,8 @@ def compile_decoding(
 ) -> dict[str, Any]:
     """A plain step and one of every drafter, said in lines and returned for JSON; `save` is for the last one's program.
 
-    A drafter is the directory of an artifact, `dflash/WIDTH` (its published shape) or `dflash/WIDTH/tree=NODES`.
+    A drafter is the directory of an artifact, or `dflash/WIDTH` for its published shape; `/tree=NODES` drafts trees,
+    `/vocab=SIZE` from so many tokens.
     Raises:
       UserError: no such target or drafter, or the mesh divides neither them nor the topology.
     """
@@ -82,19 +84,23 @@ def engine_of(name: str, target: Target, mesh: jax.sharding.Mesh) -> tuple[Engin
     """
     if name == "plain":
         return Engine(target, Nothing()), Draft("drafter", 1)
-    kind, _, rest = name.partition("/")
-    width, _, tree = rest.partition("/tree=")
+    kind, width, *rest = name.split("/") if "/" in name else (name, "")
+    options = {key: int(value) for key, _, value in (part.partition("=") for part in rest) if value.isdigit()}
+    known = len(options) == len(rest) and options.keys() <= {"tree", "vocab"} and options.get("tree", 16) in TREES
     if Path(name).is_dir():
         artifact = read_artifact(Path(name))
         check_fit(artifact, target, Path(name))
         draft = Draft("drafter", artifact.config.width)
-    elif kind == "dflash" and width.isdigit() and int(width) > 1 and (not tree or tree in map(str, TREES)):
-        artifact = Artifact(published(target.config, int(width)), {}, None, {})
-        draft = Draft("drafter", int(width), tree=int(tree or 0))
+    elif kind == "dflash" and width.isdigit() and int(width) > 1 and known:
+        vocab = options.get("vocab")
+        config = dataclasses.replace(published(target.config, int(width)), draft_vocab_size=vocab)
+        artifact = Artifact(config, {}, None if vocab is None else np.arange(vocab, dtype=np.int32), {})
+        draft = Draft("drafter", int(width), tree=options.get("tree", 0))
     else:
         nodes = ", ".join(map(str, TREES))
         raise UserError(
-            f"--drafter {name}: expected an artifact's directory, dflash/WIDTH or dflash/WIDTH/tree=NODES ({nodes})"
+            f"--drafter {name}: expected an artifact's directory, or dflash/WIDTH and after it /tree=({nodes}) "
+            "or /vocab=SIZE"
         )
 
     def build(target: Target) -> Any:

@@ -69,10 +69,10 @@ def test_a_family_that_is_not_computed(tmp_path: Path, chips: aot.Topology, caps
     assert "model_type 'mamba'; expected one of llama, qwen2, qwen3" in line
 
 
-@pytest.mark.parametrize("drafter", ["dflash", "dflash/1", "dflash/16/tree=7", "nothing/16"])
+@pytest.mark.parametrize("drafter", ["dflash", "dflash/1", "dflash/16/tree=7", "dflash/16/wide", "nothing/16"])
 def test_an_unknown_drafter(drafter: str, chips: aot.Topology):
     mesh = aot.mesh_over(chips, Mesh(data=1, fsdp=1, tensor=1))
-    with pytest.raises(UserError, match="expected an artifact's directory, dflash/WIDTH"):
+    with pytest.raises(UserError, match="expected an artifact's directory, or dflash/WIDTH"):
         engine_of(drafter, abstract_target("qwen3-8b", "bfloat16", mesh), mesh)
 
 
