@@ -156,7 +156,7 @@ class Target(nnx.Module):
                 assert not isinstance(where, Packed)
                 seen = cache.layer(index).write(seen, where.start)
             read.append(seen)
-            mixed = attend(q, seen, where)
+            mixed = attend(q, seen, where, mesh=self.mesh)
             x = x + mixed.reshape(*x.shape[:2], -1) @ layer.out[...]
             normed = rms_norm(x, layer.mlp_norm[...], self.config.rms_eps)
             x = x + swiglu(normed, layer.gate[...], layer.up[...], layer.down[...], self.mesh)
