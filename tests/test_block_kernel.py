@@ -57,11 +57,13 @@ def drawn(case: Case, dtype: str) -> tuple[Blocks, list[jnp.ndarray], jnp.ndarra
     return where, [2 * arrays[0], *arrays[1:]], cotangent
 
 
-def attended(where: Blocks, arrays: list[jnp.ndarray], cotangent: jnp.ndarray) -> dict[str, np.ndarray]:
+def attended(
+    where: Blocks, arrays: list[jnp.ndarray], cotangent: jnp.ndarray, mesh: jax.sharding.Mesh | None = None
+) -> dict[str, np.ndarray]:
     """The output and what the cotangent makes of it."""
 
     def mixed(q, k, v, keys, values):
-        return attend(q, Slots([keys], [values]), where, (k, v))
+        return attend(q, Slots([keys], [values]), where, (k, v), mesh)
 
     @jax.jit
     def both(arrays, cotangent):

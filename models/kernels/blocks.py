@@ -10,9 +10,9 @@ Scores are held [keys, queries]: what there is one of for each query (its ends, 
 the lanes, and the softmax goes down the sublanes, which costs less than across the lanes.
 
 Numerics. Scores, sums and what is accumulated are float32. Weights are rounded to the values' type before they mix, and
-the same rounded weights are summed to norm them: they add up to one, so that values which are all alike come out as they
-are. The backward pass takes its mean worth, sum(output * cotangent), of the float32 output: a rounded one would
-leave its error in every score's gradient.
+the same rounded weights are summed to norm them: they add up to one, so that values all alike come out as they are. The
+backward pass takes its mean worth, sum(output * cotangent), of the float32 output: a rounded one would leave its error
+in every score's gradient.
 """
 
 import dataclasses
