@@ -81,6 +81,7 @@ class DFlash:
     target_layer_ids: Ids | None  # taps; the DFlash default when null
     width: int = Field(ge=2)  # W: one anchor and W-1 drafted tokens
     causal: bool  # in-block attention
+    attention: Literal["dense", "flash"]  # of blocks over their context, in training; flash is a TPU kernel
     sliding_window: int | None = Field(ge=1)  # how far slots look back, themselves included; all the way when null
     mask_token_id: int | None = Field(ge=0)  # an unused special token of the target when null
     draft_vocab_size: int | None = Field(ge=2)  # most frequent response tokens; the whole vocabulary when null
@@ -293,13 +294,11 @@ def _build(raw: dict[str, Any], where: str) -> Recipe:
         if rows % (mesh.data * mesh.fsdp):
             over = f"mesh.data={mesh.data} x mesh.fsdp={mesh.fsdp}"
             raise RecipeError(f"{where}: {key}={rows}: expected a multiple of {over}, which split the rows")
-    if recipe.features.attention == "splash":
-        length, devices = recipe.batches.row_length, mesh.data * mesh.fsdp * mesh.tensor
-        if length % 128 or devices > 1:
-            raise RecipeError(
-                f"{where}: features.attention=splash: expected a batches.row_length that 128 divides and a mesh of one "
-                f"device, got {length} and {devices}; change them, or take features.attention=dense"
-            )
+    if recipe.features.attention == "splash" and recipe.batches.row_length % 128:
+        raise RecipeError(
+            f"{where}: features.attention=splash: expected a batches.row_length that 128 divides, got "
+            f"{recipe.batches.row_length}; change it, or take features.attention=dense"
+        )
     return recipe
 
 

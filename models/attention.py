@@ -11,12 +11,15 @@ The loop matters on a CPU for another reason: where the batch is one, a matmul t
 writes it makes XLA write it twice, and copy the whole of it every step.
 """
 
+import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from models.cache import Cache
@@ -25,7 +28,7 @@ CHUNK = 256  # positions of a cache read together
 FEW = 8  # rows; more of them are read whole: a piece is a copy, which costs many rows more than what it leaves out
 HIDDEN = -1e30  # the score of what may not be seen
 Kernel = Literal["dense", "splash"]
-SPLASH_ROW = 128  # splash takes rows of a multiple of so many positions
+BlockKernel = Literal["dense", "flash"]
 
 
 @struct.dataclass
@@ -131,12 +134,19 @@ class Blocks:
     segments: Int[Array, "B S"]
     causal: bool = struct.field(pytree_node=False, default=False)
     window: int | None = struct.field(pytree_node=False, default=None)
+    kernel: BlockKernel = struct.field(pytree_node=False, default="dense")
 
     def mask(self, width: int) -> Bool[Array, "B A #W S"]:
         """Context, by slot."""
         same = self.anchor_segments[:, :, None] == self.segments[:, None, :]
         distance = jnp.where(same, self.anchors[:, :, None] - self.positions[:, None, :], 0)
         return _context_mask(distance, width, self.window)
+
+    def reach(self) -> tuple[Int[Array, "B A"], Int[Array, "B A"]]:
+        """Context as places of the packed row, from the first to before the last; a window leaves the nearest of it."""
+        whole = dataclasses.replace(self, window=None).mask(1)[:, :, 0]
+        places = jnp.arange(self.positions.shape[1])
+        return jnp.where(whole, places, places.size).min(axis=-1), jnp.where(whole, places + 1, 0).max(axis=-1)
 
 
 @struct.dataclass
@@ -170,20 +180,24 @@ def attend(
     seen: Cache,
     where: Where | Drafting,
     own: tuple[Float[Array, "B Q K H"], Float[Array, "B Q K H"]] | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Float[Array, "B T N H"]:
     """Attention of rotated queries over one layer's keys and values `seen`; query head n reads key head n // G.
 
     `seen` holds the tokens themselves (`Packed`), a cache with them in it (`Chain`, `Tree`), or the context of blocks,
-    whose `own` keys and values are beside it (`Blocks`, whose Q are A blocks of W, and `Block`).
+    whose `own` keys and values are beside it (`Blocks`, whose Q are A blocks of W, and `Block`). `mesh` is where all of
+    these lie, split by rows and heads: kernels have to be told.
     """
     num_heads, reach = q.shape[2], seen.capacity
     if isinstance(where, Packed):
         keys, values = seen.read(0, reach)
         if where.kernel == "splash":
-            return _splash(q, keys, values, where.segments)
+            return _by_splash(q, keys, values, where, mesh)
         return _dense(q, keys, values, where.mask())
     if isinstance(where, Blocks):
         assert own is not None
+        if where.kernel == "flash":
+            return _by_flash(q, own, *seen.read(0, reach), where, mesh)
         return _blocks(q, *own, *seen.read(0, reach), where)
     grouped = _group_heads(q, seen.num_kv_heads)
     if isinstance(where, Block):
@@ -215,37 +229,38 @@ def _dense(
     return _ungroup_heads(mixed.astype(q.dtype), num_heads)
 
 
-def _splash(
+def _by_splash(
     q: Float[Array, "B T N H"],
     keys: Float[Array, "B K H S"],
     values: Float[Array, "B K S H"],
-    segments: Int[Array, "B S"],
+    where: Packed,
+    mesh: jax.sharding.Mesh | None,
 ) -> Float[Array, "B T N H"]:
-    """The same as `_dense` of a `Packed`, by JAX's TPU kernel, which never holds all scores; without gradient.
+    from models.kernels import HEADS, ROWS, on_mesh
+    from models.kernels.splash import packed_attention
 
-    Elsewhere than on a TPU the kernel is interpreted, which is slow. Blocks could take it too: keys and values of
-    [context; blocks] in one row, and a mask of the same form as theirs, made for every batch from its anchors.
-    """
-    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+    tokens, heads = PartitionSpec(ROWS, None, HEADS), PartitionSpec(ROWS, HEADS)
+    call = on_mesh(packed_attention, mesh, (tokens, heads, heads, PartitionSpec(ROWS)), tokens)
+    return call(q * q.shape[-1] ** -0.5, keys, values, where.segments)
 
-    length, num_heads, head_dim = q.shape[1:]
-    block = next(size for size in (512, 256, SPLASH_ROW) if length % size == 0)
-    mask = splash.MultiHeadMask([splash.CausalMask((length, length))] * num_heads)
-    sizes = splash.BlockSizes(block_q=block, block_kv=block)
 
-    def on(interpret: bool) -> Callable[..., Array]:
-        kernel = splash.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=interpret)
+def _by_flash(
+    q: Float[Array, "B T N H"],
+    own: tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]],
+    context_keys: Float[Array, "B K H S"],
+    context_values: Float[Array, "B K S H"],
+    where: Blocks,
+    mesh: jax.sharding.Mesh | None,
+) -> Float[Array, "B T N H"]:
+    """The same as `_blocks` where every slot asks."""
+    assert own[0].shape[1] == q.shape[1]
+    from models.kernels import HEADS, ROWS, on_mesh
+    from models.kernels.blocks import block_attention
 
-        def row(q: Array, keys: Array, values: Array, segments: Array) -> Array:
-            mixed = kernel(q, keys, values, segment_ids=splash.SegmentIds(segments, segments))
-            assert isinstance(mixed, Array)  # not a pair with residuals
-            return mixed
-
-        return jax.vmap(row)
-
-    parts = ((q * head_dim**-0.5).transpose(0, 2, 1, 3), keys.swapaxes(2, 3), values, segments)
-    mixed = jax.lax.platform_dependent(*parts, tpu=on(interpret=False), default=on(interpret=True))
-    return mixed.transpose(0, 2, 1, 3)
+    tokens, heads = PartitionSpec(ROWS, None, HEADS), PartitionSpec(ROWS, HEADS)
+    kernel = partial(block_attention, causal=where.causal, window=where.window)
+    call = on_mesh(kernel, mesh, (tokens, tokens, heads, heads, PartitionSpec(ROWS)), tokens)
+    return call(q * q.shape[-1] ** -0.5, own, context_keys, context_values, where.reach())
 
 
 def _blocks(

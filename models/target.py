@@ -161,7 +161,7 @@ class Target(nnx.Module):
                 assert not isinstance(where, Packed)
                 seen = cache.layer(index).write(seen, where.start)
             read.append(seen)
-            mixed = attend(q, seen, where)
+            mixed = attend(q, seen, where, mesh=self.mesh)
             out, gate, up, down = (self._weight(layer, name, where) for name in ("out", "gate", "up", "down"))
             x = x + mixed.reshape(*x.shape[:2], -1) @ out
             normed = rms_norm(x, layer.mlp_norm[...], self.config.rms_eps)

@@ -4,7 +4,7 @@ In: responses and, when cached, their features. Out: dictionaries of numpy array
 
     tokens, positions, segments [B, S] int32      packed context; segment 0 is padding
     features [B, S, L*E]                          only when cached
-    anchors_w<W> [B, A] int32, one per width W    row indices of the anchors; -1 where a row has too few
+    anchors_w<W> [B, A] int32, one per width W    row indices of the anchors, rising; -1 where a row has too few
 
 Rows are shuffled and anchors drawn anew every epoch. Everything is a function of the seed and the step. Of the data
 only the rows of a few batches are in memory.
@@ -134,6 +134,6 @@ def draw_anchors(row: dict[str, np.ndarray], blocks: Blocks, rng: np.random.Gene
         anchors = np.full(count, -1, np.int32)
         taken = places[:count]
         places = np.concatenate([places[count:], taken])  # comes round again only when a row is short of places
-        anchors[: len(taken)] = taken
+        anchors[: len(taken)] = np.sort(taken)  # neighbours see nearly the same: see models.kernels.blocks
         row[f"anchors_w{width}"] = anchors
     return row

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.attention import Blocks, attend
+from models.attention import BlockKernel, Blocks, attend
 from models.cache import Slots
 from train.objectives.dflash import LossSettings, head_loss
 
@@ -72,11 +72,11 @@ def attention_case(seed: int) -> tuple[dict[str, jnp.ndarray], jnp.ndarray]:
     return {name: rounded(value) for name, value in arrays.items()}, rounded(rng.standard_normal(shapes["q"]))
 
 
-def mixed(arrays: dict[str, jnp.ndarray]) -> jnp.ndarray:
+def mixed(arrays: dict[str, jnp.ndarray], kernel: BlockKernel = "dense") -> jnp.ndarray:
     context = Slots([arrays["context_keys"]], [arrays["context_values"]])
     q, *own = (arrays[name].reshape(1, 8, -1, 8) for name in "qkv")
     zeros = jnp.zeros((1, 8), jnp.int32)
-    where = Blocks(jnp.full((1, 2), 8), zeros[:, :2], jnp.arange(8)[None], zeros)
+    where = Blocks(jnp.full((1, 2), 8), zeros[:, :2], jnp.arange(8)[None], zeros, kernel=kernel)
     return attend(q, context, where, (own[0], own[1])).reshape(arrays["q"].shape)
 
 
@@ -98,13 +98,13 @@ def test_attention_over_values_that_cancel():
     assert (np.abs(np.asarray(mixed(arrays), np.float64) - exact) <= UNIT * np.abs(exact) + 1e-6).all()
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_attention_gradients_where_values_are_nearly_alike(seed: int):
+@pytest.mark.parametrize(("kernel", "seed"), [("dense", 0), ("dense", 1), ("dense", 2), ("flash", 0)])
+def test_attention_gradients_where_values_are_nearly_alike(kernel: BlockKernel, seed: int):
     """The gradient by a score is its weight times (its own value's worth less the mean worth): 8 less nearly 8."""
     arrays, cotangent = attention_case(seed)
 
     def gradients(arrays: dict[str, jnp.ndarray]) -> dict[str, np.ndarray]:
-        found = jax.grad(lambda a: (mixed(a).astype(jnp.float32) * cotangent.astype(jnp.float32)).sum())(arrays)
+        found = jax.grad(lambda a: (mixed(a, kernel).astype(jnp.float32) * cotangent.astype(jnp.float32)).sum())(arrays)
         return {name: np.asarray(value, np.float32) for name, value in found.items()}
 
     exact, found = gradients(in_float32(arrays)), gradients(arrays)

@@ -139,6 +139,7 @@ def recipe(root: Path) -> dict[str, dict[str, Any]]:
             "target_layer_ids": None,
             "width": 4,
             "causal": False,
+            "attention": "dense",
             "sliding_window": None,
             "mask_token_id": None,
             "draft_vocab_size": None,

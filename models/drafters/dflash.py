@@ -205,7 +205,7 @@ class Drafter(nnx.Module):
         q = apply_rotary(rms_norm(q, self._cast(layer.q_norm), eps), angles)
         k, v = self._key_value(layer, normed, angles)
         where = dataclasses.replace(where, causal=layer.causal, window=layer.window)
-        mixed = attend(q, context, where, (k, v))
+        mixed = attend(q, context, where, (k, v), self.mesh)
         flat = flat + mixed.reshape(*flat.shape[:2], -1) @ self._cast(layer.out)
         normed = rms_norm(flat, self._cast(layer.mlp_norm), eps)
         gate, up, down = self._cast(layer.gate), self._cast(layer.up), self._cast(layer.down)

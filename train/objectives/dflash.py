@@ -16,9 +16,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from configs.schema import Recipe
+from configs.schema import DFlash, Recipe
 from models import layers
-from models.attention import Blocks, Kernel, Packed
+from models.attention import BlockKernel, Blocks, Kernel, Packed
 from models.cache import Slots
 from models.drafters.dflash import DrafterConfig, block_tokens
 from models.layers import Frozen
@@ -62,9 +62,11 @@ class Trainee(nnx.Module):
         *,
         online: bool,
         attention: Kernel = "dense",  # of the target
+        blocks: BlockKernel = "dense",  # attention of the drafter's
     ):
         self.drafter = drafter
         self.attention: Kernel = attention
+        self.blocks: BlockKernel = blocks
         self.target = target if online else None
         self.mesh = target.mesh
         self.embedding = Frozen(target.embedding[...], axes=AXES["embedding"])
@@ -83,10 +85,14 @@ class Trainee(nnx.Module):
 
 def make_trainee(recipe: Recipe, config: DrafterConfig, target: Target, draft_vocab: np.ndarray | None) -> Trainee:
     """The drafter at step 0, with what it borrows of the target."""
-    section = recipe.features
-    online, kernel = section.mode == "online", cast(Kernel, section.attention)
+    assert isinstance(recipe.drafter, DFlash)
     return Trainee(
-        new_drafter(recipe, config, target, draft_vocab), target, draft_vocab, online=online, attention=kernel
+        new_drafter(recipe, config, target, draft_vocab),
+        target,
+        draft_vocab,
+        online=recipe.features.mode == "online",
+        attention=cast(Kernel, recipe.features.attention),
+        blocks=cast(BlockKernel, recipe.drafter.attention),
     )
 
 
@@ -180,7 +186,7 @@ def block_hidden(
     tokens, positions, segments = (
         jnp.take_along_axis(batch[name], at, axis=1) for name in ("tokens", "positions", "segments")
     )
-    where = Blocks(positions, segments, batch["positions"], batch["segments"])
+    where = Blocks(positions, segments, batch["positions"], batch["segments"], kernel=trainee.blocks)
     block = looked_up(trainee.embedding[...], block_tokens(tokens, width, drafter.config.mask_token_id), trainee.mesh)
     return drafter(block, where, context, remat=remat)
 
