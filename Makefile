@@ -33,7 +33,13 @@ MAXTEXT := maxtext==0.2.5
 # What its converter imports; its own extras pull in the TPU stack.
 MAXTEXT_NEEDS := jax flax orbax-checkpoint google-tunix transformers pydantic omegaconf psutil tabulate tiktoken \
   pathwaysutils drjax aqtp tokamax
+# Programs made for other servers, to try on ours.
+CLIENTS_VENV := .venv-clients
+CLIENTS := openai==3.57.0 guidellm==0.8.1 schemathesis==4.32.5 requests tqdm
+CLIENTS_WITHOUT_NEEDS := dflash==0.1.0
 DRAFTER ?= exports/wide_block
+# What serve-demo and soak serve.
+SERVED ?= models/released/smollm2-135m
 # Evaluation prompts by path where there are some; the shipped tasks where not.
 TASK_DIR ?= $(wildcard ../shared/tasks)
 BENCH_TASKS ?= $(if $(TASK_DIR),gsm8k$(,)humaneval$(,)mt-bench$(,)alpaca-eval$(,)math500,$(TASKS))
@@ -42,12 +48,16 @@ BENCH_PYTHON = $(if $(wildcard $(PEERS_VENV)/.peers),$(PEERS_VENV),$(VENV))/bin/
 BENCH_FLAGS := --target smollm2-135m --drafter $(DRAFTER) --tasks $(BENCH_TASKS) $(if $(TASK_DIR),--task-dir $(TASK_DIR))
 
 .PHONY: help setup test test-slow test-peers demo bench-train bench-data bench-decode bench-trees bench-peers lint types clean
+.PHONY: serve-demo soak test-clients
 
 help:
 	@echo "make setup         the environment in $(VENV)"
 	@echo "make demo          prepare, train, export and evaluate a drafter for the embedded target"
+	@echo "make serve-demo    serve $(SERVED): an API and a page to chat on"
 	@echo "make test          the default test suite   (test-slow: the longer ones)"
 	@echo "make test-peers    against z-lab's dflash, speculators, llama.cpp, MaxText (environments of their own; $(PYTHON312))"
+	@echo "make test-clients  clients and benchmarks of other servers on ours (in $(CLIENTS_VENV))"
+	@echo "make soak          16 clients on one server for 15 minutes, well and badly behaved"
 	@echo "make bench-train   speed of a training step"
 	@echo "make bench-data    speed and memory of writing, packing and reading 200,000 responses"
 	@echo "make bench-decode  speed of the decoder, part by part and per task, with DRAFTER=$(DRAFTER)"
@@ -85,7 +95,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 test: setup
 	@echo "test: the default suite (a few minutes on two cores)"
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not peers"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not peers and not clients"
 
 test-slow: setup
 	@echo "test-slow: whole chains and real weights"
@@ -94,6 +104,16 @@ test-slow: setup
 test-peers: $(MAXTEXT_VENV)/.peers $(PEERS_VENV)/.peers
 	@echo "test-peers: other projects' programs on our files, and ours on theirs"
 	MAXTEXT_PYTHON=$(MAXTEXT_VENV)/bin/python $(PEERS_VENV)/bin/python -m pytest -q -m "peers"
+
+test-clients: setup $(CLIENTS_VENV)/.clients
+	@echo "test-clients: openai, dflash, guidellm, schemathesis (some minutes)"
+	CLIENTS_PYTHON=$(CLIENTS_VENV)/bin/python $(BIN)/python -m pytest -q -s -m "clients"
+
+serve-demo: setup
+	$(BIN)/python -m serve http --target smollm2-135m --drafter $(SERVED)
+
+soak: setup
+	$(BIN)/python -m serve.soak --target smollm2-135m --drafter $(SERVED) $(SOAK_FLAGS)
 
 demo: setup
 	@echo "demo: [1/3] preparing data and training $(CONFIG) -> runs/$(NAME)"
@@ -137,6 +157,14 @@ $(PEERS_VENV)/.peers: pyproject.toml constraints.txt Makefile
 	@$(PEERS_VENV)/bin/python -m pip install --quiet --no-deps $(PEERS)
 	@touch $@
 
+# The torch that guidellm asks for is the one that is pinned.
+$(CLIENTS_VENV)/.clients: constraints.txt Makefile
+	@echo "clients: $(CLIENTS) $(CLIENTS_WITHOUT_NEEDS) in $(CLIENTS_VENV)"
+	@$(PYTHON) -m venv --clear $(CLIENTS_VENV)
+	@$(CLIENTS_VENV)/bin/python -m pip --disable-pip-version-check install --quiet $$(grep ^torch== constraints.txt) $(CLIENTS)
+	@$(CLIENTS_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps $(CLIENTS_WITHOUT_NEEDS)
+	@touch $@
+
 $(MAXTEXT_VENV)/.peers: Makefile
 	@$(PYTHON312) -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null || { \
 	  echo "peers: $(PYTHON312): expected Python 3.12 or newer for MaxText, got: $(call said,$(PYTHON312));" \
@@ -158,5 +186,5 @@ types: setup
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
-	rm -rf $(VENV) $(PEERS_VENV) $(MAXTEXT_VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS_VENV) $(MAXTEXT_VENV) $(CLIENTS_VENV) build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
