@@ -37,8 +37,14 @@ MAXTEXT_NEEDS := jax flax orbax-checkpoint google-tunix transformers pydantic om
 LIBTPU := .libtpu
 RECIPES ?=
 DECODED := --target qwen3-8b --drafter dflash/16 --drafter dflash/64
+# Programs made for other servers, to try on ours.
+CLIENTS_VENV := .venv-clients
+CLIENTS := openai==3.57.0 guidellm==0.8.1 schemathesis==4.32.5 requests tqdm
+CLIENTS_WITHOUT_NEEDS := dflash==0.1.0
 DRAFTER ?= exports/wide_block
 RELEASED := models/released/smollm2-135m
+# What serve-demo and soak serve.
+SERVED ?= $(RELEASED)
 # Evaluation prompts by path where there are some; the shipped tasks where not.
 TASK_DIR ?= $(wildcard ../shared/tasks)
 BENCH_TASKS ?= $(if $(TASK_DIR),gsm8k$(,)humaneval$(,)mt-bench$(,)alpaca-eval$(,)math500,$(TASKS))
@@ -46,13 +52,17 @@ BENCH_TASKS ?= $(if $(TASK_DIR),gsm8k$(,)humaneval$(,)mt-bench$(,)alpaca-eval$(,
 BENCH_PYTHON = $(if $(wildcard $(PEERS_VENV)/.peers),$(PEERS_VENV),$(VENV))/bin/python
 BENCH_FLAGS = --target smollm2-135m --drafter $(DRAFTER) --tasks $(BENCH_TASKS) $(if $(TASK_DIR),--task-dir $(TASK_DIR))
 
-.PHONY: help setup test test-slow test-peers demo bench-train bench-data bench-decode bench-trees bench-release bench-peers compile-tpu lint types clean
+.PHONY: help setup test test-slow test-peers test-clients demo serve-demo bench-train bench-data bench-decode bench-trees
+.PHONY: bench-release bench-peers compile-tpu soak lint types clean
 
 help:
 	@echo "make setup         the environment in $(VENV)"
 	@echo "make demo          prepare, train, export and evaluate a drafter for the embedded target, and the released one"
+	@echo "make serve-demo    serve $(SERVED): an API and a page to chat on"
 	@echo "make test          the default test suite   (test-slow: the longer ones)"
 	@echo "make test-peers    against z-lab's dflash, speculators, llama.cpp, MaxText (environments of their own; $(PYTHON312))"
+	@echo "make test-clients  clients and benchmarks of other servers on ours (in $(CLIENTS_VENV))"
+	@echo "make soak          16 clients on one server for 15 minutes, well and badly behaved"
 	@echo "make bench-train   speed of a training step"
 	@echo "make bench-data    speed and memory of writing, packing and reading 200,000 responses"
 	@echo "make bench-decode  speed of the decoder, part by part and per task, with DRAFTER=$(DRAFTER)"
@@ -92,7 +102,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 test: setup
 	@echo "test: the default suite (a few minutes on two cores)"
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not peers"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not peers and not clients"
 
 test-slow: setup
 	@echo "test-slow: whole chains and real weights"
@@ -107,6 +117,16 @@ DEMO ?= run.name=$(NAME)_demo prompts.limit=400 train.steps=200 train.eval_every
 DEMO_RUN = $(or $(patsubst run.name=%,%,$(filter run.name=%,$(DEMO))),$(NAME))
 timed = SECONDS=0; $(2); echo "demo: [$(1)] took $$SECONDS s"
 demo_eval = $(BIN)/python -m serve eval --target smollm2-135m --drafter $(1) --tasks $(TASKS) --prompts 3 --out runs/$(DEMO_RUN)$(2)
+
+test-clients: setup $(CLIENTS_VENV)/.clients
+	@echo "test-clients: openai, dflash, guidellm, schemathesis (some minutes)"
+	CLIENTS_PYTHON=$(CLIENTS_VENV)/bin/python $(BIN)/python -m pytest -q -s -m "clients"
+
+serve-demo: setup
+	$(BIN)/python -m serve http --target smollm2-135m --drafter $(SERVED)
+
+soak: setup
+	$(BIN)/python -m serve.soak --target smollm2-135m --drafter $(SERVED) $(SOAK_FLAGS)
 
 demo: setup
 	@echo "demo: [1/5] the target answers the prompts -> runs/data"
@@ -174,6 +194,14 @@ $(PEERS_VENV)/.peers: pyproject.toml constraints.txt Makefile
 	@$(PEERS_VENV)/bin/python -m pip install --quiet --no-deps $(PEERS)
 	@touch $@
 
+# The torch that guidellm asks for is the one that is pinned.
+$(CLIENTS_VENV)/.clients: constraints.txt Makefile
+	@echo "clients: $(CLIENTS) $(CLIENTS_WITHOUT_NEEDS) in $(CLIENTS_VENV)"
+	@$(PYTHON) -m venv --clear $(CLIENTS_VENV)
+	@$(CLIENTS_VENV)/bin/python -m pip --disable-pip-version-check install --quiet $$(grep ^torch== constraints.txt) $(CLIENTS)
+	@$(CLIENTS_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps $(CLIENTS_WITHOUT_NEEDS)
+	@touch $@
+
 $(MAXTEXT_VENV)/.peers: Makefile
 	@$(PYTHON312) -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null || { \
 	  echo "peers: $(PYTHON312): expected Python 3.12 or newer for MaxText, got: $(call said,$(PYTHON312));" \
@@ -195,5 +223,5 @@ types: setup
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
-	rm -rf $(VENV) $(PEERS_VENV) $(MAXTEXT_VENV) $(LIBTPU) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS_VENV) $(MAXTEXT_VENV) $(CLIENTS_VENV) $(LIBTPU) build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

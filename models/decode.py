@@ -250,6 +250,8 @@ def step(
 ) -> DecodeState:
     """One step for every unfinished row."""
     rows = state.rows
+    if rows.sampling is not None:
+        speculation = dataclasses.replace(speculation, sampling=rows.sampling)
     draws = jax.vmap(lambda key: jax.random.split(key, 2))(keys(rows.seed, rows.length - 1))
     proposal, copied = propose(engine, state, draft, speculation, draws[:, 0], copying)
     block = jnp.concatenate([rows.anchors[:, None], jnp.maximum(proposal.tokens, 0)], axis=1)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Int
 
+from models.sampling import SamplingRows
+
 
 @struct.dataclass
 class Rows:
@@ -22,6 +24,7 @@ class Rows:
     num_steps: Int[Array, " B"]
     runs: Int[Array, "B S"]  # tokens committed by each step
     copied: Bool[Array, "B S"]  # which steps copied
+    sampling: SamplingRows | None = None  # how each row's tokens are drawn; None: as the steps' speculation says
 
     @property
     def anchors(self) -> Int[Array, " B"]:

@@ -14,14 +14,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from models.attention import ancestors
-from models.sampling import GREEDY, Sampling
+from models.sampling import GREEDY, Sampling, SamplingRows
 
 
 @dataclasses.dataclass(frozen=True)
 class Speculation:
     """The rule of verification, and of drawing drafts for it. Every value of it is a program of its own."""
 
-    sampling: Sampling = GREEDY
+    sampling: Sampling | SamplingRows = GREEDY
     deterministic: bool = False  # the drafter's most likely tokens, where it could draw its own
     block: bool = False  # block verification instead of token by token; matters when sampling
 

@@ -1,8 +1,9 @@
-"""python -m serve: decode with a drafter, measure what it gains, compare reports, chat."""
+"""python -m serve: decode with a drafter, measure what it gains, compare reports, chat, serve an API."""
 
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("inspect", "say what target and drafter directories are, and whether they fit", add_inspect, run_inspect),
         ("chat", "answer in the terminal, what each step committed tinted", add_chat, run_chat),
         ("compile", "compile decoding for TPUs that are not here: fit and estimated cost", add_compile, run_compile),
+        ("http", "serve OpenAI's API, and a page to chat on", add_http, run_http),
     ):
         add(subparser := commands.add_parser(name, help=text, description=text))
         subparser.set_defaults(run=run)
@@ -35,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return options.run(options)
 
 
-def add_engine(parser: argparse.ArgumentParser) -> None:
+def add_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target",
         required=True,
@@ -52,6 +54,21 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         help="such as enable_thinking=false (repeatable; default: what the drafter was trained with)",
     )
     parser.add_argument("--mesh", default="", metavar="tensor=N", help="split the model over N devices (default: one)")
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    add_models(parser)
+    add_draft(parser)
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy (default %(default)s)")
+    parser.add_argument("--top-k", type=int, help="sample among the k most likely tokens (default: all)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling (default %(default)s)")
+    parser.add_argument("--min-p", type=float, default=0.0, help="fraction of the likeliest (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws when sampling (default %(default)s)")
+    parser.add_argument("--deterministic", action="store_true", help="sampling: draft the drafter's likeliest tokens")
+    parser.add_argument("--block-verification", action="store_true", help="sampling: verify blocks, not single tokens")
+
+
+def add_draft(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=int, help="one block width to decode with (default: chosen while decoding)")
     parser.add_argument(
         "--drafts",
@@ -64,13 +81,6 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         choices=[16, 32, 64],
         help="draft trees of so many tokens from a block, of --width if given (default: chosen while decoding)",
     )
-    parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy (default %(default)s)")
-    parser.add_argument("--top-k", type=int, help="sample among the k most likely tokens (default: all)")
-    parser.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling (default %(default)s)")
-    parser.add_argument("--min-p", type=float, default=0.0, help="fraction of the likeliest (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws when sampling (default %(default)s)")
-    parser.add_argument("--deterministic", action="store_true", help="sampling: draft the drafter's likeliest tokens")
-    parser.add_argument("--block-verification", action="store_true", help="sampling: verify blocks, not single tokens")
 
 
 def add_eval(parser: argparse.ArgumentParser) -> None:
@@ -137,6 +147,36 @@ def run_compile(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(found))
     return 0 if found["fits"] else 1
+
+
+def add_http(parser: argparse.ArgumentParser) -> None:
+    add_models(parser)
+    add_draft(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="0: any (default %(default)s)")
+    parser.add_argument("--name", help="what clients call the model (default: the last part of --target)")
+    parser.add_argument("--api-key-file", type=path, help="keys, one a line, of which clients must send one")
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name clients may call the server by, beside localhost (repeatable; without keys, on loopback only)",
+    )
+    for name, default, text in (
+        ("rows", 8, "answers written at once"),
+        ("context", 1024, "tokens of one prompt and its answer"),
+        ("queue", 64, "requests that may wait for a row; more get 429"),
+        ("connections", 256, "that may be open; more get 503"),
+        ("max-body-bytes", 2 * 2**20, "of a request"),
+        ("peer-seconds", 20, "a client may take to send its headers, its body, or to go on reading"),
+        ("request-seconds", 600, "a request may take"),
+        ("drain-seconds", 30, "what runs may take to finish after SIGTERM"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default %(default)s)")
+    parser.add_argument("--max-prompt-tokens", type=int, metavar="N", help="(default: what the context holds)")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="of an answer (default: the same)")
+    parser.add_argument("--log-prompts", action="store_true", help="log what was asked, too")
 
 
 def run_eval(options: argparse.Namespace) -> int:
@@ -208,6 +248,53 @@ def run_chat(options: argparse.Namespace) -> int:
         return chat(decoder, **given)
     except KeyboardInterrupt:
         return 128 + 2
+
+
+def run_http(options: argparse.Namespace) -> int:
+    from serve.guard import LOOPBACK, Limits
+    from serve.server import bind, open_service, read_keys, run, web_server
+
+    numbers = ("rows", "context", "queue", "connections", "max_body_bytes", "peer_seconds", "request_seconds")
+    for name in (*numbers, "max_prompt_tokens", "max_new_tokens"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
+    keys = read_keys(options.api_key_file) if options.api_key_file else []
+    listening = bind(options.host, options.port)
+    host, port, *_ = listening.getsockname()
+    local = host in ("127.0.0.1", "::1")
+    if not (local or keys):
+        say(f"http: {host} is open to others and asks for no key; name a file of keys with --api-key-file")
+    names = ("prompt_tokens", "new_tokens", "body_bytes")
+    limits = Limits(
+        **{name: getattr(options, f"max_{name}") for name in names},
+        request_seconds=options.request_seconds,
+        peer_seconds=options.peer_seconds,
+    )
+    choices = {"dtype": options.dtype, "draft": draft_of(options), "mesh": mesh_of(options.mesh)}
+    sizes = {name: getattr(options, name) for name in ("rows", "context", "queue")}
+    service = open_service(
+        options.target,
+        options.drafter,
+        **choices,
+        **sizes,
+        chat_template_args=template_args_of(options.chat_template_arg),
+        name=options.name,
+        limits=limits,
+        keys=keys,
+        hosts=(*LOOPBACK, *options.allow_host) if local and not keys else None,
+        log_prompts=options.log_prompts,
+    )
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    say(f"http: {service.served.name} on {address}: a page to chat on; {address}/docs lists the API")
+    say(
+        f"http: curl {address}/v1/chat/completions -d "
+        """'{"messages": [{"role": "user", "content": "Why is the sky blue?"}], "stream": true}'"""
+    )
+    signal.signal(signal.SIGTERM, lambda number, frame: None)  # uvicorn's to handle; it raises it again at its end
+    server = web_server(service, connections=options.connections, drain_seconds=options.drain_seconds)
+    run(server, service.scheduler, listening)
+    return 0
 
 
 def open_evaluator(options: argparse.Namespace, tasks: dict[str, Any]) -> tuple[Any, Any]:

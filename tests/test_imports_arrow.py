@@ -76,7 +76,7 @@ def test_a_large_package_is_one_modules(package: str):
 
 
 def test_serving_loads_no_package_of_training():
-    rooms = ("evaluate", "inspect", "chat", "load", "session", "summary", "rendering", "report")
+    rooms = ("evaluate", "inspect", "chat", "load", "session", "summary", "rendering", "report", "server")
     unwanted = (*ONLY_IN, "scipy.stats", "grain", "orbax", "pandas")
     program = (
         f"import sys, {', '.join(f'serve.{room}' for room in rooms)}\n"
@@ -125,6 +125,7 @@ def test_a_planted_wrong_import_is_found(tmp_path: Path, file: str, line: str):
         "serve --help",
         "serve eval --help",
         "serve chat --help",
+        "serve http --help",
     ],
 )
 def test_help_answers_at_once(arguments: str):

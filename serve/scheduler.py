@@ -1,0 +1,560 @@
+"""Many requests, one batch: who is in it, what every row does next, and what each is told.
+
+Requests wait in a queue, take a row and pages, have their prompts read chunk by chunk, write in segments of a few steps
+among others, and leave. One `turn` is all of that once: at most one chunk of one prompt and one segment of all rows, so
+that a long prompt holds nobody up for longer than a chunk. Between turns the host has all that matters: which tokens
+are whose, and which pages (`serve.pages`); the device has rows that can be thrown away and made again.
+
+Pages. A request is admitted when there are pages for its prompt; a row takes more as it grows. When there are none, the
+row admitted last gives its own back and waits at the head of the queue with what it wrote as part of its prompt; its
+draws are named by its seed and its positions, so it goes on as if nothing had been. Full pages whose row went on to
+write finite logits are known from then on, and prompts that begin with the same tokens begin behind them.
+
+Rows. The batch has as many rows as it needs, a power of two: one request is not slowed down by room for sixteen.
+
+Faults. A row whose logits are not finite ends alone. An error on the device ends all rows that are running, each told
+so; those that wait start on a fresh state. Pages are zeroed before another row has them: 0 x NaN is NaN.
+"""
+
+import dataclasses
+import itertools
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs.errors import UserError
+from models.decode import Engine
+from models.drafters import SINGLE, Draft
+from models.rows import make_rows
+from models.sampling import GREEDY, Sampling, sampling_rows
+from models.sharding import whole_rows
+from models.target import check_ids
+from models.tokenizer import Tokenizer
+from models.verify import Speculation
+from serve import engine as device
+from serve.choose import Chooser
+from serve.pages import PageTable
+from serve.writing import Writing
+
+SEGMENT = 8  # steps between looks at the rows
+BRIEF = 2  # the same while a prompt waits to be read, or pages are short
+PAGE = 32
+MOST_LOGPROBS = 20  # alternatives a request may ask for
+Finish = Literal["eos", "stop", "length", "cancelled", "fault"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked for."""
+
+    id: str
+    prompt: tuple[int, ...]
+    max_new_tokens: int
+    sampling: Sampling = GREEDY
+    seed: int = 0  # 0 .. 2**32 - 1
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None  # of every token, with so many likeliest alternatives; None: none
+    speculative: bool = True  # False: while it runs, nothing is drafted
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenLogprob:
+    """A token's log-probability as the target has it, before temperature and filters."""
+
+    id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]  # (id, logprob), likeliest first
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Seconds a request took, and what it met."""
+
+    queued_s: float  # until it had a row, first
+    prefill_s: float  # from then on until its prompt was read, first
+    first_token_s: float  # from submission to its first token; 0 where it has none
+    decode_s: float  # from its prompt's end to its own
+    cached_tokens: int  # of its prompt, found in known pages
+    preemptions: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What one segment brought a request."""
+
+    ids: tuple[int, ...] = ()
+    text: str = ""  # never half a character, nothing of a stop string
+    runs: tuple[int, ...] = ()  # tokens each step committed; they sum to len(ids)
+    drafted: tuple[int, ...] = ()  # tokens drafted by each step; 0: a plain one
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    finished: Finish | None = None
+    fault: str | None = None  # one line, where it ended in a fault
+    timing: Timing | None = None  # on the last one
+
+
+@dataclasses.dataclass(frozen=True)
+class Stats:
+    """Counters since the start, and gauges of now."""
+
+    running: int
+    waiting: int
+    free_pages: int  # those that can be had, known ones that no row holds among them
+    pages: int
+    prefix_queries: int  # tokens of prompts admitted
+    prefix_hits: int  # of these, found in known pages
+    drafts: int  # steps with drafts
+    draft_tokens: int
+    accepted_tokens: int
+    accepted_per_position: tuple[int, ...]
+    prompt_tokens: int
+    generation_tokens: int
+    preemptions: int
+    steps: int  # of rows
+
+
+GAUGES = ("running", "waiting", "free_pages", "pages", "accepted_per_position")  # of `Stats`, not counted one by one
+
+
+class Full(Exception):
+    """The queue holds as many requests as it may."""
+
+
+@dataclasses.dataclass(eq=False)
+class Entry:
+    """A request on its way."""
+
+    request: Request
+    deliver: Callable[[Progress], None]
+    writing: Writing
+    tokens: list[int]  # prompt and answer
+    number: int  # of its admission: the youngest row has the largest; -1: not yet admitted
+    submitted: float
+    pages: list[int] = dataclasses.field(default_factory=list)
+    known: int = 0  # of its pages, the first so many were made known
+    read: int = 0  # positions that target and drafter know
+    admitted: float = 0.0
+    prompt_read: float = 0.0
+    first_token: float = 0.0
+    cached_tokens: int = 0
+    preemptions: int = 0
+
+    @property
+    def live(self) -> bool:
+        """Whether its prompt is read: it writes."""
+        return self.read >= len(self.tokens) - 1
+
+    @property
+    def stop(self) -> int:
+        """Length at which it ends."""
+        return len(self.request.prompt) + self.request.max_new_tokens
+
+
+class Scheduler:
+    """Answers requests with one engine, up to `rows` at a time, each of up to `capacity` positions.
+
+    `draft` says what steps draft, a chooser picks it as it goes, None is the plain loop. All rows share `pages` pages
+    of `page` positions: what they could fill, unless it is said. Up to `queue` requests wait.
+    One thread calls `turn` or `run`; every other method may be called from any.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        *,
+        rows: int = 8,
+        capacity: int = 1024,
+        draft: Draft | Chooser | None = None,
+        pages: int | None = None,
+        page: int = PAGE,
+        queue: int = 64,
+    ):
+        self.engine = device.keeping(engine.plain if draft is None else engine)
+        self.tokenizer, self.queue = tokenizer, queue
+        self.capacity = min(capacity, engine.target.config.max_positions)
+        self.chooser = draft if isinstance(draft, Chooser) else None
+        self.drafts = draft.drafts if isinstance(draft, Chooser) else [draft or SINGLE]
+        self.chunk = 64 if jax.default_backend() == "cpu" else 512
+        widest = max(draft.widest for draft in self.drafts)
+        self._positions = -(-(self.capacity + max(self.chunk, widest)) // page) * page
+        mesh = engine.target.mesh
+        self.sizes = sorted({whole_rows(min(1 << n, rows), mesh) for n in range(rows.bit_length() + 1)})
+        least = -(-(self.capacity + widest) // page)
+        self._num_pages, self._page = least * rows if pages is None else pages, page
+        if self._num_pages < least:
+            raise UserError(
+                f"pages: expected at least {least} (of {page} positions, for one request of {self.capacity}), got "
+                f"{self._num_pages}"
+            )
+        self._changed = threading.Condition()
+        self._waiting: deque[Entry] = deque()
+        self._cancelled: set[str] = set()
+        self._out: list[tuple[Entry, Progress]] = []
+        self._numbers = itertools.count()
+        self._counts = dict.fromkeys([field.name for field in dataclasses.fields(Stats) if field.name not in GAUGES], 0)
+        self._accepted_at = np.zeros(widest - 1, np.int64)
+        self._begin()
+
+    def submit(self, request: Request, deliver: Callable[[Progress], None]) -> None:
+        """Puts a request into the queue; `deliver` is called with what comes of it, from the thread of `turn`.
+
+        Raises:
+          Full: as many are waiting as may.
+          UserError: an id that is in use, an empty prompt or stop string, ids the target does not have, more tokens
+            than fit, a seed or a number of alternatives out of range.
+        """
+        self._check(request)
+        entry = Entry(
+            request, deliver, Writing(self.tokenizer, request.stop), list(request.prompt), -1, time.perf_counter()
+        )
+        with self._changed:
+            if any(other.request.id == request.id for other in [*self._waiting, *self._seated]):
+                raise UserError(f"id: {request.id!r} is in use; choose another")
+            if len(self._waiting) >= self.queue:
+                raise Full(f"{self.queue} requests are waiting")
+            self._waiting.append(entry)
+            self._changed.notify()
+
+    def cancel(self, id: str) -> None:
+        """Ends a request within a segment; nothing happens where it has ended already."""
+        with self._changed:
+            self._cancelled.add(id)
+            self._changed.notify()
+
+    def abort(self) -> None:
+        """Cancels all there are."""
+        with self._changed:
+            self._cancelled |= {entry.request.id for entry in [*self._waiting, *self._seated]}
+            self._changed.notify()
+
+    def run(self, stopping: threading.Event) -> None:
+        """Turns until `stopping` is set and nothing is left to do."""
+        while True:
+            if self.turn():
+                continue
+            with self._changed:
+                if stopping.is_set() and not self._waiting:
+                    return
+                if not self._waiting and not self._cancelled:
+                    self._changed.wait(0.1)
+
+    def turn(self) -> bool:
+        """One round: admission, a chunk of a prompt, a segment, delivery; False when there was nothing to do."""
+        try:
+            ended = self._end_cancelled()
+            self._admit()
+            worked = self._read_chunk()
+            worked = self._write() or worked or ended
+        except Exception:  # noqa: BLE001  whatever it is, it is these requests' and not the server's end
+            traceback.print_exc()
+            self._fail()
+            worked = True
+        out, self._out = self._out, []
+        for entry, progress in out:
+            entry.deliver(progress)
+        return worked
+
+    def stats(self) -> Stats:
+        """A consistent copy."""
+        with self._changed:
+            return Stats(
+                running=len(self._seated),
+                waiting=len(self._waiting),
+                free_pages=self.pages.available,
+                pages=self.pages.num,
+                accepted_per_position=tuple(self._accepted_at.tolist()),
+                **self._counts,
+            )
+
+    def check(self) -> None:
+        """Asserts that every page is free, held by rows or known and idle."""
+        self.pages.check([entry.pages for entry in self._seated])
+
+    @property
+    def _seated(self) -> list[Entry]:
+        return [entry for entry in self.rows if entry is not None]
+
+    def _begin(self) -> None:
+        """Nothing known, nobody seated."""
+        self.rows: list[Entry | None] = [None] * self.sizes[0]
+        self.pages = PageTable(self._num_pages, self._page)
+        options = {"pages": self._num_pages, "page": self._page}
+        self.state = device.empty_state(self.engine, self.sizes[0], self._positions, **options)
+
+    def _check(self, request: Request) -> None:
+        limit = self.capacity
+        if not request.prompt:
+            raise UserError("prompt: expected at least one token, got none")
+        check_ids(request.prompt, self.engine.target.config, "prompt")
+        if request.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens: expected at least 1, got {request.max_new_tokens}")
+        if len(request.prompt) + request.max_new_tokens > limit:
+            raise UserError(
+                f"prompt of {len(request.prompt)} tokens + max_new_tokens={request.max_new_tokens} exceed the "
+                f"{limit} positions of a request; shorten one of them"
+            )
+        if not 0 <= request.seed < 2**32:
+            raise UserError(f"seed: expected 0 to {2**32 - 1}, got {request.seed}")
+        if "" in request.stop:
+            raise UserError("stop: expected texts, none of them empty")
+        if request.logprobs is not None and not 0 <= request.logprobs <= MOST_LOGPROBS:
+            raise UserError(f"logprobs: expected 0 to {MOST_LOGPROBS}, got {request.logprobs}")
+
+    def _end_cancelled(self) -> bool:
+        with self._changed:
+            ids, self._cancelled = self._cancelled, set()
+            gone = [entry for entry in self._waiting if entry.request.id in ids]
+            for entry in gone:
+                self._waiting.remove(entry)
+        for entry in gone:
+            self._tell(entry, finished="cancelled")
+        for entry in self._seated:
+            if entry.request.id in ids:
+                gone.append(entry)
+                self._leave(entry)
+                self._tell(entry, finished="cancelled")
+        return bool(gone)
+
+    def _admit(self) -> None:
+        """Seats those at the head of the queue, as long as there are rows and pages."""
+        while len(self._seated) < self.sizes[-1] and self._waiting:
+            entry = self._waiting[0]
+            length = len(entry.tokens)
+            found = self.pages.find(entry.tokens[: length - 1])
+            room = min(length + self._reserve, self.capacity + self._reserve)
+            needed = self.pages.needed(room) - len(found)
+            spare = len(self._seated)  # a page for each who writes already
+            more = None if needed + spare > self.pages.available else self.pages.take(needed)
+            if more is None:
+                self.pages.release(found)
+                return
+            with self._changed:
+                self._waiting.popleft()
+                self._counts["prefix_queries"] += length
+                self._counts["prefix_hits"] += len(found) * self._page
+            entry.pages, entry.known, entry.read = found + more, len(found), len(found) * self._page
+            if entry.number < 0:
+                entry.number, entry.admitted = next(self._numbers), time.perf_counter()
+                entry.cached_tokens = entry.read
+                self._counts["prompt_tokens"] += length
+            self._seat(entry)
+
+    @property
+    def _reserve(self) -> int:
+        """Positions past its length that a row has at least."""
+        return max(draft.widest for draft in self.drafts)
+
+    def _seat(self, entry: Entry) -> None:
+        if None not in self.rows:
+            self._resize()
+        row = self.rows.index(None)
+        self.rows[row] = entry
+        tokens, seed = np.zeros((1, self._positions), np.int32), np.array([entry.request.seed], np.uint32)
+        tokens[0, : len(entry.tokens)] = entry.tokens
+        one = np.array([[len(entry.tokens)], [entry.stop]], np.int32)
+        new = make_rows(*map(jnp.asarray, (tokens, *one, seed.view(np.int32))))
+        new = dataclasses.replace(new, sampling=sampling_rows([entry.request.sampling]))
+        self.state = device.seat(self.engine, self.state, self._table(), row, new, entry.read, chunk=self.chunk)
+        self._mark_read(entry)
+
+    def _read_chunk(self) -> bool:
+        """A chunk of the prompt that was admitted first; False where all are read."""
+        waiting = [entry for entry in self._seated if not entry.live]
+        if not waiting:
+            return False
+        entry = min(waiting, key=lambda entry: entry.number)
+        row = self.rows.index(entry)
+        self.state = device.prefill(self.engine, self.state, self._table(), row, entry.read, chunk=self.chunk)
+        entry.read = min(entry.read + self.chunk, len(entry.tokens) - 1)
+        self._mark_read(entry)
+        return True
+
+    def _mark_read(self, entry: Entry) -> None:
+        if entry.live and not entry.prompt_read:
+            entry.prompt_read = time.perf_counter()
+
+    def _write(self) -> bool:
+        """A segment of all rows whose prompts are read; False where there are none."""
+        self._fit()
+        live = [entry for entry in self._seated if entry.live]
+        if not live:
+            return False
+        draft = self._pick(live)
+        steps = self._take_pages(BRIEF if len(live) < len(self._seated) else SEGMENT, draft)
+        live = [entry for entry in self._seated if entry.live]  # without those that gave theirs back
+        if not live:
+            return True
+        drawn = [entry.request.sampling for entry in live if not entry.request.sampling.greedy]
+        ordered = any(one.top_k is not None or one.top_p < 1 for one in drawn) if drawn else None
+        self.state, news = device.advance(
+            self.engine,
+            self.state,
+            self._table(),
+            np.array([entry in live for entry in self.rows]),
+            steps,
+            most=SEGMENT,
+            draft=draft,
+            speculation=Speculation(),
+            ordered=ordered,
+        )
+        self._take_news(live, jax.device_get(news), draft)
+        return True
+
+    def _pick(self, live: Sequence[Entry]) -> Draft:
+        if not all(entry.request.speculative for entry in live):
+            return SINGLE
+        draft = self.chooser.pick(len(self.rows)) if self.chooser else self.drafts[0]
+        drawn = not all(entry.request.sampling.greedy for entry in live)
+        return dataclasses.replace(draft, tree=0) if drawn else draft  # trees are built at one temperature
+
+    def _take_pages(self, steps: int, draft: Draft) -> int:
+        """Gives every row that writes the pages of a segment, oldest first; how many steps it may take."""
+        for entry in sorted(self._seated, key=lambda entry: entry.number):
+            while entry in self.rows and entry.live:
+                reach = min(len(entry.tokens) - 1 + steps * draft.widest, entry.stop - 1 + draft.widest)
+                more = self.pages.take(max(self.pages.needed(reach) - len(entry.pages), 0))
+                if more is not None:
+                    entry.pages += more
+                    break
+                if steps > 1:
+                    steps = 1
+                else:
+                    self._preempt(max(self._seated, key=lambda entry: entry.number))
+        return steps
+
+    def _preempt(self, entry: Entry) -> None:
+        self._leave(entry)
+        entry.preemptions += 1
+        with self._changed:
+            self._counts["preemptions"] += 1
+            self._waiting.appendleft(entry)
+
+    def _take_news(self, live: Sequence[Entry], news: device.News, draft: Draft) -> None:
+        for row, entry in [(self.rows.index(entry), entry) for entry in live]:
+            if news.fault[row]:
+                what = "the target's logits" if news.fault[row] > 0 else "the drafter's states"
+                self._leave(entry)
+                self._tell(entry, finished="fault", fault=f"{what} are not finite; the request ends here")
+                continue
+            steps = slice(news.num_steps[row])
+            ids, runs = news.tokens[row, : news.count[row]].tolist(), news.runs[row, steps].tolist()
+            copied, done, before = news.copied[row, steps].tolist(), bool(news.done[row]), len(entry.tokens)
+            entry.tokens += ids
+            entry.read = len(entry.tokens) - 1
+            self._observe(entry, draft, runs, copied, done)
+            finished, ids = self._ended(entry, ids, done)
+            scores = self._logprobs(row, entry, before, len(ids), draft) if entry.request.logprobs is not None else None
+            runs = _cut(runs, len(ids))
+            drafted = [self._drafted(draft, copy) for copy in copied[: len(runs)]]
+            self._count(runs, drafted)
+            if not entry.first_token:
+                entry.first_token = time.perf_counter()
+            entry.known = self.pages.know(entry.pages, entry.tokens[: entry.read], entry.known)
+            if finished:
+                self._leave(entry)
+            text = entry.writing.take(ended=finished is not None)
+            self._tell(entry, tuple(ids), text, tuple(runs), tuple(drafted), scores, finished)
+
+    def _ended(self, entry: Entry, ids: list[int], done: bool) -> tuple[Finish | None, list[int]]:
+        """How the answer ended, if it did, and its new tokens up to there."""
+        for count, token in enumerate(ids, 1):
+            if entry.writing.add(token):
+                return "stop", ids[:count]
+        if not done:
+            return None, ids
+        return "eos" if ids[-1] in self.engine.target.config.eos_ids else "length", ids
+
+    def _drafted(self, draft: Draft, copied: bool) -> int:
+        """Tokens drafted in a step."""
+        return (draft.copy if copied else draft.tree + 1 if draft.tree else draft.width) - 1
+
+    def _observe(self, entry: Entry, draft: Draft, runs: list[int], copied: list[bool], done: bool) -> None:
+        """The last step may have been cut short by the answer's end: it says nothing about its drafts."""
+        if self.chooser is not None:
+            whole, last = len(runs) - done, sum(runs[-1:]) if done else 0
+            self.chooser.observe(draft, runs[:whole], copied[:whole], entry.tokens[: len(entry.tokens) - last])
+
+    def _count(self, runs: Sequence[int], drafted: Sequence[int]) -> None:
+        with self._changed:
+            self._counts["steps"] += len(runs)
+            self._counts["generation_tokens"] += sum(runs)
+            for run, size in zip(runs, drafted, strict=True):
+                if size:
+                    self._counts["drafts"] += 1
+                    self._counts["draft_tokens"] += size
+                    self._counts["accepted_tokens"] += run - 1
+                    self._accepted_at[: run - 1] += 1
+
+    def _logprobs(self, row: int, entry: Entry, begin: int, count: int, draft: Draft) -> tuple[TokenLogprob, ...]:
+        most, options = entry.request.logprobs or 0, {"count": SEGMENT * draft.widest, "most": MOST_LOGPROBS}
+        found = device.logprobs(self.engine, self.state, row, begin, **options)
+        own, top, ids = (part[:count].tolist() for part in jax.device_get(found))
+        new = entry.tokens[begin : begin + count]
+        return tuple(
+            TokenLogprob(token, score, tuple(zip(ids[at][:most], top[at][:most], strict=True)))
+            for at, (token, score) in enumerate(zip(new, own, strict=True))
+        )
+
+    def _leave(self, entry: Entry) -> None:
+        """Takes an entry's row and pages away, which are clean for the next."""
+        self.rows[self.rows.index(entry)] = None
+        freed = self.pages.release(entry.pages)
+        entry.pages, entry.known, entry.read = [], 0, 0
+        size = self._positions // self._page
+        for begin in range(0, len(freed), size):
+            pages = np.full(size, device.NOWHERE, np.int32)
+            pages[: len(freed[begin : begin + size])] = freed[begin : begin + size]
+            self.state = device.cleaned(self.state, pages)
+
+    def _tell(self, entry: Entry, *what: Any, **named: Any) -> None:
+        progress = Progress(*what, **named)
+        if progress.finished is not None:
+            progress = dataclasses.replace(progress, timing=self._timing(entry))
+        self._out.append((entry, progress))
+
+    def _timing(self, entry: Entry) -> Timing:
+        now = time.perf_counter()
+        admitted, read = entry.admitted or now, entry.prompt_read or now
+        first = entry.first_token - entry.submitted if entry.first_token else 0.0
+        queued, prefill = admitted - entry.submitted, max(read - admitted, 0.0)
+        return Timing(queued, prefill, first, now - read, entry.cached_tokens, entry.preemptions)
+
+    def _fail(self) -> None:
+        """All that run end in a fault; a state of nobody's."""
+        for entry in self._seated:
+            what = f"request {entry.request.id}: the device failed while it ran; try again"
+            self._tell(entry, finished="fault", fault=what)
+        self._begin()
+
+    def _table(self) -> np.ndarray:
+        table = np.full((len(self.rows), self._positions // self._page), device.NOWHERE, np.int32)
+        for row, entry in enumerate(self.rows):
+            if entry is not None:
+                table[row, : len(entry.pages)] = entry.pages
+        return table
+
+    def _fit(self) -> None:
+        """Fewer rows, where fewer would do for all there are."""
+        if len(self.rows) > self.sizes[0] and len(self._seated) <= self.sizes[self.sizes.index(len(self.rows)) - 1]:
+            self._resize(-1)
+
+    def _resize(self, by: int = 1) -> None:
+        """The next number of rows, those that are taken first."""
+        size = self.sizes[self.sizes.index(len(self.rows)) + by]
+        taken = [row for row, entry in enumerate(self.rows) if entry is not None]
+        which = (taken + [0] * size)[:size]
+        self.state = device.resized(self.state, jnp.array(which, jnp.int32))
+        self.rows = [self.rows[row] for row in taken] + [None] * (size - len(taken))
+
+
+def _cut(runs: Sequence[int], count: int) -> list[int]:
+    """Steps up to the one that brought the last of `count` tokens, which may have brought more."""
+    ends = np.minimum(np.cumsum([0, *runs]), count)
+    return [int(run) for run in np.diff(ends) if run > 0]
