@@ -26,21 +26,18 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from configs import schema
 from configs.console import say
 from configs.device import cache_directory, drop_programs
-from configs.errors import UserError
 from configs.files import write_json
 from models import aot
 from models.attention import CHUNK, Chain
 from models.cache import Cache
 from models.decode import Engine, abstract_state, empty_state
-from models.drafters.dflash import Drafter, DrafterConfig, random_weights
-from models.drafters.dflash_kind import DFlash
+from models.drafters import Nothing
 from models.rows import Rows, make_rows
 from models.sampling import keys
-from models.sharding import abstract, placed
-from models.target import Target, TargetConfig, default_taps
+from models.sharding import abstract
+from models.target import Target, TargetConfig
 from models.verify import GREEDILY, all_finite
 from serve.cost import surroundings
 from serve.roofline import Machine, context_bytes, num_matmul_weights, ridge_width, verify_work
@@ -116,10 +113,10 @@ def draft_once(
     return proposal.tokens, engine.drafter.read(state, features, block, positions)
 
 
-def measure(engine: Engine, drafts: bool, batch: int, context: int, widths: Sequence[int], machine: Machine) -> Curve:
+def measure(engine: Engine, batch: int, context: int, widths: Sequence[int], machine: Machine) -> Curve:
     """The steps of one batch and context on the device at hand, the widths in turn."""
-    config, drop = engine.target.config, drop_programs
-    drop()
+    config, drafts = engine.target.config, not isinstance(engine.drafter, Nothing)
+    drop_programs()
     capacity = context + max(widths)
     state = empty_state(engine, batch, capacity)
     length = jnp.full(batch, context + 1)
@@ -202,37 +199,7 @@ def feature_size(engine: Engine) -> int:
     return (len(drafter.taps) + bool(drafter.final)) * engine.target.config.hidden_size
 
 
-def published_drafter(target: Target, width: int) -> DFlash:
-    """A DFlash drafter without weights for an abstract target, as published (arXiv 2602.06036): five layers of the
-    target's own shape that read five of its layers."""
-    config, mesh = target.config, target.mesh
-    assert mesh is not None
-    layers = min(5, config.num_layers)
-    same = {field.name for field in dataclasses.fields(TargetConfig)} & {
-        field.name for field in dataclasses.fields(DrafterConfig)
-    }
-    shape = {name: getattr(config, name) for name in same} | {"num_layers": layers}
-    drafter = DrafterConfig(
-        **shape,
-        width=width,
-        target_layer_ids=default_taps(config.num_layers, layers),
-        num_target_layers=config.num_layers,
-        target_hidden_size=config.hidden_size,
-        mask_token_id=0,
-        causal=(False,) * layers,
-        windows=(None,) * layers,
-        draft_vocab_size=None,
-        markov_size=None,
-    )
-
-    def build(target: Target) -> DFlash:
-        weights = jax.tree.map(lambda leaf: leaf.astype(target.dtype), random_weights(drafter, jax.random.key(0)))
-        return DFlash(Drafter(drafter, weights, str(target.dtype), mesh), target.head, None)
-
-    return placed(jax.eval_shape(build, target), mesh)
-
-
-def estimate(engine: Engine, drafts: bool, batch: int, context: int, widths: Sequence[int], chips: aot.Topology) -> Curve:
+def estimate(engine: Engine, batch: int, context: int, widths: Sequence[int], chips: aot.Topology) -> Curve:
     """The steps of one batch and context on one chip of a topology, for a target and a drafter without weights."""
     config, itemsize = engine.target.config, type_of(engine.target).itemsize
     chip = chips.chip
@@ -244,7 +211,7 @@ def estimate(engine: Engine, drafts: bool, batch: int, context: int, widths: Seq
             break
         fewer, more = (estimated_verify(shallow(engine.target, n), batch, context, width, chips) for n in (FEWER, MORE))
         verify[width] = fewer + (config.num_layers - FEWER) * (more - fewer) / (MORE - FEWER)
-        if drafts and width > 1:
+        if width > 1 and not isinstance(engine.drafter, Nothing):
             draft[width] = estimated_draft(engine, batch, context, width, chips)
     return curve(config, itemsize, machine, batch, context, verify, draft, {})
 
@@ -261,10 +228,10 @@ def estimated_verify(target: Target, batch: int, context: int, width: int, chips
     """Milliseconds of `verify_once`."""
     assert target.mesh is not None
     tokens = abstract(jax.ShapeDtypeStruct((batch, width), jnp.int32), ("batch",), target.mesh)
-    engine = Engine(target, None)
+    engine = Engine(target, Nothing())
 
     def lowered() -> Any:
-        cache = abstract_state(engine.plain, batch, context + width).cache
+        cache = abstract_state(engine, batch, context + width).cache
         return verify_once.lower(target, cache, tokens, tokens)
 
     return kept_estimate(lowered, chips, target.config, ["verify", batch, context, width], context + width)
@@ -281,7 +248,8 @@ def estimated_draft(engine: Engine, batch: int, context: int, width: int, chips:
         state = abstract_state(engine, batch, context + width)
         return draft_once.lower(engine, state.drafter, state.rows, features, width)
 
-    described = [engine.target.config, getattr(engine.drafter.network, "config", None)]
+    arrays = [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(engine.drafter)]
+    described = [engine.target.config, type(engine.drafter).__name__, engine.drafter.taps, arrays]
     return kept_estimate(lowered, chips, described, ["draft", batch, context, width], context)
 
 
@@ -304,12 +272,3 @@ def kept_estimate(
     write_json(file, {"identity": identity, "ms": ms, "bytes": found.bytes, "flops": found.flops})
     drop_programs()
     return ms
-
-
-def check_grid(name: str, values: Sequence[int]) -> None:
-    """Raises UserError unless all of an option's numbers are positive."""
-    if not values or min(values) < 1:
-        raise UserError(f"--{name}: expected numbers of at least 1, such as 1,8,64, got {','.join(map(str, values))}")
-
-
-ONE_CHIP = schema.Mesh(data=1, fsdp=1, tensor=1)

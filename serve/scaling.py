@@ -1,9 +1,9 @@
-"""What acceptance is worth: tau over the width, what it would be with better acceptance or wider blocks, and the speedup
-that follows from what steps cost.
+"""What acceptance is worth: tau over the width, what it would be with better acceptance or wider blocks, and the
+speedup that follows from what steps cost.
 
-Survival s_j is the share of blocks whose drafts were accepted up to slot j, and c_j = s_j / s_{j-1} a slot's conditional
-acceptance, so that tau(W) = 1 + s_1 + ... + s_{W-1}. Were all c_j the same a, tau(W) = (1 - a^W) / (1 - a), which never
-passes 1 / (1 - a) however wide the block (Leviathan et al., arXiv 2211.17192, equation 1).
+Survival s_j is the share of blocks whose drafts were accepted up to slot j, and c_j = s_j / s_{j-1} a slot's
+conditional acceptance, so that tau(W) = 1 + s_1 + ... + s_{W-1}. Were all c_j the same a, tau(W) = (1 - a^W) / (1 - a),
+which never passes 1 / (1 - a) however wide the block (Leviathan et al., arXiv 2211.17192, equation 1).
 """
 
 from collections.abc import Mapping, Sequence
