@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("compare", "put several reports side by side", add_compare, run_compare),
         ("inspect", "say what target and drafter directories are, and whether they fit", add_inspect, run_inspect),
         ("chat", "answer in the terminal, what each step committed tinted", add_chat, run_chat),
+        ("cost", "what verifying and drafting cost by width, batch and context: where it is free", add_cost, run_cost),
         ("compile", "compile decoding for TPUs that are not here: fit and estimated cost", add_compile, run_compile),
         ("http", "serve OpenAI's API, and a page to chat on", add_http, run_http),
     ):
@@ -129,6 +130,114 @@ def add_compile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"], help="(default %(default)s)")
     parser.add_argument("--save", type=path, metavar="FILE", help="write the last program, where it is of one chip")
     parser.add_argument("--json", action="store_true", help="end with all of it as one JSON object")
+
+
+def add_cost(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--target",
+        required=True,
+        type=at_home,
+        help="as for eval; with --topology a directory with a config.json, or a shape such as qwen3-4b",
+    )
+    parser.add_argument("--drafter", help="an artifact directory; with --topology also dflash/16 (default: none)")
+    parser.add_argument("--widths", default="1,8,16,32,64,128,256,512,1024", help="(default %(default)s)")
+    parser.add_argument("--batches", default="1,4,16", help="rows that decode together (default %(default)s)")
+    parser.add_argument("--contexts", default="512,2048,8192", help="positions before a block (default %(default)s)")
+    parser.add_argument(
+        "--topology", help="estimate for one chip of it, such as v5p:2x2x1, in place of measuring on this device"
+    )
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="(default: float32; bfloat16 with --topology)")
+    parser.add_argument(
+        "--acceptance", type=path, metavar="REPORT", help="a report.json of eval: predicts speedups from its acceptance"
+    )
+    parser.add_argument("--out", type=path, help="directory for cost.json and charts")
+    parser.add_argument("--json", action="store_true", help="print the JSON object alone")
+
+
+def run_cost(options: argparse.Namespace) -> int:
+    grid = {name: numbers_of(options, name) for name in ("widths", "batches", "contexts")}
+    if grid["widths"][0] != 1:
+        raise UserError(f"--widths {options.widths}: expected 1 among them, which the others are compared with")
+    if options.topology:
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs: the devices are not here
+    from rich.console import Console
+
+    from serve.cost_report import assemble, print_study, write_study
+    from serve.report import read_report
+    from serve.scaling import survival_of_report
+
+    report = options.acceptance and read_report(options.acceptance)
+    survival = report and survival_of_report(report, str(options.acceptance))
+    curves, machine = estimated_curves(options, grid) if options.topology else measured_curves(options, grid)
+    described = {"target": options.target, "source": "estimated" if options.topology else "measured"}
+    described |= {"dtype": cost_dtype(options), "command": " ".join(["python", "-m", "serve", *sys.argv[1:]])}
+    study = assemble(curves, machine, survival, described)
+    if not options.json:
+        print_study(study, Console(width=None if sys.stdout.isatty() else 120))
+    if options.out:
+        for file in write_study(study, options.out):
+            say(f"cost: {file}")
+    print(json.dumps(study))
+    return 0
+
+
+def numbers_of(options: argparse.Namespace, name: str) -> list[int]:
+    """The numbers of an option, ascending, each once."""
+    words = getattr(options, name).split(",")
+    if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
+        raise UserError(
+            f"--{name} {getattr(options, name)}: expected numbers of at least 1 with commas, such as 1,8,64"
+        )
+    return sorted({int(word) for word in words})
+
+
+def cost_dtype(options: argparse.Namespace) -> str:
+    return options.dtype or ("bfloat16" if options.topology else "float32")
+
+
+def measured_curves(options: argparse.Namespace, grid: dict[str, list[int]]) -> tuple[Any, Any]:
+    """Of the device at hand: the curves of a cost study, and the machine."""
+    from configs.device import describe_device, keep_compiled_programs
+    from models.decode import Engine
+    from models.drafters import Nothing
+    from models.sources import load_target
+    from serve.cost_study import measure
+    from serve.load import load_engine
+    from serve.roofline import measured_machine
+
+    keep_compiled_programs()
+    dtype = cost_dtype(options)
+    machine = measured_machine(describe_device(), dtype)
+    if options.drafter:
+        engine, _, _ = load_engine(options.target, path(options.drafter), dtype)
+    else:
+        engine = Engine(load_target(options.target, dtype), Nothing())
+    longest, most = max(grid["contexts"]) + max(grid["widths"]), engine.target.config.max_positions
+    if longest > most:
+        raise UserError(f"--contexts and --widths: expected at most {most} positions in all, got {longest}; lower one")
+    curves = []
+    for batch in grid["batches"]:
+        for context in grid["contexts"]:
+            say(f"cost: timing batch {batch}, context {context}, widths {', '.join(map(str, grid['widths']))}")
+            curves.append(measure(engine, batch, context, grid["widths"], machine))
+    return curves, machine
+
+
+def estimated_curves(options: argparse.Namespace, grid: dict[str, list[int]]) -> tuple[Any, Any]:
+    """The same of one chip of the topology asked for, by its compiler."""
+    from models.aot import mesh_over, topology
+    from models.sources import abstract_target
+    from serve.compile import engine_of
+    from serve.cost_study import estimate
+    from serve.roofline import Machine
+
+    chips = topology(options.topology)
+    mesh = mesh_over(chips, schema.Mesh(data=1, fsdp=1, tensor=1))
+    target = abstract_target(options.target, cost_dtype(options), mesh)
+    engine, _ = engine_of(options.drafter or "plain", target, mesh)
+    machine = Machine(f"one {chips.chip.name} chip", chips.chip.peak, chips.chip.bandwidth)
+    places = [(batch, context) for batch in grid["batches"] for context in grid["contexts"]]
+    return [estimate(engine, batch, context, grid["widths"], chips) for batch, context in places], machine
 
 
 def run_compile(options: argparse.Namespace) -> int:

@@ -239,3 +239,71 @@ def committed_histogram(counts: Sequence[int], *, last: int, high: float, index:
         size = {"width": f"{plot.x(1.7) - plot.x(1):g}", "height": f"{plot.y(0) - top:g}"}
         plot.mark("rect", f"fill {series(index)}", title, x=plot.x(tokens - 0.35), y=top, **size)
     return plot.source()
+
+
+def cost_curves(curves: Sequence[Mapping[str, Any]]) -> str:
+    """Times of steps over those of one token, against the width, both in powers of two; the roofline's dashed.
+
+    A curve holds batch, context, and by width verify_ms and floor_ms.
+    """
+    ratios = []
+    for curve in curves:
+        one = next(iter(curve["verify_ms"].values()))
+        ratios.append([{w: ms / one for w, ms in curve[name].items()} for name in ("verify_ms", "floor_ms")])
+    widths = sorted({width for found, _ in ratios for width in found})
+    highest = max(value for pair in ratios for each in pair for value in each.values())
+    lowest = min(0.5, *(value for pair in ratios for each in pair for value in each.values()))
+    low, high = math.floor(math.log2(lowest)), max(1, math.ceil(math.log2(highest)))
+    plot = Plot((math.log2(widths[0]), math.log2(widths[-1])), (low, high), width=640, height=360, right=170)
+    for power in range(low, high + 1):
+        plot.line((plot.left, plot.width - plot.right), (plot.y(power), plot.y(power)), "grid")
+        plot.text(plot.left - 6, plot.y(power) + 4, f"{2.0**power:g}x", "muted", "end")
+    plot.columns({math.log2(width): str(width) for width in widths}, "width W (tokens verified of each row)")
+    plot.line((plot.left, plot.width - plot.right), (plot.y(0), plot.y(0)), "reference")
+    for index, (curve, pair) in enumerate(zip(curves, ratios, strict=True)):
+        name = f"batch {curve['batch']}, {curve['context']}"
+        for values, css in zip(pair, ("curve", "curve dashed"), strict=True):
+            points = [(plot.x(math.log2(width)), plot.y(math.log2(value))) for width, value in values.items()]
+            path = " ".join(f"{x:g},{y:g}" for x, y in points)
+            plot.mark("polyline", f"{css} series-{index % NUM_COLOURS}", points=path)
+        for width, value in pair[0].items():
+            title = f"{name}, width {width}: {value:.2f} times one token"
+            at = {"cx": plot.x(math.log2(width)), "cy": plot.y(math.log2(value))}
+            plot.mark("circle", f"dot series-{index % NUM_COLOURS}", title, **at, r=3)
+    _legend(plot, [f"b {curve['batch']}, S {curve['context']}" for curve in curves], x=plot.width - 155)
+    return plot.source()
+
+
+def width_curves(curves: Mapping[str, Mapping[int, float]], name: str, *, reference: float | None = None) -> str:
+    """Values against the width in powers of two, one line a name; `name` says what they are."""
+    widths = sorted({width for values in curves.values() for width in values})
+    ticks = round_ticks(1.1 * max(value for values in curves.values() for value in values.values()))
+    plot = Plot((math.log2(widths[0]), math.log2(widths[-1])), (0, ticks[-1]), width=640, height=320, right=170, top=30)
+    plot.rows(ticks, "g")
+    plot.columns({math.log2(width): str(width) for width in widths}, "width W")
+    plot.text(plot.left, 16, name, "muted")
+    if reference is not None:
+        plot.line((plot.left, plot.width - plot.right), (plot.y(reference), plot.y(reference)), "reference")
+    for index, (label, values) in enumerate(curves.items()):
+        path = " ".join(f"{plot.x(math.log2(width)):g},{plot.y(value):g}" for width, value in values.items())
+        plot.mark("polyline", f"curve {series(index)}", points=path)
+        for width, value in values.items():
+            at = {"cx": plot.x(math.log2(width)), "cy": plot.y(value)}
+            plot.mark("circle", f"dot {series(index)}", f"{label}, width {width}: {value:.2f}", **at, r=3)
+    _legend(plot, list(curves), x=plot.width - 155)
+    return plot.source()
+
+
+LOOK = """
+svg { background: #ffffff; } text { font: 12px system-ui, sans-serif; fill: #1d1d1b; } .muted { fill: #6a6964; }
+.grid { stroke: #e4e2dc; } .reference { stroke: #1d1d1b; stroke-dasharray: 4 3; } .dot { fill: currentColor; }
+.curve { fill: none; stroke: currentColor; stroke-width: 2; } .dashed { stroke-dasharray: 5 3; stroke-width: 1.25; }
+.series-0 { color: #2468b4; } .series-1 { color: #cf6a1c; } .series-2 { color: #14806a; } .series-3 { color: #8c55bd; }
+.series-4 { color: #b98a00; } .series-5 { color: #c23b6e; } .series-6 { color: #5d7d1e; } .series-7 { color: #5c6b7d; }
+"""
+
+
+def alone(drawing: str) -> str:
+    """A drawing as a file of its own, with the page's light colours in it."""
+    head, _, body = drawing.partition(">")
+    return f'{head} xmlns="http://www.w3.org/2000/svg">\n<style>{LOOK}</style>\n{body}\n'
