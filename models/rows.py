@@ -22,6 +22,7 @@ class Rows:
     num_steps: Int[Array, " B"]
     runs: Int[Array, "B S"]  # tokens committed by each step
     copied: Bool[Array, "B S"]  # which steps copied
+    offered: Int[Array, "B S"]  # nodes verified by each step
 
     @property
     def anchors(self) -> Int[Array, " B"]:
@@ -43,6 +44,7 @@ def make_rows(
         num_steps=zero,
         runs=jnp.zeros(tokens.shape, jnp.int32),
         copied=jnp.zeros(tokens.shape, bool),
+        offered=jnp.zeros(tokens.shape, jnp.int32),
     )
 
 
