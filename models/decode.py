@@ -17,7 +17,7 @@ position.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -30,8 +30,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from configs.errors import UserError
 from models.attention import Chain, Tree
 from models.cache import Cache, Pages, Slots
-from models.drafters import SINGLE, Draft, Nothing, Proposal
+from models.drafters import ABSENT, SINGLE, Draft, Nothing, Proposal
 from models.drafters.artifact import Artifact
+from models.drafters.confidence import cut, needed_width, trimmed
 from models.drafters.ngram import COPY_LEAST, Ngram, ngram_match
 from models.rows import Rows, commit, make_rows
 from models.sampling import distribution, keys
@@ -165,12 +166,16 @@ def segment(
     num_steps: int | Array,
     draft: Draft = SINGLE,
     speculation: Speculation = GREEDILY,
+    floors: Float[Array, " C"] | None = None,
 ) -> DecodeState:
     """`state` after up to `num_steps` draft-verify-commit steps; ends early when all rows are done.
 
     Steps in which all rows copy, none or some are loops of their own inside one, since only the first need no drafter:
-    a conditional would copy the caches.
+    a conditional would copy the caches. So are steps that verify one of the widths a block may be cut to, where its
+    confidence falls under `floors`, one of each of `draft.cuts`. Rows that say how they are sampled are sampled so.
     """
+    if state.rows.sampling is not None:
+        speculation = dataclasses.replace(speculation, sampling=state.rows.sampling)
 
     def unfinished(carry: tuple[Array, DecodeState]) -> Array:
         count, state = carry
@@ -181,9 +186,12 @@ def segment(
             return unfinished(carry) & who_copies(carry[1].rows)[copying]
 
         def advance(carry: tuple[Array, DecodeState]) -> tuple[Array, DecodeState]:
-            return carry[0] + 1, step(engine, carry[1], draft, speculation, copying)
+            return carry[0] + 1, step(engine, carry[1], draft, speculation, copying, floors)
 
-        return jax.lax.while_loop(applies if draft.copy else unfinished, advance, carry)
+        going = applies if draft.copy else unfinished
+        if draft.cuts and copying == "none":
+            return cut_steps(engine, carry, going, draft, speculation, floors)
+        return jax.lax.while_loop(going, advance, carry)
 
     def runs(carry: tuple[Array, DecodeState]) -> tuple[Array, DecodeState]:
         alone = state.rows.done.shape[0] == 1
@@ -194,6 +202,48 @@ def segment(
     begin = jnp.int32(0), state
     end = jax.lax.while_loop(unfinished, runs, begin) if draft.copy else run(begin, "none")
     return _placed(end[1], engine.target)
+
+
+Steps = tuple[Array, DecodeState]  # how many were taken, and the state after them
+
+
+def cut_steps(
+    engine: Engine,
+    carry: Steps,
+    going: Callable[[Steps], Array],
+    draft: Draft,
+    speculation: Speculation,
+    floors: Float[Array, " C"] | None,
+) -> Steps:
+    """Steps while `going`, each verifying the narrowest of the cuts and the draft's width that holds its drafts.
+
+    Every step drafts for the next one, so that the width to verify is known where a loop of that width begins.
+    """
+    widths = jnp.array([*draft.cuts, draft.width])
+
+    def drafted(state: DecodeState) -> tuple[Proposal, Array]:
+        rows = state.rows
+        proposal, _ = propose(engine, state, draft, speculation, _draws(rows)[:, 0], "none", floors)
+        absent = dataclasses.replace(proposal, tokens=jnp.where(rows.done[:, None], ABSENT, proposal.tokens))
+        return proposal, widths[jnp.searchsorted(widths, needed_width(absent))]
+
+    def verified(carry: tuple[Steps, tuple[Proposal, Array]], width: int) -> tuple[Steps, tuple[Proposal, Array]]:
+        (count, state), pending = carry
+        copied = jnp.zeros(state.rows.done.shape, bool)
+        state = judged(engine, state, trimmed(pending[0], width), copied, draft, speculation)
+        steps = count + 1, state
+        return steps, jax.lax.cond(going(steps), lambda: drafted(state), lambda: pending)
+
+    def runs(carry: tuple[Steps, tuple[Proposal, Array]]) -> tuple[Steps, tuple[Proposal, Array]]:
+        for width in (*draft.cuts, draft.width):
+            carry = jax.lax.while_loop(
+                lambda carry, width=width: going(carry[0]) & (carry[1][1] == width),
+                partial(verified, width=width),
+                carry,
+            )
+        return carry
+
+    return jax.lax.while_loop(lambda carry: going(carry[0]), runs, (carry, drafted(carry[1])))[0]
 
 
 @partial(jax.jit, static_argnames="width", donate_argnames="state")
@@ -247,28 +297,45 @@ def step(
     draft: Draft,
     speculation: Speculation = GREEDILY,
     copying: Copying = "none",
+    floors: Float[Array, " C"] | None = None,
 ) -> DecodeState:
     """One step for every unfinished row."""
+    proposal, copied = propose(engine, state, draft, speculation, _draws(state.rows)[:, 0], copying, floors)
+    return judged(engine, state, proposal, copied, draft, speculation)
+
+
+def _draws(rows: Rows) -> Key[Array, "B 2"]:
+    """Of each row, the keys that its step drafts and verifies by."""
+    return jax.vmap(lambda key: jax.random.split(key, 2))(keys(rows.seed, rows.length - 1))
+
+
+def judged(
+    engine: Engine,
+    state: DecodeState,
+    proposal: Proposal,
+    copied: Bool[Array, " B"],
+    draft: Draft,
+    speculation: Speculation,
+) -> DecodeState:
+    """`state` after the rows' proposals were verified and what was accepted of them committed."""
     rows = state.rows
-    if rows.sampling is not None:
-        speculation = dataclasses.replace(speculation, sampling=rows.sampling)
-    draws = jax.vmap(lambda key: jax.random.split(key, 2))(keys(rows.seed, rows.length - 1))
-    proposal, copied = propose(engine, state, draft, speculation, draws[:, 0], copying)
     block = jnp.concatenate([rows.anchors[:, None], jnp.maximum(proposal.tokens, 0)], axis=1)
     root, parents = rows.length - 1, proposal.parents
     where = Chain(_positions(root, block.shape[1])) if parents is None else Tree(root, parents)
     hidden, features, cache = forward(engine, block, where, state.cache)
     logits = engine.target.logits(hidden)
-    verdict = verify(draws[:, 1], proposal, logits, speculation)
+    verdict = verify(_draws(rows)[:, 1], proposal, logits, speculation)
     if verdict.path is not None:  # what was accepted comes to lie side by side, as a chain's does
         path = verdict.path[:, : max(draft.width, draft.copy)]  # no branch is longer
         cache = cache.keep(root, path[:, 1:])
         block = jnp.take_along_axis(block, path, axis=1)
         features = jnp.take_along_axis(features, path[..., None], axis=1)
     broken, lost = ~all_finite(logits) & ~rows.done, ~proposal.finite & ~rows.done
+    here = jnp.arange(len(copied)), rows.num_steps
     rows = dataclasses.replace(
         rows,
-        copied=rows.copied.at[jnp.arange(len(copied)), rows.num_steps].set(copied & ~rows.done, mode="drop"),
+        copied=rows.copied.at[here].set(copied & ~rows.done, mode="drop"),
+        offered=rows.offered.at[here].set((proposal.tokens >= 0).sum(axis=1), mode="drop"),
         fault=jnp.where(broken, rows.length, jnp.where(lost, -rows.length, rows.fault)),
         done=rows.done | broken | lost,
     )
@@ -286,8 +353,9 @@ def propose(
     speculation: Speculation,
     key: Key[Array, " B"],
     copying: Copying,
+    floors: Float[Array, " C"] | None = None,
 ) -> tuple[Proposal, Bool[Array, " B"]]:
-    """What the rows' blocks hold after their anchors, and which rows copied."""
+    """What the rows' blocks hold after their anchors, cut where the draft has cuts, and which rows copied."""
     rows = state.rows
     given = {"key": key, "speculation": speculation}
     copies = jnp.broadcast_to(copying == "all", rows.done.shape)
@@ -302,6 +370,8 @@ def propose(
         drafted = engine.drafter.propose_tree(engine.target, state.drafter, rows, **size, speculation=speculation)
     else:
         drafted = engine.drafter.propose(engine.target, state.drafter, rows, width=draft.width, **given)
+    if draft.cuts:
+        drafted = cut(drafted, draft.cuts, floors)
     if copying == "none":
         return drafted, copies
     copied = Ngram().propose(engine.target, None, rows, width=draft.copy, **given)

@@ -24,6 +24,7 @@ class Rows:
     num_steps: Int[Array, " B"]
     runs: Int[Array, "B S"]  # tokens committed by each step
     copied: Bool[Array, "B S"]  # which steps copied
+    offered: Int[Array, "B S"]  # nodes verified by each step
     sampling: SamplingRows | None = None  # how each row's tokens are drawn; None: as the steps' speculation says
 
     @property
@@ -46,6 +47,7 @@ def make_rows(
         num_steps=zero,
         runs=jnp.zeros(tokens.shape, jnp.int32),
         copied=jnp.zeros(tokens.shape, bool),
+        offered=jnp.zeros(tokens.shape, jnp.int32),
     )
 
 

@@ -32,6 +32,7 @@ class Proposal:
     parents: Int[Array, "B N"] | None  # the slot each node follows, lower than its own; None: a chain, 0 1 2 ...
     q: Float[Array, "B N V"] | None  # what each node was drawn from, zero where it is absent; None when greedy
     finite: Bool[Array, " B"]  # whether the states it came from were
+    confidence: Float[Array, "B N"] | None = None  # of a chain, where its drafter says it (`.confidence`)
 
     def padded(self, size: int) -> "Proposal":
         """The same with absent nodes after it, `size` in all."""
@@ -51,12 +52,14 @@ class Proposal:
 class Draft:
     """What a step drafts: a chain of `kind` in a block of `width`, or of such a block a tree of so many nodes
     (`models.drafters.tree`); rows whose last tokens occurred before copy instead, in a block of width `copy`
-    (`models.drafters.ngram`), where that is not 0."""
+    (`models.drafters.ngram`), where that is not 0. A chain's rows may end at one of the widths `cuts`, ascending, below
+    its own (`models.drafters.confidence`)."""
 
     kind: Literal["drafter", "ngram"]  # the trained drafter, whatever it is, or what followed the same tokens before
     width: int  # of the drafted block; 1: nothing is drafted, and the drafter's state kept up to date
     copy: int = 0
     tree: int = 0
+    cuts: tuple[int, ...] = ()
 
     @property
     def widest(self) -> int:

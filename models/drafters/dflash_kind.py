@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int, Key
 from models.attention import Block
 from models.cache import Slots, empty_slots
 from models.drafters import Proposal
+from models.drafters.confidence import chance_of_likeliest
 from models.drafters.dflash import Drafter, block_tokens
 from models.drafters.tree import BRANCHES, best_tree
 from models.layers import logits
@@ -24,6 +25,7 @@ class DFlash:
     network: Drafter
     head: Float[Array, "Vd D"]
     draft_vocab: Int[Array, " Vd"] | None  # token id of each head row; None when rows are token ids
+    temperature: float = struct.field(pytree_node=False, default=1.0)  # of its confidence
     final: bool = struct.field(pytree_node=False, default=False)
 
     @property
@@ -59,10 +61,10 @@ class DFlash:
         speculation: Speculation,
     ) -> Proposal:
         hidden = self.block_hidden(target, state, rows, width)[:, 1:]
-        tokens, q = self._tokens(target, rows.anchors, hidden, key, speculation)
+        tokens, q, confidence = self._tokens(target, rows.anchors, hidden, key, speculation)
         if q is None and not speculation.sampling.greedy:
             q = jax.nn.one_hot(tokens, target.config.vocab_size)
-        return Proposal(tokens, None, q, jnp.isfinite(hidden).all(axis=(1, 2)))
+        return Proposal(tokens, None, q, jnp.isfinite(hidden).all(axis=(1, 2)), confidence)
 
     def propose_tree(
         self, target: Target, state: Slots, rows: Rows, *, width: int, nodes: int, speculation: Speculation
@@ -93,26 +95,30 @@ class DFlash:
         hidden: Float[Array, "B W1 D"],
         key: Key[Array, " B"],
         speculation: Speculation,
-    ) -> tuple[Int[Array, "B W1"], Float[Array, "B W1 V"] | None]:
-        """Slot after slot, given the token before it where the network has a head for that; q where it was drawn."""
+    ) -> tuple[Int[Array, "B W1"], Float[Array, "B W1 V"] | None, Float[Array, "B W1"]]:
+        """Slot after slot, given the token before it where the network has a head for that; q where it was drawn, and
+        confidence."""
         states = self._states(hidden)
         if not (self.network.markov or self.network.markov_w2 or speculation.draws):
-            return self._token_ids(jnp.argmax(states, axis=-1)), None
+            tokens = self._token_ids(jnp.argmax(states, axis=-1))
+            return tokens, None, chance_of_likeliest(states, self.temperature)
 
-        def next_slot(before: Array, slot: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array | None]]:
+        def next_slot(before: Array, slot: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array | None, Array]]:
             state, number = slot
             scores = self._slot_logits(target, state, before)
+            sure = chance_of_likeliest(scores, self.temperature)
             if not speculation.draws:
                 token, q = self._token_ids(jnp.argmax(scores, axis=-1)), None
             else:
                 chances = distribution(scores, speculation.sampling)
                 places = jax.vmap(lambda k, row: draw(jax.random.fold_in(k, number), row))(key, chances)
                 token, q = self._token_ids(places), self._over_vocabulary(chances, target.config.vocab_size)
-            return token, (token, q)
+            return token, (token, q, sure)
 
         slots = (states.swapaxes(0, 1), jnp.arange(states.shape[1]))
-        _, (tokens, q) = jax.lax.scan(next_slot, anchors, slots)
-        return tokens.swapaxes(0, 1), None if q is None else q.swapaxes(0, 1)
+        _, drafted = jax.lax.scan(next_slot, anchors, slots)
+        tokens, q, sure = jax.tree.map(lambda part: part.swapaxes(0, 1), drafted)
+        return tokens, q, sure
 
     def _states(self, hidden: Float[Array, "B W1 D"]) -> Float[Array, "B W1 _"]:
         """What `_slot_logits` needs of every slot: the LM head reads all of them at once, save under an MLP head, which
