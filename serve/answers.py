@@ -71,6 +71,7 @@ class Call:
     def __init__(self, scheduler: Scheduler, tokenizer: Tokenizer, metrics: Metrics, requests: Sequence[Request]):
         self.scheduler, self.tokenizer, self.metrics = scheduler, tokenizer, metrics
         self.choices = [Choice(index, request) for index, request in enumerate(requests)]
+        self.running: list[Choice] = []  # submitted, and not finished
         self.queue: asyncio.Queue[tuple[Choice, Progress]] = asyncio.Queue()
         self.began = time.perf_counter()
         self.first: float | None = None  # seconds until the first token of any answer
@@ -86,6 +87,7 @@ class Call:
                         loop.call_soon_threadsafe(self.queue.put_nowait, (choice, progress))
 
                 self.scheduler.submit(choice.request, deliver)
+                self.running.append(choice)
         except BaseException as error:
             self.cancel()
             if isinstance(error, Full):
@@ -93,15 +95,16 @@ class Call:
             raise
 
     def cancel(self) -> None:
-        """Frees the rows of answers that are still being written; none is left of a finished one."""
-        for choice in self.choices:
-            if choice.last is None:
-                self.scheduler.cancel(choice.request.id)
+        """Frees the rows of answers that are still being written."""
+        for choice in self.running:
+            self.scheduler.cancel(choice.request.id)
+            self.metrics.ended("cancelled")
+        self.running = []
 
     async def progress(self) -> AsyncIterator[tuple[Choice, Progress]]:
         """What comes, with the answer it is for, until all are finished."""
         seen: dict[int, float] = {}
-        while any(choice.last is None for choice in self.choices):
+        while self.running:
             choice, progress = await self.queue.get()
             now, index = time.perf_counter(), choice.index
             choice.add(progress)
@@ -113,7 +116,10 @@ class Call:
                     self.first = self.first or now - self.began
                 seen[index] = now
             if progress.finished is not None:
-                self.metrics.finished(choice.request, len(choice.ids), progress, now - self.began)
+                self.running.remove(choice)
+                self.metrics.ended(progress.finished)
+            if choice.finish_reason is not None:
+                self.metrics.answered(len(choice.request.prompt), len(choice.ids), progress.timing, now - self.began)
             if progress.finished == "fault":
                 raise Refusal(500, f"{progress.fault} (request {choice.request.id})", code="fault")
             if progress.finished == "cancelled":
@@ -135,8 +141,9 @@ class Call:
 
     @property
     def cached_tokens(self) -> int:
-        timings = [choice.last.timing for choice in self.choices if choice.last is not None]
-        return sum(timing.cached_tokens for timing in timings if timing is not None)
+        """Of every prompt, what its first answer found known."""
+        found = {c.request.prompt: c.last.timing for c in reversed(self.choices) if c.last is not None}
+        return sum(timing.cached_tokens for timing in found.values() if timing is not None)
 
     def speculation(self) -> api.Metrics:
         """A step that drafted d tokens and committed r accepted min(r - 1, d): the last one of a run is the target's.

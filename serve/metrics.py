@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from serve.scheduler import Progress, Request, Stats
+from serve.scheduler import Stats, Timing
 
 SHORT = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)  # seconds, of a token
 LONG = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300)  # seconds, of a request
@@ -61,22 +61,21 @@ class Metrics(Collector):
         for _ in range(count):
             self.histograms["inter_token_latency_seconds"].observe(seconds / count)
 
-    def finished(self, request: Request, written: int, last: Progress, seconds: float) -> None:
-        """An answer of `written` tokens ended, however it did; those that were whole go into the histograms."""
-        assert last.finished is not None
-        self.ends[REASONS[last.finished]] += 1
-        if last.finished in ("cancelled", "fault"):
-            return
+    def ended(self, how: str) -> None:
+        self.ends[REASONS[how]] += 1
+
+    def answered(self, prompt: int, written: int, timing: Timing | None, seconds: float) -> None:
+        """A whole answer: tokens of its prompt and its own, and how long it took."""
         values = {
             "e2e_request_latency_seconds": seconds,
-            "request_prompt_tokens": len(request.prompt),
+            "request_prompt_tokens": prompt,
             "request_generation_tokens": written,
         }
-        if last.timing is not None:
+        if timing is not None:
             values |= {
-                "request_queue_time_seconds": last.timing.queued_s,
-                "request_prefill_time_seconds": last.timing.prefill_s,
-                "request_decode_time_seconds": last.timing.decode_s,
+                "request_queue_time_seconds": timing.queued_s,
+                "request_prefill_time_seconds": timing.prefill_s,
+                "request_decode_time_seconds": timing.decode_s,
             }
         for name, value in values.items():
             self.histograms[name].observe(value)

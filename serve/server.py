@@ -116,7 +116,7 @@ def open_service(
         picks, plain_ms = Chooser(cost, artifact.acceptance), cost.verify_ms[1]
     scheduler = Scheduler(engine, tokenizer, rows=rows, capacity=capacity, queue=queue, draft=picks)
     served = Served(
-        name=name or Path(target.split()[0]).stem,
+        name=name or Path(target.split()[0]).name.removesuffix(".gguf").removesuffix(".yml"),
         drafter=str(drafter),
         device=describe_device(),
         rows=rows,

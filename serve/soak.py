@@ -73,11 +73,10 @@ def offline(options: argparse.Namespace) -> list[tuple[list[dict[str, str]], lis
 
 
 def soak(options: argparse.Namespace, references: Sequence[tuple[list[dict[str, str]], list[str]]]) -> dict[str, Any]:
-    counts: Counter[str] = Counter()
     with serving(options) as (process, port):
         begin = time.monotonic()
         end, memory = begin + 60 * options.minutes, []
-        clients = [Client(port, references, counts, seed, end) for seed in range(options.clients)]
+        clients = [Client(port, references, seed, end) for seed in range(options.clients)]
         threads = [threading.Thread(target=client.run) for client in clients]
         for thread in threads:
             thread.start()
@@ -92,6 +91,7 @@ def soak(options: argparse.Namespace, references: Sequence[tuple[list[dict[str, 
         process.send_signal(signal.SIGTERM)
         exit_code = process.wait(PATIENCE)
     warm = [(minute, size) for minute, size in memory if minute > options.minutes / 3] or memory
+    counts = sum((client.counts for client in clients), Counter[str]())
     minutes, sizes = np.array(warm).T
     slope = float(np.polyfit(minutes, sizes, 1)[0]) if len(warm) > 2 else 0.0
     return {
@@ -141,18 +141,11 @@ def gauges(port: int) -> dict[str, float]:
 
 
 class Client:
-    """One that asks until `end`, counting what it saw."""
+    """One that asks until `end` and counts what it sees."""
 
-    def __init__(
-        self,
-        port: int,
-        references: Sequence[tuple[list[dict[str, str]], list[str]]],
-        counts: Counter[str],
-        seed: int,
-        end: float,
-    ):
-        self.port, self.references, self.counts, self.end = port, references, counts, end
-        self.draw = random.Random(seed)
+    def __init__(self, port: int, references: Sequence[tuple[list[dict[str, str]], list[str]]], seed: int, end: float):
+        self.port, self.references, self.end = port, references, end
+        self.draw, self.counts = random.Random(seed), Counter[str]()
 
     def run(self) -> None:
         ways = (self.ask, self.stream, self.hang_up, self.damage)
@@ -161,6 +154,9 @@ class Client:
             connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
             try:
                 self.draw.choice(ways)(connection)
+            except (OSError, http.client.HTTPException) as error:
+                self.counts["faults"] += 1
+                say(f"soak: {error!r}")
             finally:
                 connection.close()
 

@@ -79,7 +79,7 @@ def test_guidellm(address: str, tmp_path: Path):
     prompts = [{"prompt": json.loads(line)["messages"][0]["content"]} for line in TASK.read_text().splitlines()]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
     given = ["--backend", f"kind=openai_http,target={address},max_tokens=32,http2=false"]
-    given += ["--profile", "kind=concurrent,streams=2", "--constraint", "kind=max_requests,max_num=6"]
+    given += ["--profile", "kind=concurrent,streams=2", "--constraint", "kind=max_requests,count=6"]
     given += ["--data", f"kind=json_file,path={tmp_path / 'prompts.jsonl'}"]
     report = tmp_path / "report.json"
     run(beside("guidellm"), "run", *given, "--output", f"kind=json,path={report}", "--disable-console")

@@ -11,7 +11,7 @@ import pytest
 from models.attention import whole
 from models.drafters import Draft
 from serve.session import Decoder
-from tests.tiny_server import Running, serving
+from tests.tiny_server import CAPACITY, Running, serving
 
 QUESTION = [{"role": "user", "content": "Why is the sky blue?"}]
 
@@ -45,6 +45,14 @@ def test_a_chat_answer_is_offline_decodings(server, speculative: bool):
     assert choice["message"] == {"role": "assistant", "content": expected.text, "refusal": None}
     assert choice["finish_reason"] == {"eos": "stop", "length": "length"}[expected.finished]
     assert body["usage"]["completion_tokens"] == len(expected.ids)
+
+
+def test_an_answer_that_is_not_bounded_goes_on_to_its_end(server):
+    body = server.post("/v1/chat/completions", messages=QUESTION, temperature=0).json()
+    prompt = server.service.tokenizer.encode_chat(QUESTION)
+    expected = offline(server, prompt, CAPACITY - len(prompt))
+    assert (body["choices"][0]["finish_reason"], expected.finished) == ("stop", "eos")
+    assert body["choices"][0]["message"]["content"] == expected.text
 
 
 def test_a_stream_is_the_same_answer_in_pieces(server):

@@ -46,3 +46,4 @@ def test_a_row_is_freed_and_the_others_finish(server, stream: bool):
     assert sorted(ends(server)) == ["cancelled", "length"]
     assert scheduler.stats().generation_tokens - generated < 230
     assert scheduler.stats().free_pages == scheduler.stats().pages
+    assert server.service.metrics.ends["abort"] == 1 + (not stream)

@@ -109,6 +109,16 @@ def test_what_is_not_there(server):
     refused(server.client.get("/v1/completions"), 405)
 
 
+def test_what_is_described_is_there(server):
+    described = server.client.get("/openapi.json").json()
+    for path, ways in described["paths"].items():
+        for method in ways:
+            assert server.client.request(method, path.format(model="tiny")).status_code in (200, 400)
+    asked = described["components"]["schemas"]["ChatRequest"]["properties"]
+    page = server.client.get("/docs").text
+    assert all(f"<code>{field}</code>" in page for field in asked)
+
+
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b"\xff", b'{"prompt": NaN}', b'{"prompt": "\\ud800"}', b"[" * 500, b"1" * 9999]
 )
