@@ -166,8 +166,8 @@ def run_cost(options: argparse.Namespace) -> int:
     from serve.report import read_report
     from serve.scaling import survival_of_report
 
-    report = options.acceptance and read_report(options.acceptance)
-    survival = report and survival_of_report(report, str(options.acceptance))
+    given = options.acceptance
+    survival = None if given is None else survival_of_report(read_report(given), str(given))
     curves, machine = estimated_curves(options, grid) if options.topology else measured_curves(options, grid)
     described = {"target": options.target, "source": "estimated" if options.topology else "measured"}
     described |= {"dtype": cost_dtype(options), "command": " ".join(["python", "-m", "serve", *sys.argv[1:]])}
@@ -200,10 +200,10 @@ def measured_curves(options: argparse.Namespace, grid: dict[str, list[int]]) -> 
     from configs.device import describe_device, keep_compiled_programs
     from models.decode import Engine
     from models.drafters import Nothing
+    from models.roofline import measured_machine
     from models.sources import load_target
     from serve.cost_study import measure
     from serve.load import load_engine
-    from serve.roofline import measured_machine
 
     keep_compiled_programs()
     dtype = cost_dtype(options)
@@ -226,10 +226,10 @@ def measured_curves(options: argparse.Namespace, grid: dict[str, list[int]]) -> 
 def estimated_curves(options: argparse.Namespace, grid: dict[str, list[int]]) -> tuple[Any, Any]:
     """The same of one chip of the topology asked for, by its compiler."""
     from models.aot import mesh_over, topology
+    from models.roofline import Machine
     from models.sources import abstract_target
     from serve.compile import engine_of
     from serve.cost_study import estimate
-    from serve.roofline import Machine
 
     chips = topology(options.topology)
     mesh = mesh_over(chips, schema.Mesh(data=1, fsdp=1, tensor=1))

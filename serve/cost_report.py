@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from configs.files import write_atomic, write_json
+from models.roofline import Machine
 from serve import charts
 from serve.cost_study import FREE, Curve
-from serve.roofline import Machine
 from serve.scaling import predicted, scaling
 
 

@@ -34,13 +34,13 @@ from models.attention import CHUNK, Chain
 from models.cache import Cache
 from models.decode import Engine, abstract_state, empty_state
 from models.drafters import Nothing
+from models.roofline import Machine, context_bytes, num_matmul_weights, ridge_width, verify_work
 from models.rows import Rows, make_rows
 from models.sampling import keys
 from models.sharding import abstract
 from models.target import Target, TargetConfig
 from models.verify import GREEDILY, all_finite
 from serve.cost import surroundings
-from serve.roofline import Machine, context_bytes, num_matmul_weights, ridge_width, verify_work
 
 REPEATS = 7
 CALLS = 3  # per repeat
@@ -56,7 +56,7 @@ class Curve:
     context: int
     verify_ms: dict[int, float]
     draft_ms: dict[int, float]  # empty without a drafter
-    floor_ms: dict[int, float]  # of verifying (`serve.roofline`)
+    floor_ms: dict[int, float]  # of verifying (`models.roofline`)
     ridge: float  # the floor's own knee
     spread_ms: dict[int, tuple[float, float]] = dataclasses.field(default_factory=dict)  # quartiles of verify_ms
 

@@ -126,6 +126,7 @@ def test_a_planted_wrong_import_is_found(tmp_path: Path, file: str, line: str):
         "serve eval --help",
         "serve chat --help",
         "serve http --help",
+        "serve cost --help",
     ],
 )
 def test_help_answers_at_once(arguments: str):

@@ -3,12 +3,15 @@
 python -m train --config RECIPE [section.field=value ...] [--resume]
 python -m train study --grid GRID [section.field=value ...] [--out DIR] [--resume]
 python -m train compile --config RECIPE --topology v5p:2x2x1 [section.field=value ...]
+python -m train plan --config RECIPE --topologies v5p:2x2x1,v5p:2x4x4 [section.field=value ...]
 python -m train export (--run RUN | --drafter DIR) --out DIR [--format orbax]
 python -m train export (--run RUN | --drafter DIR) --out FILE.gguf --format gguf [--target TARGET.gguf]
 """
 
 import argparse
+import dataclasses
 import json
+import math
 import os
 import shlex
 import sys
@@ -30,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run_grid(arguments[1:])
     if arguments[:1] == ["compile"]:
         return run_compile(arguments[1:])
+    if arguments[:1] == ["plan"]:
+        return run_plan(arguments[1:])
     return run_train(arguments)
 
 
@@ -38,7 +43,7 @@ def run_train(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m train",
         description=text,
-        epilog="see also: python -m train {export,study,compile} --help",
+        epilog="see also: python -m train {export,study,compile,plan} --help",
     )
     parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value")
@@ -90,6 +95,36 @@ def run_compile(arguments: Sequence[str]) -> int:
     if options.json:
         print(json.dumps({recipe.run.name: found}))
     return 0 if found["fits"] else 1
+
+
+def run_plan(arguments: Sequence[str]) -> int:
+    text = "Hours, chips and storage of a recipe at scale, by its FLOPs and a stated use of the chips."
+    parser = argparse.ArgumentParser(prog="python -m train plan", description=text)
+    parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/, such as tpu/NAME")
+    parser.add_argument("--topologies", default="v5p:2x2x1,v5p:2x4x4", help="(default: %(default)s)")
+    parser.add_argument("--responses", type=int, default=800_000, help="one packed row each (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=6, help="(default: %(default)s)")
+    parser.add_argument("--mfu", type=float, default=0.4, help="of training, share of the peak (default: %(default)s)")
+    parser.add_argument(
+        "--efficiency", type=float, default=0.5, help="of decoding, share of the roofline (default: %(default)s)"
+    )
+    parser.add_argument("--rows", type=int, default=64, help="decoded together on a chip (default: %(default)s)")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
+    options = parser.parse_intermixed_args(arguments)
+    for name in ("responses", "epochs", "rows", "mfu", "efficiency"):
+        value = getattr(options, name)
+        if not 0 < value <= (1 if isinstance(value, float) else math.inf):
+            most = "above 0 and at most 1" if isinstance(value, float) else "at least 1"
+            raise UserError(f"--{name}: expected {most}, got {value}")
+    recipe = load_recipe(options.config, options.overrides)
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs
+
+    from train.plan import Scale, plan
+
+    names = [field.name for field in dataclasses.fields(Scale)]
+    scale = Scale(**{name: getattr(options, name) for name in names})
+    print(json.dumps(plan(recipe, options.topologies.split(","), scale)))
+    return 0
 
 
 def run_export(arguments: Sequence[str]) -> int:

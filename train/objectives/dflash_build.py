@@ -17,11 +17,17 @@ from models.tokenizer import Tokenizer
 from pipelines.prepare import taps_of
 
 
-def drafter_config(recipe: Recipe, target: Target, tokenizer: Tokenizer) -> DrafterConfig:
-    """The drafter's architecture: the target's own layer shape, the recipe's depth, width, taps and options."""
+def drafter_config(recipe: Recipe, target: Target, tokenizer: Tokenizer | None) -> DrafterConfig:
+    """The drafter's architecture: the target's own layer shape, the recipe's depth, width, taps and options.
+
+    The tokenizer says which token masks a slot, and may be None where the recipe does.
+    """
     section, shape = recipe.drafter, target.config
     assert isinstance(section, DFlash)
-    mask = tokenizer.unused_token_id(shape) if section.mask_token_id is None else section.mask_token_id
+    mask = section.mask_token_id
+    if mask is None:
+        assert tokenizer is not None
+        mask = tokenizer.unused_token_id(shape)
     if not 0 <= mask < shape.vocab_size:
         raise UserError(f"drafter.mask_token_id: expected 0 to {shape.vocab_size - 1} ({shape.name}), got {mask}")
     vocab = section.draft_vocab_size

@@ -50,7 +50,7 @@ from train.objectives.dflash import (
 __all__ = ["drafter_config", "leading_hits", "loss_of", "make_trainee", "read_rows"]  # `train.objectives.Objective`
 
 
-def drafter_config(recipe: Recipe, target: Target, tokenizer: Tokenizer) -> Eagle3Config:
+def drafter_config(recipe: Recipe, target: Target, tokenizer: Tokenizer | None) -> Eagle3Config:
     """The drafter's architecture: the target's own layer shape, the recipe's taps, width and options."""
     section, shape = recipe.drafter, target.config
     assert isinstance(section, schema.Eagle3)

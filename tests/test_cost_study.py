@@ -1,0 +1,78 @@
+"""The programs of the cost study are those of decoding, and a target of many layers costs what a few of them say."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import serve.cost_study
+from models.aot import CHIPS, Topology
+from models.attention import Chain, whole
+from models.decode import Engine, make_engine, prefill
+from models.drafters import Nothing
+from models.roofline import Machine
+from models.sampling import keys
+from models.verify import GREEDILY
+from serve.cost_study import draft_once, estimate, measure, verify_once
+from tests.tiny import make_artifact, make_target
+
+MACHINE = Machine("any", 1e12, 1e12)
+
+
+def prefilled(engine: Engine, ids: np.ndarray, capacity: int) -> Any:
+    length, zero = np.array([ids.shape[1]], np.int32), np.zeros(1, np.int32)
+    return prefill(engine, ids, length, length + 20, zero, capacity=capacity)
+
+
+def test_verifying_says_the_targets_tokens():
+    target = make_target()
+    ids = np.random.default_rng(0).integers(3, 60, (1, 20)).astype(np.int32)
+    state = prefilled(Engine(target, Nothing()), ids[:, :14], 32)
+    chosen, finite, cache = verify_once(target, state.cache, jnp.asarray(ids[:, 14:]), jnp.arange(14, 20)[None])
+    hidden, _, _ = target(jnp.asarray(ids), whole(jnp.asarray(ids)))
+    assert bool(finite[0])
+    assert chosen.tolist() == jnp.argmax(target.logits(hidden), axis=-1)[:, 14:].tolist()
+    again, _, _ = target(jnp.asarray(ids[:, 19:]), Chain(jnp.array([[19]])), cache=cache)
+    np.testing.assert_allclose(again, hidden[:, 19:], atol=1e-4)
+
+
+def test_drafting_is_the_drafters_proposal():
+    engine = make_engine(make_target(), make_artifact())
+    ids = np.random.default_rng(0).integers(3, 60, (1, 12)).astype(np.int32)
+    state = prefilled(engine, ids, 32)
+    key = keys(state.rows.seed, state.rows.length - 1)
+    given = {"key": key, "width": 4, "speculation": GREEDILY}
+    expected = engine.drafter.propose(engine.target, state.drafter, state.rows, **given).tokens.tolist()
+    tokens, _ = draft_once(engine, state.drafter, state.rows, jnp.ones((1, 4, 64)), 4)
+    assert tokens.tolist() == expected
+
+
+def test_all_of_the_grid_is_timed(monkeypatch: pytest.MonkeyPatch):
+    """The quartiles hold the medians between them, and drafting counts from width 2 on."""
+    monkeypatch.setattr(serve.cost_study, "REPEATS", 2)
+    curve = measure(make_engine(make_target(), make_artifact()), 2, 16, [1, 2, 4], MACHINE)
+    assert list(curve.verify_ms) == list(curve.floor_ms) == list(curve.draft_ms) == [1, 2, 4]
+    assert curve.draft_ms[1] == 0 < min(curve.draft_ms[2], curve.draft_ms[4])
+    assert all(low <= curve.verify_ms[width] <= high for width, (low, high) in curve.spread_ms.items())
+    assert measure(Engine(make_target(), Nothing()), 1, 16, [1, 2], MACHINE).draft_ms == {}
+
+
+def test_layers_are_alike(monkeypatch: pytest.MonkeyPatch):
+    """Where a program of n layers takes 3 + 5 n ms, the tiny target, given six, takes 33; what does not fit the chip is
+    left out."""
+    target, seen = make_target(num_layers=6), []
+    target.mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"))
+
+    def kept(lowered: Any, chips: Any, shape: Any, step: Any, reach: int) -> float:
+        seen.append(shape.num_layers)
+        assert reach == 16 + step[-1]
+        return 3.0 + 5.0 * shape.num_layers
+
+    monkeypatch.setattr(serve.cost_study, "kept_estimate", kept)
+    chip = dataclasses.replace(CHIPS["v5p"], memory=1e8)
+    curve = estimate(Engine(target, Nothing()), 1, 16, [1, 8, 10**6], Topology("v5p", chip, []))
+    assert curve.verify_ms == {1: pytest.approx(33.0), 8: pytest.approx(33.0)}
+    assert set(seen) == {2, 4}

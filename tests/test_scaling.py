@@ -1,0 +1,58 @@
+"""What acceptance is worth, against values worked out by hand: survival 1/2, 1/4, 1/8 at width 4."""
+
+import pytest
+
+from configs.errors import UserError
+from serve.cost_study import Curve
+from serve.scaling import better, conditional, extended, geometric, predicted, scaling, survival_of_report
+
+HALVES = [0.5, 0.25, 0.125]
+CURVE = Curve(1, 512, {1: 10.0, 2: 10.0, 4: 12.0, 32: 40.0}, {1: 0.0, 2: 1.0, 4: 3.0, 32: 6.0}, {}, 100.0)
+
+
+def test_a_geometric_survival_is_fitted_exactly():
+    assert geometric(HALVES) == pytest.approx(0.5)
+    found = scaling(HALVES)
+    assert found["ceiling"] == pytest.approx(2.0)
+    assert found["ceiling_better"] == pytest.approx(1 / 0.46)
+    last = found["widths"][-1]
+    assert last["width"] == 4
+    assert last["tau"] == last["geometric_tau"] == pytest.approx(1.875)
+    assert last["tau_better"] == pytest.approx(1 + 0.54 + 0.54**2 + 0.54**3)
+    assert last["tau_twice_as_wide"] == pytest.approx(2 - 2**-7)
+
+
+def test_other_survivals_are_fitted_by_all_slots():
+    """Of 10 blocks 8 pass slot 1, 2 slot 2, none slot 3: 10 of 20 slots tried were accepted."""
+    survival = [0.8, 0.2, 0.0]
+    assert geometric(survival) == pytest.approx(0.5)
+    assert conditional(survival) == pytest.approx([0.8, 0.25, 0.0])
+    assert better([0.98, 0.0]) == [1.0, 0.0], "never above 1, and nothing where nothing was seen"
+    assert extended(survival, 5) == [0.8, 0.2, 0.0, 0.0, 0.0]
+    assert extended(HALVES, 2) == [0.5, 0.25]
+
+
+def test_speedups():
+    """Tokens a step over what the step takes, single tokens taking 10 ms."""
+    found = predicted(CURVE, HALVES)
+    assert found["widths"] == pytest.approx({1: 1.0, 2: 1.5 * 10 / 11, 4: 1.875 * 10 / 15})
+    assert found["best"]["width"] == 2
+    assert found["best"]["speedup_better"] == pytest.approx(1.54 * 10 / 11)
+    assert found["trees"] == {}, "their blocks are wider than the drafter's"
+
+
+def test_a_tree_costs_its_nodes_and_is_accepted_more_often():
+    """16 nodes of a block of 8: 17 slots, 13/28 of the way from width 4 to 32; a slot misses with m^1.5."""
+    found = predicted(CURVE, [0.5**slot for slot in range(1, 8)])
+    passed = 1 - 0.5**1.5
+    tau = sum(passed**slot for slot in range(8))
+    taken = 12 + 28 * 13 / 28 + 3 + 3 * 4 / 28
+    assert found["trees"] == {16: pytest.approx(tau * 10 / taken)}
+    assert found["best_tree"]["nodes"] == 16
+
+
+def test_tasks_count_alike():
+    report = {"tasks": {"one": {"survival": [0.5, 0.0]}, "two": {"survival": [1.0, 0.5]}}}
+    assert survival_of_report(report, "here") == [0.75, 0.25]
+    with pytest.raises(UserError, match="here: expected a report with at least one task"):
+        survival_of_report({"tasks": {}}, "here")
