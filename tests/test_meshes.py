@@ -64,7 +64,7 @@ def train_step(target: Target) -> list[np.ndarray]:
 def responses(target: Target) -> dict[int, list[int]]:
     """Eleven responses by eight rows, with features kept."""
     limits = {"max_prompt_tokens": 16, "max_new_tokens": 12, "temperatures": (0.0,)}
-    section = Responses(regenerate=True, **limits, batch=8, shard_size=8)
+    section = Responses(regenerate=True, server=None, **limits, batch=8, shard_size=8)
     rng, prompt = np.random.default_rng(2), Prompt("task", "id", (), "")
     jobs = [Job(prompt, rng.integers(3, 60, 3 + n).tolist(), 0.0, 0, None) for n in range(11)]
     recipe: Any = SimpleNamespace(responses=section)
