@@ -204,7 +204,7 @@ def _end_all(error: BaseException, ending: threading.Event) -> None:
 
     if isinstance(error, SystemExit) and not error.code:
         raise error
-    if isinstance(error, jax.errors.JaxRuntimeError):
+    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
         time.sleep(HEARTBEAT + 15)  # a collective fails at once when a process ends; who it was is known later
     ending.set()
     index, count = jax.process_index(), jax.process_count()

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from configs import schema
 from configs.errors import UserError
+from configs.processes import alone
 
 MESH = ("data", "fsdp", "tensor")
 TABLE: dict[str, str | tuple[str, ...]] = {
@@ -67,6 +68,8 @@ def own_mesh(sizes: schema.Mesh) -> jax.sharding.Mesh | None:
     """A mesh of this process's own devices, as like `make_mesh`'s as they are enough for; the same with one process."""
     if jax.process_count() == 1:
         return make_mesh(sizes)
+    if alone():
+        raise UserError(f"{jax.process_count()} processes that have not met; start each with --processes auto")
     make_mesh(sizes)  # refused before anything is loaded
     devices = jax.local_devices()
     tensor = math.gcd(sizes.tensor, len(devices))

@@ -18,7 +18,7 @@ from array import array
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -39,9 +39,6 @@ from pipelines import shards
 from pipelines.feature_store import FeatureStore
 from pipelines.prompt_files import Prompt, encode_prompt
 from pipelines.records import Response, Responses, write_responses
-
-if TYPE_CHECKING:  # httpx is needed where a server is asked alone
-    from pipelines.completions import Server
 
 FORMAT = 3  # raised when the target's forward pass, its sampling or the records change what stands in a directory
 SEGMENT = 16  # decoding steps between looks at the rows
@@ -83,8 +80,7 @@ def prepare_responses(
         that should have been given, or the target's logits are not finite.
     """
     jobs = {split: _encode(recipe, target, tokenizer, prompts, split) for split, prompts in splits.items()}
-    server = _server(recipe)
-    manifest = _manifest(recipe, target, jobs, None if server is None else server.model)
+    manifest = _manifest(recipe, target, jobs)
     digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
     directory = Path(recipe.run.data_dir) / "responses" / digest
     shards.describe(directory, manifest)
@@ -93,10 +89,7 @@ def prepare_responses(
             if parts:
                 store = None if taps is None else FeatureStore.of(recipe, taps, directory)
                 todo = [(index, [asked[number] for number in part]) for index, part in parts]
-                if server is None:
-                    answers = _answers(recipe, target, todo, store)
-                else:
-                    answers = _served_responses(recipe, target, tokenizer, server, todo)
+                answers = _answers(recipe, target, tokenizer, [job for _, items in todo for job in items], store)
                 _write_shards(answers, directory / split, todo, store)
         found = Responses(directory / split)
         found.check_ids(target.config)
@@ -104,21 +97,12 @@ def prepare_responses(
     return directory
 
 
-def _server(recipe: Recipe) -> "Server | None":
-    """The server that writes the responses, if one does."""
-    if recipe.responses.server is None:
-        return None
-    from pipelines.completions import Server
-
-    return Server(recipe.responses.server)
-
-
-def _manifest(recipe: Recipe, target: Target, jobs: dict[str, list[Job]], served_model: str | None) -> dict[str, Any]:
+def _manifest(recipe: Recipe, target: Target, jobs: dict[str, list[Job]]) -> dict[str, Any]:
     """All that decides what the responses are; prompts as token ids, since the chat template is part of them."""
     section = dataclasses.asdict(recipe.responses)
     del section["batch"], section["server"]  # change the speed, not the text
-    if served_model is not None:
-        section["served_model"] = served_model
+    if recipe.responses.server is not None:
+        section["served"] = True  # another program computes them, and rounds otherwise
     digest = hashlib.sha256()
     for split, part in jobs.items():
         for job in part:
@@ -197,7 +181,7 @@ def _given_answers(target: Target, tokenizer: Tokenizer, prompts: Sequence[Promp
 
 
 Parts = list[tuple[int, list[Job]]]  # (shard, its jobs)
-Answers = Iterator[tuple[int, Response, Any]]  # (number of the job in all parts, its response, features or None)
+Answers = Iterator[tuple[int, Response, Any]]  # (number of the job among those of all parts, response, its features)
 
 
 def _write_shards(answers: Answers, folder: Path, parts: Parts, store: FeatureStore | None) -> None:
@@ -216,23 +200,28 @@ def _write_shards(answers: Answers, folder: Path, parts: Parts, store: FeatureSt
             write_responses(folder, index, done)
 
 
-def _answers(recipe: Recipe, target: Target, parts: Parts, store: FeatureStore | None) -> Answers:
-    """The target's own, or those given, where the recipe says so."""
-    jobs = [job for _, items in parts for job in items]
+def _answers(
+    recipe: Recipe, target: Target, tokenizer: Tokenizer, jobs: Sequence[Job], store: FeatureStore | None
+) -> Answers:
+    """The target's own, from here or from a server, or those given, where the recipe says so."""
     if not recipe.responses.regenerate:
         return _given_responses(recipe, jobs)
+    if recipe.responses.server is not None:
+        return _served_responses(recipe, target, tokenizer, jobs)
     return _generated_responses(recipe, target, jobs, store.tapped if store else None)
 
 
-def _served_responses(recipe: Recipe, target: Target, tokenizer: Tokenizer, server: "Server", parts: Parts) -> Answers:
+def _served_responses(recipe: Recipe, target: Target, tokenizer: Tokenizer, jobs: Sequence[Job]) -> Answers:
     """What the server writes, as ids: the text's, and the end of the turn where the model ended it; no features.
 
     A text that comes back from the tokenizer otherwise, or whose ids are not as many as the server counted (its end
     included or not), is kept and counted aloud: its ids are not those that were written.
     """
-    from pipelines.completions import Asked
+    from pipelines.completions import Asked, Server
 
-    section, jobs = recipe.responses, [job for _, items in parts for job in items]
+    section = recipe.responses
+    assert section.server is not None
+    server = Server(section.server)
     end, strange = tokenizer.turn_end(target.config.eos_ids), 0
     asked = (Asked(job.ids, section.max_new_tokens, job.temperature, job.seed) for job in jobs)
     with progress(f"responses: {server.model} at {server.url} writes", len(jobs), "responses") as bar:

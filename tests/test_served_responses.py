@@ -133,6 +133,9 @@ def test_what_a_server_writes(tmp_path: Path, api: Any, capsys: pytest.CaptureFi
     assert prepare(recipe, target, tokenizer) == prepared
     assert len(api.asked) == 8, "the missing shard alone"
 
+    gone = dataclasses.replace(recipe.responses, server="http://localhost:1/v1")
+    assert prepare(dataclasses.replace(recipe, responses=gone), target, tokenizer) == prepared, "nobody is asked"
+
 
 def test_a_refusal_and_an_absence_are_one_line(api: Any):
     url = f"http://localhost:{api.server_port}/v1"
@@ -159,5 +162,5 @@ def test_data_written_before_are_found(tmp_path: Path):
 
     recipe = load_recipe(str(make_tiny(tmp_path).config))
     target = load_target(recipe.target.source, "float32")
-    section = _manifest(recipe, target, {}, None)["responses"]
+    section = _manifest(recipe, target, {})["responses"]
     assert set(section) == {field.name for field in dataclasses.fields(recipe.responses)} - {"batch", "server"}

@@ -1,6 +1,7 @@
-"""Two processes of one run, each on a device of its own, train what one process trains; killed, they go on exactly, on
-one process too; and when one ends before its time the other says so in a line and ends."""
+"""Processes of one run, each on a device of its own, write and train what one process does; stopped or killed, they go
+on exactly, and as another number of them; when one ends before its time the others say so in a line and end."""
 
+import argparse
 import signal
 import socket
 import subprocess
@@ -11,12 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from configs.errors import UserError
+from configs.files import held
+from configs.processes import add_options, joined
 from pipelines.records import Responses
 from tests.tiny_run import Tiny, assert_same_arrays, checkpoint_arrays, logged_step, make_tiny, start
-from train.checkpoint import whole_steps
+from train.checkpoint import load_params, whole_steps
 from train.metrics import read_metrics
 
-LONG = ("train.steps=40", "train.checkpoint_every=5", "train.eval_every=20", "batches.rows=4")
+# Stopped on the way.
+ENDLESS = ("train.steps=5000", "train.checkpoint_every=100", "train.eval_every=0", "batches.rows=4")
+WHOLE = ("train.steps=200", "train.checkpoint_every=20", "train.eval_every=100", "batches.rows=4")
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +35,7 @@ def begin(tiny: Tiny, run: Path, count: int, *changes: str) -> list[subprocess.P
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    given = ["--config", str(tiny.config), f"run.dir={run}", f"mesh.data={count}", *LONG, *changes]
+    given = ["--config", str(tiny.config), f"run.dir={run}", f"mesh.data={count}", *changes]
     met = ["--coordinator", address, "--processes", str(count), "--process"]
     return [start(["train", *given, *met, str(number)]) for number in range(count)]
 
@@ -46,96 +52,105 @@ def finish(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, s
 
 def wait_for_step(run: Path, step: int, processes: Sequence[subprocess.Popen[str]]) -> None:
     deadline = time.monotonic() + 180
-    while logged_step(run) < step or not whole_steps(run / "checkpoints"):
+    while logged_step(run) < step:
         assert time.monotonic() < deadline
         assert all(process.poll() is None for process in processes), finish(processes)
         time.sleep(0.01)
-
-
-def trained_by(tiny: Tiny, count: int) -> Path:
-    """A run of `count` processes, never stopped."""
-    run = tiny.root / f"straight{count}"
-    for code, _, err in finish(begin(tiny, run, count)):
-        assert code == 0, err
-    return run
-
-
-def killed_and_resumed(tiny: Tiny, count: int, straight: Path) -> None:
-    """All killed on the way, then resumed by as many."""
-    run = tiny.root / f"killed{count}"
-    processes = begin(tiny, run, count)
-    wait_for_step(run, 12, processes)
-    for process in processes:
-        process.send_signal(signal.SIGKILL)
-    finish(processes)
-    assert 5 <= whole_steps(run / "checkpoints")[-1] < 40, "killed on the way"
-    for code, _, err in finish(begin(tiny, run, count, "--resume")):
-        assert code == 0, err
-    assert_same_arrays(checkpoint_arrays(run, 40), checkpoint_arrays(straight, 40))
 
 
 def losses(run: Path) -> list[float]:
     return [line["values"]["loss"] for line in read_metrics(run) if line["kind"] == "train"]
 
 
-@pytest.fixture(scope="module")
-def two(tiny: Tiny) -> Path:
-    return trained_by(tiny, 2)
+def stop(run: Path, processes: Sequence[subprocess.Popen[str]], *, after: int) -> list[tuple[int, str, str]]:
+    """SIGTERM to the last process once a step is logged; how all of them ended."""
+    wait_for_step(run, after, processes)
+    processes[-1].send_signal(signal.SIGTERM)
+    ended = finish(processes)
+    assert [code for code, _, _ in ended] == [128 + signal.SIGTERM] * len(processes), ended
+    return ended
 
 
-def test_two_train_what_one_does(tiny: Tiny, two: Path):
-    done = tiny.train(tiny.root / "one", *LONG, f"run.data_dir={tiny.root}/alone")
-    assert done.returncode == 0, done.stderr
-    np.testing.assert_allclose(losses(two), losses(tiny.root / "one"), rtol=1e-4)
+def test_two_stopped_by_a_signal_to_one_and_resumed_by_one(tiny: Tiny):
+    """Both stop at the same step, and one goes on with the batches that one would have seen from the start."""
+    run, alone = tiny.root / "two", tiny.root / "one"
+    ended = stop(run, begin(tiny, run, 2, *ENDLESS), after=5)
+    assert "--resume" in ended[0][1]
+    assert "next:" not in ended[1][1], "one of them speaks"
+    (last,) = whole_steps(run / "checkpoints")[-1:]
+    stop(run, [tiny.start(run, *ENDLESS, "--resume")], after=last + 5)
+    stop(alone, [tiny.start(alone, *ENDLESS, f"run.data_dir={tiny.root}/alone")], after=last + 5)
+    np.testing.assert_allclose(losses(run)[: last + 5], losses(alone)[: last + 5], rtol=1e-3)
     for split in ("train", "heldout"):
         (ours,) = (tiny.root / "data/responses").glob(f"*/{split}")
         (theirs,) = (tiny.root / "alone/responses").glob(f"*/{split}")
         assert list(Responses(ours)) == list(Responses(theirs))
 
 
-def test_stopped_by_a_signal_to_one_and_resumed_by_one(tiny: Tiny, two: Path):
-    """Both save the same step; one process alone goes on with the same batches."""
-    run = tiny.root / "stopped"
-    processes = begin(tiny, run, 2)
-    wait_for_step(run, 7, processes)
-    processes[1].send_signal(signal.SIGTERM)
-    ended = finish(processes)
-    assert [code for code, _, _ in ended] == [128 + signal.SIGTERM] * 2, ended
-    assert "--resume" in ended[0][1]
-    assert "next:" not in ended[1][1], "one of them speaks"
-    assert whole_steps(run / "checkpoints")[-1] < 40
-    done = tiny.train(run, *LONG, "--resume")
-    assert done.returncode == 0, done.stderr
-    np.testing.assert_allclose(losses(run), losses(two), rtol=1e-4)
-
-
 def test_one_of_two_killed(tiny: Tiny):
-    """The other ends with a line; what was saved stays and the two go on from it."""
+    """The other ends with a line, and what was saved is whole."""
     run = tiny.root / "lost"
-    processes = begin(tiny, run, 2)
+    changes = (*ENDLESS, "train.checkpoint_every=2")
+    processes = begin(tiny, run, 2, *changes)
     wait_for_step(run, 7, processes)
     processes[0].send_signal(signal.SIGKILL)
     ended = finish(processes)
     assert ended[1][0] == 1, ended
     assert ended[1][2].strip().split("\n")[-1].startswith("error: another process of this run ended")
-    assert whole_steps(run / "checkpoints")
+    assert load_params(run / "checkpoints", "last")[2] >= 2
 
 
 def test_a_refusal_ends_both(tiny: Tiny):
     """What only the first process finds out, it says, and the other ends with it."""
-    held = tiny.root / "held"
-    held.mkdir()
-    with open(held / ".lock", "a+") as file:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX)
-        ended = finish(begin(tiny, held, 2))
+    run = tiny.root / "held"
+    with held(run, wait=False):
+        ended = finish(begin(tiny, run, 2))
     assert [code for code, _, _ in ended] == [2, 1], ended
     assert "is writing there" in ended[0][2]
     assert "error: process 0 of 2 ended: " in ended[1][2]
 
 
+@pytest.mark.parametrize(
+    "options", [("--processes", "2"), ("--coordinator", "h:1", "--processes", "2", "--process", "2")]
+)
+def test_options_that_do_not_fit(tiny: Tiny, options: tuple[str, ...]):
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    with (
+        pytest.raises(UserError, match="expected HOST:PORT, a count N and one of 0 to N - 1"),
+        joined(parser.parse_args(options)),
+    ):
+        pass
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
 def test_all_killed_and_resumed(tiny: Tiny, count: int):
-    killed_and_resumed(tiny, count, trained_by(tiny, count))
+    """Bit for bit what processes that were never killed train."""
+    run, straight = tiny.root / f"killed{count}", tiny.root / f"straight{count}"
+    for code, _, err in finish(begin(tiny, straight, count, *WHOLE)):
+        assert code == 0, err
+    processes = begin(tiny, run, count, *WHOLE)
+    wait_for_step(run, 50, processes)
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+    finish(processes)
+    assert 20 <= whole_steps(run / "checkpoints")[-1] < 200, "killed on the way"
+    for code, _, err in finish(begin(tiny, run, count, *WHOLE, "--resume")):
+        assert code == 0, err
+    assert_same_arrays(checkpoint_arrays(run, 200), checkpoint_arrays(straight, 200))
+
+
+@pytest.mark.slow
+def test_the_last_of_four_killed(tiny: Tiny):
+    """Nothing tells the others but that it gives no sign of life; resumed by two, nothing is lost."""
+    run = tiny.root / "missed"
+    processes = begin(tiny, run, 4, *ENDLESS, "train.checkpoint_every=2")
+    wait_for_step(run, 7, processes)
+    processes[3].send_signal(signal.SIGKILL)
+    for code, _, err in finish(processes)[:3]:
+        assert code == 1
+        assert err.strip().split("\n")[-1].startswith("error: ")
+    last = whole_steps(run / "checkpoints")[-1]
+    ended = stop(run, begin(tiny, run, 2, *ENDLESS, "--resume"), after=last + 3)
+    assert f"going on from step {last}" in ended[0][1]
