@@ -36,17 +36,22 @@ def command(main: Callable[..., int | None]) -> Callable[..., int]:
     def guarded(*args: object, **kwargs: object) -> int:
         try:
             return main(*args, **kwargs) or 0
-        except (UserError, OSError) as error:
-            if not isinstance(error, UserError) and not is_systems(error):
-                raise
-            print(f"error: {one_line(error)}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            again = shlex.join(["python", "-m", _module(), *sys.argv[1:]])
-            print(f"stopped: what was written whole is kept; to go on: {again}", file=sys.stderr)
-            return 128 + 2
+        except (UserError, OSError, KeyboardInterrupt) as error:
+            return report(error)
 
     return guarded
+
+
+def report(error: BaseException) -> int:
+    """Says in one line what ended a command, gives its exit code; raises `error` again where it is a fault of ours."""
+    if isinstance(error, KeyboardInterrupt):
+        again = shlex.join(["python", "-m", _module(), *sys.argv[1:]])
+        print(f"stopped: what was written whole is kept; to go on: {again}", file=sys.stderr)
+        return 128 + 2
+    if not isinstance(error, UserError) and not (isinstance(error, OSError) and is_systems(error)):
+        raise error
+    print(f"error: {one_line(error)}", file=sys.stderr)
+    return 2
 
 
 def _module() -> str:

@@ -60,10 +60,11 @@ class Prompts:
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Responses:
     regenerate: bool  # false: train on the responses found in the prompt files; costs acceptance
+    server: str | None = Field(pattern="^https?://")  # http://HOST:PORT/v1 that writes them; the target here when null
     max_prompt_tokens: int = Field(ge=1)
     max_new_tokens: int = Field(ge=2)
     temperatures: Numbers  # every prompt is answered once at each; 0 is greedy
-    batch: int = Field(ge=1)  # rows generated together
+    batch: int = Field(ge=1)  # rows generated together, or requests under way
     shard_size: int = Field(ge=1)  # responses per shard; a finished shard is never redone
 
 
@@ -288,6 +289,10 @@ def _build(raw: dict[str, Any], where: str) -> Recipe:
     loss = recipe.loss
     if abs(loss.ce + loss.kl + loss.tv - 1) > 1e-6:
         raise RecipeError(f"{where}: loss.ce + loss.kl + loss.tv: expected 1, got {loss.ce + loss.kl + loss.tv:g}")
+    if recipe.responses.server and not recipe.responses.regenerate:
+        raise RecipeError(
+            f"{where}: responses.server: expected null with responses.regenerate=false; change one of them"
+        )
     _check_curriculum(recipe.batches, where)
     mesh = recipe.mesh
     for key, rows in (("batches.rows", recipe.batches.rows), ("responses.batch", recipe.responses.batch)):

@@ -14,12 +14,16 @@ from functools import partial
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from configs import schema
 from configs.errors import UserError
+from configs.processes import alone
 
 MESH = ("data", "fsdp", "tensor")
 TABLE: dict[str, str | tuple[str, ...]] = {
@@ -41,16 +45,13 @@ def make_mesh(sizes: schema.Mesh) -> jax.sharding.Mesh | None:
     """The mesh of the given sizes over the first devices; None where they are all 1.
 
     Raises:
-      UserError: there are fewer devices, or the rows cannot be shared out among the processes.
+      UserError: there are fewer devices, or several processes and more.
     """
     shape = tuple(getattr(sizes, axis) for axis in MESH)
-    count, processes = math.prod(shape), jax.process_count()
+    count = math.prod(shape)
     asked = " x ".join(f"mesh.{axis}={size}" for axis, size in zip(MESH, shape, strict=True))
-    if processes > 1 and (sizes.data * sizes.fsdp % processes or count < jax.device_count()):
-        raise UserError(
-            f"{asked}: expected all {jax.device_count()} devices, and data x fsdp a multiple of the {processes} "
-            "processes, each of which gives its own rows"
-        )
+    if jax.process_count() > 1 and count < jax.device_count():
+        raise UserError(f"{asked}: expected all {jax.device_count()} devices of the {jax.process_count()} processes")
     if count > jax.device_count():
         raise UserError(f"{asked}: expected {count} devices, got {jax.device_count()}; lower one of them")
     if count == 1:
@@ -61,6 +62,42 @@ def make_mesh(sizes: schema.Mesh) -> jax.sharding.Mesh | None:
 def platform(mesh: jax.sharding.Mesh | None) -> str:
     """What computes: the devices of a mesh, which need not be here (`models.aot`), or the default one."""
     return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
+
+def own_mesh(sizes: schema.Mesh) -> jax.sharding.Mesh | None:
+    """A mesh of this process's own devices, as like `make_mesh`'s as they are enough for; the same with one process."""
+    if jax.process_count() == 1:
+        return make_mesh(sizes)
+    if alone():
+        raise UserError(f"{jax.process_count()} processes that have not met; start each with --processes auto")
+    make_mesh(sizes)  # refused before anything is loaded
+    devices = jax.local_devices()
+    tensor = math.gcd(sizes.tensor, len(devices))
+    fsdp = math.gcd(sizes.fsdp, len(devices) // tensor)
+    shape = (len(devices) // tensor // fsdp, fsdp, tensor)
+    if len(devices) == 1:
+        return None
+    return jax.make_mesh(shape, MESH, axis_types=(AxisType.Auto,) * len(MESH), devices=devices)
+
+
+def part_of_rows(mesh: jax.sharding.Mesh | None) -> tuple[int, int]:
+    """(which, of how many) part of every batch this process gives: the rows that its devices hold.
+
+    Raises:
+      UserError: the processes' rows overlap without being the same.
+    """
+    if mesh is None:
+        return 0, 1
+    places = NamedSharding(mesh, PartitionSpec(TABLE["batch"])).devices_indices_map((ways("batch", mesh),))
+    held: dict[int, set[int]] = {}
+    for device, (rows,) in places.items():
+        held.setdefault(device.process_index, set()).add(rows.start or 0)
+    parts = sorted({tuple(sorted(rows)) for rows in held.values()})
+    if len({len(part) for part in parts}) > 1 or sum(map(len, parts)) != ways("batch", mesh):
+        raise UserError(
+            f"mesh: rows of {len(held)} processes overlap; choose a mesh.tensor that divides a host's devices"
+        )
+    return parts.index(tuple(sorted(held[jax.process_index()]))), len(parts)
 
 
 def ways(axis: str, mesh: jax.sharding.Mesh | None) -> int:
@@ -130,16 +167,24 @@ gathered.defvjp(_gathered, _scattered)
 
 
 def shard(module: Any, mesh: jax.sharding.Mesh | None) -> None:
-    """Puts every variable of `module` where its axes say; one without lies whole on every device."""
+    """Lays `module` on `mesh`: every variable goes where its axes say; one without lies whole on every device.
+
+    What lies on devices of this process alone, in every process alike, may go to a mesh of all processes.
+    """
     if mesh is None:
         return
 
     def put(variable: Any) -> Any:
         value = variable.get_value()
         where = sharding_of(value.shape, variable.get_metadata().get("axes", ()), mesh)
-        return variable.replace(jax.device_put(value, where))
+        if where.is_fully_addressable or not value.is_fully_addressable:
+            return variable.replace(jax.device_put(value, where))
+        return variable.replace(_from_all(np.asarray(value), where))
 
     nnx.update(module, jax.tree.map(put, nnx.state(module), is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)))
+    for _, part in nnx.iter_graph(module):
+        if isinstance(part, nnx.Module) and hasattr(part, "mesh"):
+            part.mesh = mesh
 
 
 def placed(tree: Tree, mesh: jax.sharding.Mesh) -> Tree:
@@ -163,15 +208,32 @@ def abstract(array: Any, axes: Axes, mesh: jax.sharding.Mesh) -> jax.ShapeDtypeS
 
 
 def global_rows(batch: Tree, mesh: jax.sharding.Mesh | None) -> Tree:
-    """A batch over all devices, of the rows that every process gives of it: its own share, as large as the others'."""
+    """A batch over all devices, of the rows that every process gives of it: its `part_of_rows`."""
     if mesh is None:
         return batch
+    _, parts = part_of_rows(mesh)
 
     def put(rows: Any) -> jax.Array:
-        shape = (rows.shape[0] * jax.process_count(), *rows.shape[1:])
+        shape = (rows.shape[0] * parts, *rows.shape[1:])
         return jax.make_array_from_process_local_data(sharding_of(shape, ("batch",), mesh), rows, shape)
 
     return jax.tree.map(put, batch)
+
+
+def same_rows(batch: Tree, mesh: jax.sharding.Mesh | None) -> Tree:
+    """A batch over all devices, of all its rows in every process."""
+    if mesh is None:
+        return jax.tree.map(jnp.asarray, batch)
+    return jax.tree.map(lambda rows: _from_all(rows, sharding_of(rows.shape, ("batch",), mesh)), batch)
+
+
+def on_host(array: Array) -> np.ndarray:
+    """The whole of an array in every process, wherever it lies."""
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True) if jax.process_count() > 1 else array)
+
+
+def _from_all(values: np.ndarray, where: NamedSharding) -> jax.Array:
+    return jax.make_array_from_callback(values.shape, where, lambda index: values[index])
 
 
 def spread(shape: Sequence[int], mesh: jax.sharding.Mesh) -> NamedSharding:

@@ -1,4 +1,4 @@
-"""Responses: the text the target itself writes to every training prompt.
+"""Responses: the text the target itself writes to every training prompt, here or on a server (`pipelines.completions`).
 
 In: prompts, the target, its tokenizer. Out, owned here: a directory
 
@@ -89,7 +89,8 @@ def prepare_responses(
             if parts:
                 store = None if taps is None else FeatureStore.of(recipe, taps, directory)
                 todo = [(index, [asked[number] for number in part]) for index, part in parts]
-                _write_shards(recipe, target, directory / split, todo, store)
+                answers = _answers(recipe, target, tokenizer, [job for _, items in todo for job in items], store)
+                _write_shards(answers, directory / split, todo, store)
         found = Responses(directory / split)
         found.check_ids(target.config)
         say(f"responses: {split}: {found.summary()} in {directory / split}")
@@ -99,7 +100,9 @@ def prepare_responses(
 def _manifest(recipe: Recipe, target: Target, jobs: dict[str, list[Job]]) -> dict[str, Any]:
     """All that decides what the responses are; prompts as token ids, since the chat template is part of them."""
     section = dataclasses.asdict(recipe.responses)
-    del section["batch"]  # changes the speed, not the text
+    del section["batch"], section["server"]  # change the speed, not the text
+    if recipe.responses.server is not None:
+        section["served"] = True  # another program computes them, and rounds otherwise
     digest = hashlib.sha256()
     for split, part in jobs.items():
         for job in part:
@@ -177,31 +180,64 @@ def _given_answers(target: Target, tokenizer: Tokenizer, prompts: Sequence[Promp
     return answers
 
 
-def _write_shards(
-    recipe: Recipe,
-    target: Target,
-    folder: Path,
-    parts: list[tuple[int, list[Job]]],
-    store: FeatureStore | None,
-) -> None:
-    """Writes every missing shard as soon as its last response is there, its features first."""
+Parts = list[tuple[int, list[Job]]]  # (shard, its jobs)
+Answers = Iterator[tuple[int, Response, Any]]  # (number of the job among those of all parts, response, its features)
+
+
+def _write_shards(answers: Answers, folder: Path, parts: Parts, store: FeatureStore | None) -> None:
+    """Writes every missing shard as soon as its last response is there, its features first where there are any."""
     pending: dict[int, dict[int, tuple[Response, Any]]] = {index: {} for index, _ in parts}
     sizes = {index: len(items) for index, items in parts}
     places = [(index, slot) for index, items in parts for slot in range(len(items))]
-    jobs = [job for _, items in parts for job in items]
-    if not recipe.responses.regenerate:
-        answers = _given_responses(recipe, jobs)
-    else:
-        answers = _generated_responses(recipe, target, jobs, store.tapped if store else None)
     for number, response, features in answers:
         index, slot = places[number]
         pending[index][slot] = (response, features)
         if len(pending[index]) == sizes[index]:
             whole = pending.pop(index)
-            done = [whole[slot][0] for slot in range(sizes[index])]
-            if store is not None and recipe.responses.regenerate:
-                store.write(folder.name, index, [whole[slot][1] for slot in range(sizes[index])], [r.ids for r in done])
+            done, kept = zip(*(whole[slot] for slot in range(sizes[index])), strict=True)
+            if store is not None and kept[0] is not None:
+                store.write(folder.name, index, kept, [response.ids for response in done])
             write_responses(folder, index, done)
+
+
+def _answers(
+    recipe: Recipe, target: Target, tokenizer: Tokenizer, jobs: Sequence[Job], store: FeatureStore | None
+) -> Answers:
+    """The target's own, from here or from a server, or those given, where the recipe says so."""
+    if not recipe.responses.regenerate:
+        return _given_responses(recipe, jobs)
+    if recipe.responses.server is not None:
+        return _served_responses(recipe, target, tokenizer, jobs)
+    return _generated_responses(recipe, target, jobs, store.tapped if store else None)
+
+
+def _served_responses(recipe: Recipe, target: Target, tokenizer: Tokenizer, jobs: Sequence[Job]) -> Answers:
+    """What the server writes, as ids: the text's, and the end of the turn where the model ended it; no features.
+
+    A text that comes back from the tokenizer otherwise, or whose ids are not as many as the server counted (its end
+    included or not), is kept and counted aloud: its ids are not those that were written.
+    """
+    from pipelines.completions import Asked, Server
+
+    section = recipe.responses
+    assert section.server is not None
+    server = Server(section.server)
+    end, strange = tokenizer.turn_end(target.config.eos_ids), 0
+    asked = (Asked(job.ids, section.max_new_tokens, job.temperature, job.seed) for job in jobs)
+    with progress(f"responses: {server.model} at {server.url} writes", len(jobs), "responses") as bar:
+        for number, completion in server.complete(asked, at_once=section.batch):
+            ids, job = tokenizer.encode(completion.text), jobs[number]
+            check_ids(ids, target.config, f"response to {job.prompt.task}/{job.prompt.id}")
+            counted = completion.num_tokens in (None, len(ids), len(ids) + 1)
+            strange += not (counted and tokenizer.decode(ids) == completion.text)
+            whole = [*ids, *end] if completion.finished else ids
+            cut = whole[: section.max_new_tokens]
+            bar.advance(1)
+            yield number, job.response(cut, finished=completion.finished and len(cut) == len(whole)), None
+    say(
+        f"responses: {strange} of {len(jobs)} texts do not come back from {target.config.name}'s tokenizer as the "
+        "server wrote them"
+    )
 
 
 def _given_responses(recipe: Recipe, jobs: Sequence[Job]) -> Iterator[tuple[int, Response, None]]:

@@ -15,8 +15,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from configs.errors import UserError
-from configs.files import held, replacing, write_atomic, write_json
+from configs.files import replacing, write_atomic, write_json
+from configs.processes import agreed, held_by_first, leads
 
 # A split at scale has more shards than a process may hold files open; responses and features of two splits are read.
 OPEN_FILES = max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8)
@@ -30,15 +33,25 @@ def missing(folder: Path, count: int, size: int) -> list[tuple[int, range]]:
 
 @contextlib.contextmanager
 def claim_missing(folder: Path, count: int, size: int) -> Iterator[list[tuple[int, range]]]:
-    """What `missing` says, held against other processes while open.
+    """What `missing` says, held against other runs while open; each of several processes is given its own part.
 
-    Where another process is writing the folder, its end is waited for: what it wrote is no longer missing.
+    Where another run is writing the folder, its end is waited for: what it wrote is no longer missing. Every process
+    leaves when all have written theirs.
+    Raises:
+      UserError: a process does not see what the others wrote.
     """
-    if not missing(folder, count, size):
+    if agreed(lambda: not missing(folder, count, size)):
         yield []
         return
-    with held(folder, wait=True):
-        yield missing(folder, count, size)
+    with held_by_first(folder, wait=True):
+        claimed = agreed(lambda: [index for index, _ in missing(folder, count, size)])
+        own = claimed[jax.process_index() :: jax.process_count()]
+        yield [(index, part) for index, part in missing(folder, count, size) if index in own]
+    if missing(folder, count, size):
+        raise UserError(
+            f"{folder}: what other processes wrote is not there for this one; expected a file system that "
+            "all hosts share"
+        )
 
 
 def write_shard(folder: Path, index: int, records: Iterable[bytes], statistics: dict[str, Any]) -> None:
@@ -147,7 +160,7 @@ def _damage(path: Path) -> Iterator[None]:
 
 def describe(folder: Path, manifest: Any) -> None:
     """Writes the manifest of `folder`, which is named by its digest, unless it is there: whole data need no writing."""
-    if not (folder / "manifest.json").is_file():
+    if leads() and not (folder / "manifest.json").is_file():
         write_json(folder / "manifest.json", manifest)
 
 

@@ -1,33 +1,40 @@
-"""A train step, the writing of responses and decoding give on meshes of eight devices what they give on one, and a
-size that a mesh does not divide is refused by name."""
+"""A train step, features, held-out acceptance, the writing of responses and decoding, from slots and from pages, give
+on meshes of eight devices what they give on one, and a size that a mesh does not divide is refused by name."""
 
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from configs.errors import UserError
 from configs.schema import Mesh, Responses, load_recipe
-from models.decode import make_engine
+from models.attention import Packed
+from models.decode import make_engine, prefill, segment
 from models.drafters import Draft
 from models.recorder import Tapped
 from models.sharding import global_rows, make_mesh, shard, sharding_of
 from models.sources import load_target
-from models.target import Target
+from models.target import Target, packed_features
+from pipelines.batches import RowSource
 from pipelines.prompt_files import Prompt
+from pipelines.records import Response
 from pipelines.responses import Job, generate_many
 from serve.__main__ import mesh_of
 from serve.session import Decoder
 from tests.tiny import Letters, make_artifact, make_target
-from tests.tiny_run import EIGHT, write_target
+from tests.tiny_run import EIGHT, on_disk, write_target
+from train.acceptance import heldout_acceptance
+from train.objectives import objective_of
 from train.objectives.dflash import LossSettings, Trainee, block_loss
 
 MESHES = ((8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 1, 8))
@@ -64,7 +71,7 @@ def train_step(target: Target) -> list[np.ndarray]:
 def responses(target: Target) -> dict[int, list[int]]:
     """Eleven responses by eight rows, with features kept."""
     limits = {"max_prompt_tokens": 16, "max_new_tokens": 12, "temperatures": (0.0,)}
-    section = Responses(regenerate=True, **limits, batch=8, shard_size=8)
+    section = Responses(regenerate=True, server=None, **limits, batch=8, shard_size=8)
     rng, prompt = np.random.default_rng(2), Prompt("task", "id", (), "")
     jobs = [Job(prompt, rng.integers(3, 60, 3 + n).tolist(), 0.0, 0, None) for n in range(11)]
     recipe: Any = SimpleNamespace(responses=section)
@@ -79,10 +86,38 @@ def answers(target: Target) -> list[list[int]]:
     return [a.ids for a in Decoder(engine, Letters(), Draft("drafter", 4)).generate(prompts, max_new_tokens=12)]
 
 
+def features(target: Target) -> np.ndarray:
+    """Of packed rows, with the final state."""
+    rng = np.random.default_rng(4)
+    tokens = rng.integers(3, 60, (8, 16)).astype(np.int32)
+    where = Packed(jnp.tile(jnp.arange(16), (8, 1)), jnp.ones((8, 16), jnp.int32))
+    return np.asarray(packed_features(target, jnp.asarray(tokens), where, taps=(0, 1), final=True))
+
+
+def accepted(target: Target) -> list[list[int]]:
+    """The walk over held-out responses that say one token again and again, which some drafts do too."""
+    texts = [(token,) * 8 for token in range(3, 60)]
+    with TemporaryDirectory() as folder:
+        responses = on_disk(
+            Path(folder), [Response("task", str(n), ids[:2], ids[2:], True) for n, ids in enumerate(texts)]
+        )
+        rows = RowSource(responses, None, 16)
+        acceptance = heldout_acceptance(objective_of("dflash"), make_trainee(target), rows, 64)
+    return [walk.runs for walk in acceptance.walks]
+
+
+def from_pages(target: Target) -> list[list[int]]:
+    """What eight rows hold after drafts of width 4, the target's cache in pages of eight positions."""
+    engine = make_engine(target, make_artifact(**SHAPE, **DRAFTER, width=4))
+    prompts = np.random.default_rng(6).integers(3, 60, (8, 5)).astype(np.int32)
+    lengths, stops, seeds = np.full(8, 5, np.int32), np.full(8, 17, np.int32), np.zeros(8, np.int32)
+    state = prefill(engine, prompts, lengths, stops, seeds, capacity=32, page=8)
+    return np.asarray(segment(engine, state, 12, Draft("drafter", 4)).rows.tokens)[:, :17].tolist()
+
+
 def on_mesh(data: int, fsdp: int, tensor: int) -> Target:
     target = make_target(num_layers=2, **SHAPE)
-    target.mesh = make_mesh(Mesh(data=data, fsdp=fsdp, tensor=tensor))
-    shard(target, target.mesh)
+    shard(target, make_mesh(Mesh(data=data, fsdp=fsdp, tensor=tensor)))
     return target
 
 
@@ -90,6 +125,8 @@ def differences() -> dict[str, Any]:
     """What differs on each mesh; run in a process of eight devices."""
     found, one = {}, on_mesh(1, 1, 1)
     values, texts, decoded = train_step(one), responses(one), answers(one)
+    read, walked, paged = features(one), accepted(one), from_pages(one)
+    assert max(map(max, walked)) > 1
     for sizes in MESHES:
         target = on_mesh(*sizes)
         parts = [a.size // a.addressable_shards[0].data.size for a in jax.tree.leaves(nnx.state(target.layers[0]))]
@@ -98,6 +135,9 @@ def differences() -> dict[str, Any]:
             "train": float(max(apart)),
             "responses": responses(target) == texts,
             "answers": answers(target) == decoded,
+            "features": float(np.abs(features(target) - read).max() / np.abs(read).max()),
+            "accepted": accepted(target) == walked,
+            "pages": from_pages(target) == paged,
             "parts": max(parts),
         }
     return found | {"tokens": sum(map(len, texts.values())) + sum(map(len, decoded))}
@@ -118,6 +158,9 @@ def test_equal_to_one_device(found: dict[str, Any], sizes: tuple[int, int, int])
     assert here["train"] <= 1e-5
     assert here["responses"]
     assert here["answers"]
+    assert here["features"] <= 1e-5
+    assert here["accepted"]
+    assert here["pages"]
     assert here["parts"] == sizes[1] * sizes[2]  # matrices are split over both, by as much
     assert found["tokens"] > 100
 

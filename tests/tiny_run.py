@@ -126,6 +126,7 @@ def recipe(root: Path) -> dict[str, dict[str, Any]]:
         "prompts": {"sources": [str(root / "prompts.jsonl")], "limit": 20, "heldout": 4, "seed": 0},
         "responses": {
             "regenerate": True,
+            "server": None,
             "max_prompt_tokens": 40,
             "max_new_tokens": 20,
             "temperatures": [0.0],

@@ -1,6 +1,6 @@
 """python -m train: prepare data where missing, train a drafter, measure held-out acceptance; export it.
 
-python -m train --config RECIPE [section.field=value ...] [--resume]
+python -m train --config RECIPE [section.field=value ...] [--resume] [--coordinator HOST:PORT --processes N --process I]
 python -m train study --grid GRID [section.field=value ...] [--out DIR] [--resume]
 python -m train compile --config RECIPE --topology v5p:2x2x1 [section.field=value ...]
 python -m train plan --config RECIPE --topologies v5p:2x2x1,v5p:2x4x4 [section.field=value ...]
@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from configs.console import command, say
 from configs.errors import UserError
 from configs.paths import path
+from configs.processes import add_options, joined
 from configs.schema import load_recipe
 from configs.study import load_study
 
@@ -48,12 +49,14 @@ def run_train(arguments: Sequence[str]) -> int:
     parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
+    add_options(parser)
     options = parser.parse_intermixed_args(arguments)
     recipe = load_recipe(options.config, options.overrides)
 
-    from train.run import train
+    with joined(options):
+        from train.run import train
 
-    return train(recipe, config=options.config, overrides=options.overrides, resume=options.resume)
+        return train(recipe, config=options.config, overrides=options.overrides, resume=options.resume)
 
 
 def run_grid(arguments: Sequence[str]) -> int:

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from configs.console import progress
 from models.decode import Engine, replayed
-from models.sharding import whole_rows
+from models.sharding import on_host, same_rows, whole_rows
 from models.statistics import bootstrap_ratio, wilson
 from pipelines.batches import RowSource
 from pipelines.packing import starts
@@ -95,10 +95,10 @@ def heldout_acceptance(objective: Objective, trainee: Any, source: RowSource, he
     hits_at, responses = partial(objective.leading_hits, head_chunk=head_chunk), source.responses
     walks: list[Walk] = []
     for numbers, batch, startable in _batches(source, whole_rows(ROWS, trainee.mesh)):
-        rows = {name: jnp.asarray(values) for name, values in batch.items()}
+        rows = same_rows(batch, trainee.mesh)
         context = objective.read_rows(trainee, rows)
         rows.pop("features", None)
-        accepted = _everywhere(startable, partial(hits_at, trainee, rows, context))
+        accepted = _everywhere(startable, partial(hits_at, trainee, rows, context), trainee.mesh)
         for row, hits in zip(numbers, accepted, strict=False):
             held = source.packing[row]
             for number, begin in zip(held.tolist(), starts(responses.lengths[held]), strict=True):
@@ -151,7 +151,7 @@ def _batches(source: RowSource, size: int) -> Iterator[tuple[list[int], dict[str
         yield numbers, {name: np.stack([row[name] for row in rows]) for name in rows[0]}, startable
 
 
-def _everywhere(startable: np.ndarray, hits_at: Callable[[Array], Array]) -> np.ndarray:
+def _everywhere(startable: np.ndarray, hits_at: Callable[[Any], Array], mesh: Mesh | None) -> np.ndarray:
     """[B, S]: leading correct drafts of a block anchored at each startable position, 0 elsewhere."""
     out = np.zeros(startable.shape, np.int32)
     places = [np.flatnonzero(row) for row in startable]
@@ -160,7 +160,7 @@ def _everywhere(startable: np.ndarray, hits_at: Callable[[Array], Array]) -> np.
         for row, place in enumerate(places):
             part = place[start : start + ANCHORS]
             anchors[row, : len(part)] = part
-        hits = np.asarray(hits_at(jnp.asarray(anchors)))
+        hits = on_host(hits_at(same_rows(anchors, mesh)))
         for row in range(len(places)):
             used = anchors[row] >= 0
             out[row, anchors[row][used]] = hits[row][used]

@@ -14,12 +14,12 @@ next one. The last `keep` checkpoints and the one with the highest tau stay.
 """
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
@@ -28,10 +28,34 @@ from orbax.checkpoint import checkpoint_managers as policies
 from configs.errors import DiskError, UserError
 
 LAYOUT = 3  # raised when the drafter's weights are laid out otherwise
+POSITION = "process_0-of-1.json"  # as grain's own handler names it
+
+
+class BatchesHandler(ocp.CheckpointHandler):
+    """Keeps a grain iterator's state in one file, by whichever number of processes: all of them stand at one batch."""
+
+    def save(self, directory: epath.Path, args: "BatchesArgs") -> None:
+        if jax.process_index() == 0:
+            (directory / POSITION).write_text(json.dumps(args.item.get_state(), indent=4))
+
+    def restore(self, directory: epath.Path, args: "BatchesArgs") -> Any:
+        args.item.set_state(json.loads((directory / POSITION).read_text()))
+        args.item.start_prefetch()
+        return args.item
+
+
+@ocp.args.register_with_handler(BatchesHandler, for_save=True, for_restore=True)
+@dataclasses.dataclass
+class BatchesArgs(ocp.args.CheckpointArgs):
+    """The iterator whose state is saved or set."""
+
+    item: Any
+
+
 ITEMS = {
     "params": ocp.StandardCheckpointHandler,
     "optimizer": ocp.StandardCheckpointHandler,
-    "batches": grain.checkpoint.CheckpointHandler,
+    "batches": BatchesHandler,
     "metadata": ocp.JsonCheckpointHandler,
 }
 
@@ -68,7 +92,7 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     params=ocp.args.StandardSave(trees["params"]),
                     optimizer=ocp.args.StandardSave(trees["optimizer"]),
-                    batches=grain.checkpoint.CheckpointSave(batches),
+                    batches=BatchesArgs(batches),
                     metadata=ocp.args.JsonSave({"step": step, **metadata}),
                 ),
                 metrics=None if tau is None else {"tau": tau},
@@ -92,7 +116,7 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     params=ocp.args.StandardRestore(abstract["params"]),
                     optimizer=ocp.args.StandardRestore(abstract["optimizer"]),
-                    batches=grain.checkpoint.CheckpointRestore(batches),
+                    batches=BatchesArgs(batches),
                 ),
             )
         return step, {name: restored[name] for name in trees}
@@ -193,7 +217,7 @@ def read_tree(path: Path) -> dict[str, Any]:
     """
     item = epath.Path(path.resolve())
     with damage(path), contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
-        local = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=local),
             handler.metadata(item).tree,

@@ -9,20 +9,25 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from configs.files import write_atomic
+from configs.processes import leads
 
 
 class Metrics:
-    """Appends scalars; on resume, lines past the restored step are dropped first."""
+    """Appends scalars; on resume, lines past the restored step are dropped first. The first process does so for all."""
 
     def __init__(self, run: Path, *, step: int):
         from tensorboardX import SummaryWriter
 
+        self._began, self._events = time.monotonic(), None
+        if not leads():
+            return
         self._file = run / "metrics.jsonl"
         _drop_after(self._file, step)
         self._events = SummaryWriter(str(run / "events"), purge_step=step + 1)
-        self._began = time.monotonic()
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        if self._events is None:
+            return
         line = {"step": step, "kind": kind, "seconds": round(time.monotonic() - self._began, 3), "values": dict(values)}
         with open(self._file, "a") as file:
             file.write(json.dumps(line) + "\n")
@@ -30,7 +35,8 @@ class Metrics:
             self._events.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
 
 
 def read_metrics(run: Path) -> list[dict]:

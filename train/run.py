@@ -19,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import yaml
 from flax import nnx
@@ -27,10 +26,11 @@ from flax import nnx
 from configs.console import say
 from configs.device import keep_compiled_programs, keep_freed_memory
 from configs.errors import UserError
-from configs.files import held, write_atomic
+from configs.files import write_atomic
+from configs.processes import held_by_first, leads
 from configs.provenance import provenance
 from configs.schema import Batches, Recipe
-from models.sharding import make_mesh
+from models.sharding import make_mesh, own_mesh, part_of_rows
 from models.sources import load_target
 from models.target import Target, TargetConfig
 from models.tokenizer import Tokenizer, load_tokenizer
@@ -92,9 +92,9 @@ def assemble(recipe: Recipe, material: Material | None = None) -> Assembly:
 
 
 def target_of(recipe: Recipe) -> Target:
-    """The recipe's target, loaded."""
+    """The recipe's target, loaded, on devices of this process alone until training begins."""
     say(f"target: loading {recipe.target.source}")
-    return load_target(recipe.target.source, recipe.target.dtype, make_mesh(recipe.mesh))
+    return load_target(recipe.target.source, recipe.target.dtype, own_mesh(recipe.mesh))
 
 
 def train_drafter(recipe: Recipe, *, resume: bool = False) -> Path:
@@ -126,20 +126,15 @@ def run(recipe: Recipe, *, resume: bool, material: Material | None = None) -> si
     Raises:
       UserError: the recipe cannot be followed, or its directory holds a run and `resume` is not set.
     """
-    if jax.process_count() > 1:
-        raise UserError(
-            f"{recipe.run_dir}: expected one process, got {jax.process_count()}: data and runs have one writer"
-        )
     keep_compiled_programs()
     keep_freed_memory()
     folder = recipe.run_dir
-    with held(folder, wait=False):
+    with held_by_first(folder, wait=False):
         refuse_overwriting(folder, resume)
         assembly = assemble(recipe, material)
         identity, begun = identity_of(recipe, assembly), max(whole_steps(folder / "checkpoints"), default=0)
         if begun:
             check_identity(folder / "checkpoints" / str(begun), identity)
-        describe_run(recipe, folder, begun)
         origin = {
             "kind": recipe.drafter.kind,
             "target": assembly.target.name,
@@ -147,7 +142,9 @@ def run(recipe: Recipe, *, resume: bool, material: Material | None = None) -> si
             "chat_template_args": recipe.target.chat_template_args,
             "recipe": recipe.run.name,
         }
-        write_description(folder, assembly.config, assembly.draft_vocab, origin)
+        if leads():
+            describe_run(recipe, folder, begun)
+            write_description(folder, assembly.config, assembly.draft_vocab, origin)
         return _fit(recipe, assembly, identity)
 
 
@@ -166,8 +163,7 @@ def _fit(recipe: Recipe, assembly: Assembly, identity: Mapping[str, Any]) -> sig
         say(f"train: step {step}: held-out tau {acceptance.tau:.3f} ({_per_task(acceptance)})")
         return acceptance
 
-    process = (jax.process_index(), jax.process_count())
-    batches = batches_of(recipe, rows, process)
+    batches = batches_of(recipe, rows, part_of_rows(make_mesh(recipe.mesh)))
     say(f"train: {recipe.train.steps} steps into {folder} (metrics.jsonl, events/ for TensorBoard, checkpoints/)")
 
     outcome = fit(

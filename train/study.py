@@ -108,6 +108,7 @@ def task_answers(study: Study, recipe: Recipe, target: Target) -> Responses:
     asked = dataclasses.replace(
         recipe.responses,
         regenerate=True,
+        server=None,
         temperatures=(0.0,),
         max_prompt_tokens=study.max_prompt_tokens,
         max_new_tokens=study.max_new_tokens,

@@ -6,6 +6,7 @@ checkpoints would hold the frozen target and its resume would read past batches 
 """
 
 import dataclasses
+import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
@@ -21,6 +22,7 @@ from tunix.sft import hooks, peft_trainer
 from configs import schema
 from configs.console import progress, say
 from configs.errors import UserError
+from configs.processes import alone, stop_agreed
 from models.sharding import global_rows, make_mesh, placed, shard
 from train.acceptance import Acceptance
 from train.checkpoint import Checkpoints
@@ -218,6 +220,9 @@ def fit(
 
         def act(step: int) -> bool:
             nonlocal saved, tau
+            if stop_agreed(step):
+                received.append(signal.SIGTERM)
+                say(f"train: SIGTERM: saving after step {step}")
             ends = step >= plan.steps or bool(received)
             measures = due(step, plan.eval_every) or step == plan.steps
             logs, saves = due(step, plan.log_every) or ends, measures or due(step, plan.checkpoint_every) or ends
@@ -312,17 +317,22 @@ def _all_finite(tree: Any) -> jax.Array:
 
 @contextmanager
 def _signals() -> Iterator[list[signal.Signals]]:
-    """A list that the first SIGTERM or SIGINT is added to, while open; a second one acts as ever."""
-    received: list[signal.Signals] = []
-    previous = {}
+    """A list that the first SIGTERM or SIGINT is added to, while open; a second one acts as ever.
 
-    def note(number: int, _frame: Any) -> None:
+    With several processes SIGTERM is JAX's, so that all stop at the same step (`stop_agreed`), and SIGINT sends one.
+    """
+    received: list[signal.Signals] = []
+
+    def note(number: int, _: Any) -> None:
         received.append(signal.Signals(number))
         say(f"train: {received[0].name}: saving after this step")
         signal.signal(number, previous[number])
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        previous[number] = signal.signal(number, note)
+    previous: dict[int, Any]
+    if alone():
+        previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    else:
+        previous = {signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))}
     try:
         yield received
     finally:

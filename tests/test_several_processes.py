@@ -1,0 +1,156 @@
+"""Processes of one run, each on a device of its own, write and train what one process does; stopped or killed, they go
+on exactly, and as another number of them; when one ends before its time the others say so in a line and end."""
+
+import argparse
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs.errors import UserError
+from configs.files import held
+from configs.processes import add_options, joined
+from pipelines.records import Responses
+from tests.tiny_run import Tiny, assert_same_arrays, checkpoint_arrays, logged_step, make_tiny, start
+from train.checkpoint import load_params, whole_steps
+from train.metrics import read_metrics
+
+# Stopped on the way.
+ENDLESS = ("train.steps=5000", "train.checkpoint_every=100", "train.eval_every=0", "batches.rows=4")
+WHOLE = ("train.steps=200", "train.checkpoint_every=20", "train.eval_every=100", "batches.rows=4")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return make_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def begin(tiny: Tiny, run: Path, count: int, *changes: str) -> list[subprocess.Popen[str]]:
+    """`count` processes that train `run` together."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    given = ["--config", str(tiny.config), f"run.dir={run}", f"mesh.data={count}", *changes]
+    met = ["--coordinator", address, "--processes", str(count), "--process"]
+    return [start(["train", *given, *met, str(number)]) for number in range(count)]
+
+
+def finish(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+    """(exit code, stdout, stderr) of each."""
+    try:
+        said = [process.communicate(timeout=180) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
+
+
+def wait_for_step(run: Path, step: int, processes: Sequence[subprocess.Popen[str]]) -> None:
+    deadline = time.monotonic() + 180
+    while logged_step(run) < step:
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in processes), finish(processes)
+        time.sleep(0.01)
+
+
+def losses(run: Path) -> list[float]:
+    return [line["values"]["loss"] for line in read_metrics(run) if line["kind"] == "train"]
+
+
+def stop(run: Path, processes: Sequence[subprocess.Popen[str]], *, after: int) -> list[tuple[int, str, str]]:
+    """SIGTERM to the last process once a step is logged; how all of them ended."""
+    wait_for_step(run, after, processes)
+    processes[-1].send_signal(signal.SIGTERM)
+    ended = finish(processes)
+    assert [code for code, _, _ in ended] == [128 + signal.SIGTERM] * len(processes), ended
+    return ended
+
+
+def test_two_stopped_by_a_signal_to_one_and_resumed_by_one(tiny: Tiny):
+    """Both stop at the same step, and one goes on with the batches that one would have seen from the start."""
+    run, alone = tiny.root / "two", tiny.root / "one"
+    ended = stop(run, begin(tiny, run, 2, *ENDLESS), after=5)
+    assert "--resume" in ended[0][1]
+    assert "next:" not in ended[1][1], "one of them speaks"
+    (last,) = whole_steps(run / "checkpoints")[-1:]
+    stop(run, [tiny.start(run, *ENDLESS, "--resume")], after=last + 5)
+    stop(alone, [tiny.start(alone, *ENDLESS, f"run.data_dir={tiny.root}/alone")], after=last + 5)
+    np.testing.assert_allclose(losses(run)[: last + 5], losses(alone)[: last + 5], rtol=1e-3)
+    for split in ("train", "heldout"):
+        (ours,) = (tiny.root / "data/responses").glob(f"*/{split}")
+        (theirs,) = (tiny.root / "alone/responses").glob(f"*/{split}")
+        assert list(Responses(ours)) == list(Responses(theirs))
+
+
+def test_one_of_two_killed(tiny: Tiny):
+    """The other ends with a line, and what was saved is whole."""
+    run = tiny.root / "lost"
+    changes = (*ENDLESS, "train.checkpoint_every=2")
+    processes = begin(tiny, run, 2, *changes)
+    wait_for_step(run, 7, processes)
+    processes[0].send_signal(signal.SIGKILL)
+    ended = finish(processes)
+    assert ended[1][0] == 1, ended
+    assert ended[1][2].strip().split("\n")[-1].startswith("error: another process of this run ended")
+    assert load_params(run / "checkpoints", "last")[2] >= 2
+
+
+def test_a_refusal_ends_both(tiny: Tiny):
+    """What only the first process finds out, it says, and the other ends with it."""
+    run = tiny.root / "held"
+    with held(run, wait=False):
+        ended = finish(begin(tiny, run, 2))
+    assert [code for code, _, _ in ended] == [2, 1], ended
+    assert "is writing there" in ended[0][2]
+    assert "error: process 0 of 2 ended: " in ended[1][2]
+
+
+@pytest.mark.parametrize(
+    "options", [("--processes", "2"), ("--coordinator", "h:1", "--processes", "2", "--process", "2")]
+)
+def test_options_that_do_not_fit(tiny: Tiny, options: tuple[str, ...]):
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    with (
+        pytest.raises(UserError, match="expected HOST:PORT, a count N and one of 0 to N - 1"),
+        joined(parser.parse_args(options)),
+    ):
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_all_killed_and_resumed(tiny: Tiny, count: int):
+    """Bit for bit what processes that were never killed train."""
+    run, straight = tiny.root / f"killed{count}", tiny.root / f"straight{count}"
+    for code, _, err in finish(begin(tiny, straight, count, *WHOLE)):
+        assert code == 0, err
+    processes = begin(tiny, run, count, *WHOLE)
+    wait_for_step(run, 50, processes)
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+    finish(processes)
+    assert 20 <= whole_steps(run / "checkpoints")[-1] < 200, "killed on the way"
+    for code, _, err in finish(begin(tiny, run, count, *WHOLE, "--resume")):
+        assert code == 0, err
+    assert_same_arrays(checkpoint_arrays(run, 200), checkpoint_arrays(straight, 200))
+
+
+@pytest.mark.slow
+def test_the_last_of_four_killed(tiny: Tiny):
+    """Nothing tells the others but that it gives no sign of life; resumed by two, nothing is lost."""
+    run = tiny.root / "missed"
+    processes = begin(tiny, run, 4, *ENDLESS, "train.checkpoint_every=2")
+    wait_for_step(run, 7, processes)
+    processes[3].send_signal(signal.SIGKILL)
+    for code, _, err in finish(processes)[:3]:
+        assert code == 1
+        assert err.strip().split("\n")[-1].startswith("error: ")
+    last = whole_steps(run / "checkpoints")[-1]
+    ended = stop(run, begin(tiny, run, 2, *ENDLESS, "--resume"), after=last + 3)
+    assert f"going on from step {last}" in ended[0][1]
