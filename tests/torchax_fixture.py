@@ -2,7 +2,8 @@
 
 python tests/torchax_fixture.py DIRECTORY...
 
-Each directory is an artifact beside `inputs.npz` (the arguments of the drafter's forward); `hidden.npy` is written there.
+Each directory is an artifact beside `inputs.npz` (the arguments of the drafter's forward); `hidden.npy` is written
+there.
 """
 
 import sys
