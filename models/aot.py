@@ -10,7 +10,8 @@ shapes, types and places. What it says is an estimate and is called so:
                it, nor the host.
     floors     all FLOPs at peak; all bytes at the bandwidth; all exchanged bytes over one axis of the chip's links
 
-Kernels (Pallas) count what they say of themselves; their share is reported apart.
+Kernels (Pallas) count what they say of themselves, and those that say nothing what the caller says; both are reported
+apart.
 """
 
 import dataclasses
@@ -36,6 +37,7 @@ from models.hlo import Module
 from models.sharding import MESH
 
 FITS = 0.9  # of a chip's memory: the rest is the runtime's, and what fragments
+SILENT = 0.5  # of the peak, assumed of kernels that do not say what they do
 LARGEST = 6  # arrays that are named where a program does not fit
 
 
@@ -138,7 +140,8 @@ class Report:
     collectives: dict[str, dict[str, float]]  # kind -> count, bytes received
     estimate: float  # seconds
     floors: dict[str, float]  # seconds: flops, bytes, collectives
-    kernels: dict[str, float]  # Pallas kernels: count, and the seconds of what they say of themselves
+    kernels: dict[str, float]  # Pallas kernels: count, seconds by what they say of themselves; silent ones, and what
+    # is assumed of those
     compiler: float  # the compiler's own optimal_seconds, loops counted once; may be nonsense
     largest: list[tuple[str, float, str]]  # the largest temporary arrays: shape, bytes, origin
 
@@ -159,12 +162,17 @@ class Report:
 
 
 def report(
-    compiled: Any, chips: Topology, arguments: Mapping[str, Any] | None = None, trips: Sequence[float] = ()
+    compiled: Any,
+    chips: Topology,
+    arguments: Mapping[str, Any] | None = None,
+    trips: Sequence[float] = (),
+    silent_flops: float = 0.0,
 ) -> Report:
     """What `compiled` takes of every chip.
 
     `arguments` names parts of its arguments (trees of `models.sharding.placed`), the rest is "other"; `trips` are those
-    of its loops of dynamic length (`models.hlo.Module`).
+    of its loops of dynamic length (`models.hlo.Module`); `silent_flops` those of one chip in kernels that do not say
+    what they do, for which the estimate takes them at SILENT of the peak.
     Raises:
       UnknownTrips: it has such loops deeper than `trips` says.
     """
@@ -181,7 +189,9 @@ def report(
     def seconds(work: Any) -> float:
         return work.times * max(work.flops / chip.peak, work.bytes / chip.bandwidth)
 
-    working = sum(seconds(work) for work in module.work if not work.instruction.opcode.endswith("-start"))
+    silent = [kernel for kernel in module.kernels if not kernel.flops]
+    assumed = silent_flops / (SILENT * chip.peak) if silent else 0.0
+    working = assumed + sum(seconds(work) for work in module.work if not work.instruction.opcode.endswith("-start"))
     beside = sum(each.times * each.bytes for each in module.collectives if each.hidden) / chip.link
     alone = sum(each.times * each.bytes for each in module.collectives if not each.hidden) / chip.link
     exchanged: dict[str, dict[str, float]] = {}
@@ -192,7 +202,12 @@ def report(
     floors = {"flops": module.flops / chip.peak, "bytes": module.bytes / chip.bandwidth, "collectives": beside + alone}
     estimate = max(working, floors["bytes"], beside) + alone
     assert estimate >= 0.999 * max(floors["flops"], floors["bytes"]), (estimate, floors)
-    kernels = [seconds(work) for work in module.kernels]
+    kernels = {
+        "count": sum(kernel.times for kernel in module.kernels),
+        "seconds": sum(seconds(kernel) for kernel in module.kernels),
+        "silent": sum(kernel.times for kernel in silent),
+        "assumed_seconds": assumed,
+    }
     costs = compiled.cost_analysis() or {}
     return Report(
         topology=chips.name,
@@ -203,7 +218,7 @@ def report(
         collectives=exchanged,
         estimate=estimate,
         floors=floors,
-        kernels={"count": float(len(kernels)), "seconds": sum(kernels)},
+        kernels=kernels,
         compiler=float(costs.get("optimal_seconds", 0.0)),
         largest=[(str(shape), shape.bytes, origin) for shape, origin in module.largest(LARGEST)],
     )
@@ -230,7 +245,11 @@ class Refusal:
 
 
 def examine(
-    lowered: Any, chips: Topology, arguments: Mapping[str, Any], trips: Sequence[float] = ()
+    lowered: Any,
+    chips: Topology,
+    arguments: Mapping[str, Any],
+    trips: Sequence[float] = (),
+    silent_flops: float = 0.0,
 ) -> tuple[Report | Refusal, float, Any]:
     """What a lowered program takes of every chip (see `report`), the seconds that compiling it took, and itself."""
     began = time.monotonic()
@@ -246,7 +265,7 @@ def examine(
         refused = Refusal(chips.name, held, chips.chip.memory, needed, _largest_of(lowered.as_text()))
         return refused, time.monotonic() - began, None
     seconds = time.monotonic() - began
-    return report(compiled, chips, arguments, trips), seconds, compiled
+    return report(compiled, chips, arguments, trips, silent_flops), seconds, compiled
 
 
 def _largest_of(text: str) -> list[tuple[str, float, str]]:
@@ -265,7 +284,12 @@ def describe(found: Report | Refusal) -> list[str]:
     lines = [f"{verdict}: {found.hbm_fraction:.0%} of the {found.hbm / GiB:.0f} GiB of a {kind} chip ({FITS:.0%} fits)"]
     lines.append("memory: " + ", ".join(f"{name} {size / GiB:.2f}" for name, size in found.memory.items()) + " GiB")
     if isinstance(found, Report):
-        kernels = f"{found.kernels['count']:.0f} Pallas kernels, {found.kernels['seconds']:.4f} s by their own word"
+        of = found.kernels
+        kernels = f"{of['count']:.0f} Pallas kernels, {of['seconds']:.4f} s by their own word"
+        if of["silent"]:
+            kernels += (
+                f", {of['silent']:.0f} of them silent: {of['assumed_seconds']:.4f} s assumed at {SILENT:.0%} of peak"
+            )
         exchanged = [
             f"{name} {each['count']:.0f} ({each['bytes'] / 1e9:.2f} GB)" for name, each in found.collectives.items()
         ]
