@@ -182,8 +182,9 @@ def shard(module: Any, mesh: jax.sharding.Mesh | None) -> None:
         return variable.replace(_from_all(np.asarray(value), where))
 
     nnx.update(module, jax.tree.map(put, nnx.state(module), is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)))
-    for _, part in nnx.iter_graph(module):
-        if isinstance(part, nnx.Module) and hasattr(part, "mesh"):
+    parts: list[Any] = [part for _, part in nnx.iter_graph(module) if isinstance(part, nnx.Module)]
+    for part in parts:
+        if hasattr(part, "mesh"):
             part.mesh = mesh
 
 

@@ -20,13 +20,15 @@ from models.sources import load_target
 from models.target import packed_features
 from models.tokenizer import load_tokenizer
 from pipelines import completions
-from pipelines.completions import Server
+from pipelines.completions import Asked, Completion, Server
 from pipelines.feature_store import FeatureSource
 from pipelines.prepare import prepare
 from pipelines.prompt_files import encode_prompt
 from pipelines.prompts import load_prompts
 from pipelines.records import Responses
+from serve.session import Decoder
 from tests.tiny_run import make_tiny
+from tests.tiny_server import serving
 
 END, SPARE = 256, 259  # of the tiny tokenizer
 
@@ -137,9 +139,23 @@ def test_what_a_server_writes(tmp_path: Path, api: Any, capsys: pytest.CaptureFi
     assert prepare(dataclasses.replace(recipe, responses=gone), target, tokenizer) == prepared, "nobody is asked"
 
 
+def test_our_own_server(tmp_path: Path):
+    """It is asked as any other, and says what its target decodes."""
+    prompts = [[3 + n, 70, 80 + n] for n in range(5)]
+    with serving(tmp_path) as running:
+        server = Server(f"http://127.0.0.1:{running.port}/v1")
+        got = dict(server.complete((Asked(prompt, 12, 0.0, 0) for prompt in prompts), at_once=2))
+        decoder = Decoder(running.engine, running.service.tokenizer, None)
+        expected = [decoder.generate([prompt], max_new_tokens=12)[0] for prompt in prompts]
+    assert server.model == "tiny"
+    assert [got[number] for number in range(5)] == [
+        Completion(answer.text, answer.finished == "eos", len(answer.ids)) for answer in expected
+    ]
+
+
 def test_a_refusal_and_an_absence_are_one_line(api: Any):
     url = f"http://localhost:{api.server_port}/v1"
-    server, asked = Server(url), completions.Asked([1, 2], 4, 0.0, 0)
+    server, asked = Server(url), Asked([1, 2], 4, 0.0, 0)
     api.refuses = True
     with pytest.raises(UserError, match=r"/v1/completions: refused, status 400: .*no such") as caught:
         list(server.complete([asked], at_once=2))
