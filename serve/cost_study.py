@@ -65,8 +65,8 @@ class Curve:
 
 
 def free_to(ms: Mapping[int, float]) -> int:
-    """The largest width up to which every step takes at most FREE times the narrowest one's."""
-    widths, free = sorted(ms), min(ms)
+    """The largest width up to which every step takes at most FREE times the narrowest one's; 0 without any."""
+    widths, free = sorted(ms), 0
     for width in widths:
         if ms[width] > FREE * ms[widths[0]]:
             break
