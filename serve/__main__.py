@@ -164,14 +164,14 @@ def run_cost(options: argparse.Namespace) -> int:
 
     from serve.cost_report import assemble, print_study, write_study
     from serve.report import read_report
-    from serve.scaling import survival_of_report
+    from serve.scaling import survivals_of
 
     given = options.acceptance
-    survival = None if given is None else survival_of_report(read_report(given), str(given))
+    survivals = None if given is None else survivals_of(read_report(given), str(given))
     curves, machine = estimated_curves(options, grid) if options.topology else measured_curves(options, grid)
     described = {"target": options.target, "source": "estimated" if options.topology else "measured"}
     described |= {"dtype": cost_dtype(options), "command": " ".join(["python", "-m", "serve", *sys.argv[1:]])}
-    study = assemble(curves, machine, survival, described)
+    study = assemble(curves, machine, survivals, described)
     if not options.json:
         print_study(study, Console(width=None if sys.stdout.isatty() else 120))
     if options.out:

@@ -8,7 +8,7 @@ scaling, predicted        `serve.scaling`, where an acceptance was given
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,20 @@ from configs.files import write_atomic, write_json
 from models.roofline import Machine
 from serve import charts
 from serve.cost_study import FREE, Curve
-from serve.scaling import predicted, scaling
+from serve.scaling import fitted, mean_survival, predicted, scaling
 
 
 def assemble(
-    curves: Sequence[Curve], machine: Machine, survival: Sequence[float] | None, described: dict[str, Any]
+    curves: Sequence[Curve],
+    machine: Machine,
+    survivals: Mapping[str, Sequence[float]] | None,
+    described: dict[str, Any],
 ) -> dict[str, Any]:
-    """The study's dictionary; `described` are the entries about what was timed."""
+    """The study's dictionary; `survivals` are by task, `described` the entries about what was timed."""
     study = described | {"machine": dataclasses.asdict(machine), "curves": [curve.to_dict() for curve in curves]}
-    if survival is not None:
-        study["scaling"] = scaling(survival)
+    if survivals is not None:
+        survival = mean_survival(survivals)
+        study["scaling"] = scaling(survival) | {"tasks": {name: fitted(each) for name, each in survivals.items()}}
         study["predicted"] = [predicted(curve, survival) for curve in curves if curve.verify_ms]
     return study
 
@@ -56,8 +60,25 @@ def print_study(study: dict[str, Any], console: Console) -> None:
             table.add_row(str(width), *shown, "-" if drafting is None else f"{drafting:.2f}")
         console.print(table)
         console.print(verdict(curve))
+    if "scaling" in study:
+        print_scaling(study["scaling"], console)
     for found in study.get("predicted", []):
         console.print(forecast(found))
+
+
+def print_scaling(found: dict[str, Any], console: Console) -> None:
+    """The geometric fits by task, and tau over the width."""
+    for name, task in [*found["tasks"].items(), ("mean of the tasks", found)]:
+        ceiling = "none" if task["ceiling"] is None else f"{task['ceiling']:.2f}"
+        fit = f"conditional acceptance {task['geometric_acceptance']:.3f} fits, ceiling {ceiling}"
+        console.print(f"{name}: tau {task['tau']:.2f}; {fit}")
+    table = Table(box=SIMPLE_HEAD)
+    for name in ("W", "tau", "geometric", f"acceptance +{found['better_by']}", "twice as wide"):
+        table.add_column(name, justify="right")
+    for row in found["widths"]:
+        width, *taus = row.values()
+        table.add_row(str(width), *(f"{tau:.2f}" for tau in taus))
+    console.print(table)
 
 
 def verdict(curve: dict[str, Any]) -> str:
@@ -86,6 +107,9 @@ def write_study(study: dict[str, Any], directory: Path) -> list[Path]:
     """
     shown = [curve for curve in study["curves"] if len(curve["verify_ms"]) > 1]
     files = {"verify.svg": charts.cost_curves(shown)} if shown else {}
+    if "scaling" in study:
+        tasks = study["scaling"]["tasks"]
+        files["survival.svg"] = charts.survival_curves({name: task["survival"] for name, task in tasks.items()})
     found = [each for each in study.get("predicted", []) if len(each["widths"]) > 1]
     if found:
         names = {f"batch {each['batch']}, context {each['context']}": each["widths"] for each in found}

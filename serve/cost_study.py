@@ -30,7 +30,7 @@ from configs.console import say
 from configs.device import cache_directory, drop_programs
 from configs.files import write_json
 from models import aot
-from models.attention import CHUNK, Chain
+from models.attention import CHUNK, FEW, Chain
 from models.cache import Cache
 from models.decode import Engine, abstract_state, empty_state
 from models.drafters import Nothing
@@ -65,8 +65,8 @@ class Curve:
 
 
 def free_to(ms: Mapping[int, float]) -> int:
-    """The largest width up to which every step takes at most FREE times the narrowest one's."""
-    widths, free = sorted(ms), min(ms)
+    """The largest width up to which every step takes at most FREE times the narrowest one's; 0 without any."""
+    widths, free = sorted(ms), 0
     for width in widths:
         if ms[width] > FREE * ms[widths[0]]:
             break
@@ -206,7 +206,8 @@ def estimate(engine: Engine, batch: int, context: int, widths: Sequence[int], ch
     machine = Machine(chip.name, chip.peak, chip.bandwidth)
     verify, draft = {}, {}
     for width in widths:
-        held = num_matmul_weights(config) * itemsize + batch * (context + width) * context_bytes(config, itemsize)
+        weights = num_matmul_weights(config) + (0 if config.tied_head else config.vocab_size * config.hidden_size)
+        held = weights * itemsize + batch * (context + width) * context_bytes(config, itemsize)
         if held > aot.FITS * chip.memory:
             break
         fewer, more = (estimated_verify(shallow(engine.target, n), batch, context, width, chips) for n in (FEWER, MORE))
@@ -234,7 +235,9 @@ def estimated_verify(target: Target, batch: int, context: int, width: int, chips
         cache = abstract_state(engine, batch, context + width).cache
         return verify_once.lower(target, cache, tokens, tokens)
 
-    return kept_estimate(lowered, chips, target.config, ["verify", batch, context, width], context + width)
+    return kept_estimate(
+        lowered, chips, target.config, ["verify", batch, context, width], pieces(batch, context + width)
+    )
 
 
 def estimated_draft(engine: Engine, batch: int, context: int, width: int, chips: aot.Topology) -> float:
@@ -250,23 +253,26 @@ def estimated_draft(engine: Engine, batch: int, context: int, width: int, chips:
 
     arrays = [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(engine.drafter)]
     described = [engine.target.config, type(engine.drafter).__name__, engine.drafter.taps, arrays]
-    return kept_estimate(lowered, chips, described, ["draft", batch, context, width], context)
+    return kept_estimate(lowered, chips, described, ["draft", batch, context, width], pieces(batch, context))
+
+
+def pieces(batch: int, reach: int) -> int:
+    """In how many pieces attention reads that many positions of a cache (`models.attention`)."""
+    return math.ceil(reach / CHUNK) if batch <= FEW else 1
 
 
 def kept_estimate(
-    lowered: Callable[[], Any], chips: aot.Topology, shape: Any, step: Sequence[Any], reach: int
+    lowered: Callable[[], Any], chips: aot.Topology, shape: Any, step: Sequence[Any], trips: int
 ) -> float:
-    """The milliseconds estimated for a program, compiled once: kept under everything that decides them.
-
-    `reach` is how far attention's loop over the cache goes.
-    """
-    identity = {"chip": chips.name, "shape": repr(shape), "step": list(step), **surroundings(GREEDILY)}
+    """The milliseconds estimated for a program whose loop over the cache runs `trips` times, compiled once: kept under
+    everything that decides them."""
+    identity = {"chip": chips.name, "shape": repr(shape), "step": [*step, trips], **surroundings(GREEDILY)}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     file = cache_directory() / "estimates" / f"{digest}.json"
     if file.is_file():
         return json.loads(file.read_bytes())["ms"]
     began = time.monotonic()
-    found = aot.report(lowered().compile(), chips, trips=[math.ceil(reach / CHUNK)])
+    found = aot.report(lowered().compile(), chips, trips=[trips])
     ms = 1e3 * found.estimate
     say(f"cost: {' '.join(map(str, step))} on {chips.name}: {ms:.3f} ms (compiled in {time.monotonic() - began:.0f} s)")
     write_json(file, {"identity": identity, "ms": ms, "bytes": found.bytes, "flops": found.flops})

@@ -20,16 +20,21 @@ from serve.cost_study import Curve
 BETTER = 0.04  # of conditional acceptance: about what a better objective or head gains
 
 
-def survival_of_report(report: Mapping[str, Any], where: str) -> list[float]:
-    """Mean over the tasks of a report (`serve.report`), every task counting the same.
+def survivals_of(report: Mapping[str, Any], where: str) -> dict[str, list[float]]:
+    """Survival by task of a report (`serve.report`).
 
     Raises:
       UserError: it has no task.
     """
-    tasks = [task["survival"] for task in report["tasks"].values()]
+    tasks = {name: task["survival"] for name, task in report["tasks"].items()}
     if not tasks:
         raise UserError(f"{where}: expected a report with at least one task, got none; run serve eval to its end")
-    return np.mean(tasks, axis=0).tolist()
+    return tasks
+
+
+def mean_survival(survivals: Mapping[str, Sequence[float]]) -> list[float]:
+    """Every task counting the same."""
+    return np.mean(list(survivals.values()), axis=0).tolist()
 
 
 def conditional(survival: Sequence[float]) -> list[float]:
@@ -60,6 +65,14 @@ def extended(survival: Sequence[float], num_slots: int) -> list[float]:
     return [*survival, *more][:num_slots]
 
 
+def fitted(survival: Sequence[float]) -> dict[str, Any]:
+    """One task's tau at its full width, the geometric acceptance that fits it, and where that one's tau ends."""
+    acceptance = geometric(survival)
+    ceiling = 1 / (1 - acceptance) if acceptance < 1 else None
+    tau = expected_tau(len(survival) + 1, survival)
+    return {"survival": list(survival), "geometric_acceptance": acceptance, "ceiling": ceiling, "tau": tau}
+
+
 def scaling(survival: Sequence[float]) -> dict[str, Any]:
     """tau over the width, by the slots as measured, by the geometric fit, with better acceptance, and at twice the
     width; and the ceilings they go to."""
@@ -75,11 +88,8 @@ def scaling(survival: Sequence[float]) -> dict[str, Any]:
         }
         for width in widths
     ]
-    return {
-        "survival": list(survival),
+    return fitted(survival) | {
         "conditional": conditional(survival),
-        "geometric_acceptance": acceptance,
-        "ceiling": 1 / (1 - acceptance) if acceptance < 1 else None,
         "ceiling_better": 1 / (1 - acceptance - BETTER) if acceptance + BETTER < 1 else None,
         "better_by": BETTER,
         "widths": rows,

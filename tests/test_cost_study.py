@@ -16,7 +16,7 @@ from models.drafters import Nothing
 from models.roofline import Machine
 from models.sampling import keys
 from models.verify import GREEDILY
-from serve.cost_study import draft_once, estimate, measure, verify_once
+from serve.cost_study import draft_once, estimate, measure, pieces, verify_once
 from tests.tiny import make_artifact, make_target
 
 MACHINE = Machine("any", 1e12, 1e12)
@@ -66,9 +66,9 @@ def test_layers_are_alike(monkeypatch: pytest.MonkeyPatch):
     target, seen = make_target(num_layers=6), []
     target.mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"))
 
-    def kept(lowered: Any, chips: Any, shape: Any, step: Any, reach: int) -> float:
+    def kept(lowered: Any, chips: Any, shape: Any, step: Any, trips: int) -> float:
         seen.append(shape.num_layers)
-        assert reach == 16 + step[-1]
+        assert trips == 1
         return 3.0 + 5.0 * shape.num_layers
 
     monkeypatch.setattr(serve.cost_study, "kept_estimate", kept)
@@ -76,3 +76,4 @@ def test_layers_are_alike(monkeypatch: pytest.MonkeyPatch):
     curve = estimate(Engine(target, Nothing()), 1, 16, [1, 8, 10**6], Topology("v5p", chip, []))
     assert curve.verify_ms == {1: pytest.approx(33.0), 8: pytest.approx(33.0)}
     assert set(seen) == {2, 4}
+    assert [pieces(8, 513), pieces(8, 512), pieces(9, 513)] == [3, 2, 1], "many rows are read whole"

@@ -1,10 +1,19 @@
 """What acceptance is worth, against values worked out by hand: survival 1/2, 1/4, 1/8 at width 4."""
 
+import dataclasses
+import io
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
 import pytest
+from rich.console import Console
 
 from configs.errors import UserError
+from models.roofline import Machine
+from serve.cost_report import assemble, print_study, write_study
 from serve.cost_study import Curve
-from serve.scaling import better, conditional, extended, geometric, predicted, scaling, survival_of_report
+from serve.scaling import better, conditional, extended, geometric, mean_survival, predicted, scaling, survivals_of
 
 HALVES = [0.5, 0.25, 0.125]
 CURVE = Curve(1, 512, {1: 10.0, 2: 10.0, 4: 12.0, 32: 40.0}, {1: 0.0, 2: 1.0, 4: 3.0, 32: 6.0}, {}, 100.0)
@@ -51,8 +60,28 @@ def test_a_tree_costs_its_nodes_and_is_accepted_more_often():
     assert found["best_tree"]["nodes"] == 16
 
 
+def test_what_is_written_can_be_read(tmp_path: Path):
+    """Charts are files of their own, and cost.json is the study."""
+    curve = dataclasses.replace(CURVE, floor_ms={1: 5.0, 2: 5.0, 4: 5.0, 32: 30.0})
+    none = Curve(64, 512, {}, {}, {}, 100.0)
+    machine = Machine("any", 1e12, 1e9)
+    study = assemble([curve, none], machine, {"one": HALVES, "two": [0.5, 0.5, 0.0]}, {"target": "tiny"})
+    files = write_study(study, tmp_path)
+    assert [file.name for file in files] == ["cost.json", "verify.svg", "survival.svg", "speedup.svg", "tau.svg"]
+    for file in files[1:]:
+        assert ElementTree.parse(file).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+    assert json.loads(files[0].read_text()) == json.loads(json.dumps(study))
+    assert study["curves"][0]["free_to"] == 2
+    assert study["scaling"]["tasks"]["one"]["ceiling"] == pytest.approx(2.0)
+    console = Console(file=io.StringIO(), width=120)
+    print_study(study | {"dtype": "float32", "source": "measured"}, console)
+    said = console.file.getvalue()  # pyright: ignore
+    assert "batch 64, context 512: does not fit" in said
+    assert "free (within 10%) to W = 2; knee at W = 2" in said
+
+
 def test_tasks_count_alike():
     report = {"tasks": {"one": {"survival": [0.5, 0.0]}, "two": {"survival": [1.0, 0.5]}}}
-    assert survival_of_report(report, "here") == [0.75, 0.25]
+    assert mean_survival(survivals_of(report, "here")) == [0.75, 0.25]
     with pytest.raises(UserError, match="here: expected a report with at least one task"):
-        survival_of_report({"tasks": {}}, "here")
+        survivals_of({"tasks": {}}, "here")
