@@ -41,6 +41,10 @@ DECODED := --target qwen3-8b --drafter dflash/16 --drafter dflash/64
 CLIENTS_VENV := .venv-clients
 CLIENTS := openai==3.57.0 guidellm==0.8.1 schemathesis==4.32.5 requests tqdm
 CLIENTS_WITHOUT_NEEDS := dflash==0.1.0
+# vLLM's server for TPUs, torchax with it, and z-lab's drafter to run there; Python 3.12, no TPU. Its torch wants CUDA's
+# libraries: about 5 GB to fetch, less where PIP_EXTRA_INDEX_URL names an index that has torch for CPUs.
+TPU_SERVER_VENV := .venv-tpu-server
+TPU_SERVER := vllm-tpu==0.32.0 tpu-inference==0.32.0 torchax==0.0.13
 DRAFTER ?= exports/wide_block
 RELEASED := models/released/smollm2-135m
 # What serve-demo and soak serve.
@@ -52,7 +56,7 @@ BENCH_TASKS ?= $(if $(TASK_DIR),gsm8k$(,)humaneval$(,)mt-bench$(,)alpaca-eval$(,
 BENCH_PYTHON = $(if $(wildcard $(PEERS_VENV)/.peers),$(PEERS_VENV),$(VENV))/bin/python
 BENCH_FLAGS = --target smollm2-135m --drafter $(DRAFTER) --tasks $(BENCH_TASKS) $(if $(TASK_DIR),--task-dir $(TASK_DIR))
 
-.PHONY: help setup test test-slow test-peers test-clients demo serve-demo bench-train bench-data bench-decode bench-trees
+.PHONY: help setup test test-slow test-peers test-peers-tpu test-clients demo serve-demo bench-train bench-data bench-decode bench-trees
 .PHONY: bench-release bench-peers compile-tpu soak lint types clean
 
 help:
@@ -61,6 +65,7 @@ help:
 	@echo "make serve-demo    serve $(SERVED): an API and a page to chat on"
 	@echo "make test          the default test suite   (test-slow: the longer ones)"
 	@echo "make test-peers    against z-lab's dflash, speculators, llama.cpp, MaxText (environments of their own; $(PYTHON312))"
+	@echo "make test-peers-tpu  our drafter in vLLM's server for TPUs and through torchax (about 10 GB; $(PYTHON312))"
 	@echo "make test-clients  clients and benchmarks of other servers on ours (in $(CLIENTS_VENV))"
 	@echo "make soak          16 clients on one server for 15 minutes, well and badly behaved"
 	@echo "make bench-train   speed of a training step"
@@ -111,6 +116,11 @@ test-slow: setup
 test-peers: $(MAXTEXT_VENV)/.peers $(PEERS_VENV)/.peers
 	@echo "test-peers: other projects' programs on our files, and ours on theirs"
 	MAXTEXT_PYTHON=$(MAXTEXT_VENV)/bin/python $(PEERS_VENV)/bin/python -m pytest -q -m "peers"
+
+test-peers-tpu: $(TPU_SERVER_VENV)/.peers setup
+	@echo "test-peers-tpu: tpu-inference loads and runs our drafter; torchax runs z-lab's with our weights"
+	TPU_INFERENCE_PYTHON=$(TPU_SERVER_VENV)/bin/python $(BIN)/python -m pytest -q \
+	  tests/test_peers_tpu_inference.py tests/test_peers_torchax.py
 
 # A third of the recipe's prompts and steps, so that it ends within 20 minutes on two cores; DEMO= is the whole recipe.
 DEMO ?= run.name=$(NAME)_demo prompts.limit=400 train.steps=200 train.eval_every=100 train.checkpoint_every=100
@@ -202,6 +212,16 @@ $(CLIENTS_VENV)/.clients: constraints.txt Makefile
 	@$(CLIENTS_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps $(CLIENTS_WITHOUT_NEEDS)
 	@touch $@
 
+$(TPU_SERVER_VENV)/.peers: Makefile
+	@$(PYTHON312) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null || { \
+	  echo "peers: $(PYTHON312): expected Python 3.12 for vllm-tpu, got: $(call said,$(PYTHON312));" \
+	    "name another with make PYTHON312=PATH test-peers-tpu" >&2; exit 2; }
+	@echo "peers: $(TPU_SERVER) in $(TPU_SERVER_VENV)"
+	@$(PYTHON312) -m venv --clear $(TPU_SERVER_VENV)
+	@$(TPU_SERVER_VENV)/bin/python -m pip --disable-pip-version-check install --quiet $(TPU_SERVER)
+	@$(TPU_SERVER_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps dflash==0.1.0
+	@touch $@
+
 $(MAXTEXT_VENV)/.peers: Makefile
 	@$(PYTHON312) -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null || { \
 	  echo "peers: $(PYTHON312): expected Python 3.12 or newer for MaxText, got: $(call said,$(PYTHON312));" \
@@ -223,5 +243,5 @@ types: setup
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
-	rm -rf $(VENV) $(PEERS_VENV) $(MAXTEXT_VENV) $(CLIENTS_VENV) $(LIBTPU) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS_VENV) $(MAXTEXT_VENV) $(TPU_SERVER_VENV) $(CLIENTS_VENV) $(LIBTPU) build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

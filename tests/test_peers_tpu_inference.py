@@ -1,0 +1,78 @@
+"""Our artifact in tpu-inference: its own loader places every tensor in its JAX DFlash model, which computes what ours
+does, as far as its attention goes without a TPU (see the fixture). What it reads otherwise than written is pinned."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models.drafters.artifact import write_artifact
+from models.drafters.dflash import block_tokens
+from tests.test_peers_zlab import WIDTH, features_of, our_hidden
+from tests.tiny import make_artifact, make_target
+
+PYTHON = os.environ.get("TPU_INFERENCE_PYTHON")
+pytestmark = [
+    pytest.mark.peers,
+    pytest.mark.skipif(PYTHON is None, reason="TPU_INFERENCE_PYTHON: no interpreter that has tpu-inference"),
+]
+ANCHOR = 20
+AS_READ = {"head_dim": 128, "rope_theta": 1e6}
+CASES: dict[str, dict[str, Any]] = {
+    "one layer": {"num_layers": 1},
+    "two layers": {},
+    "rope_theta is read as 1e6": {"rope_theta": 1e4},
+    "heads of 64 load, no kernel for them": {"head_dim": 64},
+}
+TARGET = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 128,
+    "intermediate_size": 48,
+    "vocab_size": 61,
+    "rope_theta": 1e6,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 1e-2)])
+def test_tensors_and_hidden_states(tmp_path: Path, dtype: str, tolerance: float):
+    target = make_target(dtype="bfloat16")  # their embedding computes in it
+    ids = np.random.default_rng(0).integers(3, 60, (1, ANCHOR + 1)).astype(np.int32)
+    features = features_of(target, ids)
+    inputs = {
+        "features": np.asarray(features[0, :ANCHOR], np.float32),
+        "embedding": np.asarray(target.embed(jnp.arange(61)), np.float32),
+        "block": block_tokens(jnp.asarray(ids)[0, ANCHOR], WIDTH, 60),
+    }
+    expected = {}
+    for case, changes in CASES.items():
+        directory = tmp_path / case
+        directory.mkdir()
+        write_artifact(make_artifact(**AS_READ | changes), directory)
+        np.savez(directory / "inputs.npz", **inputs)
+        drafter = make_artifact(**AS_READ | changes | {"rope_theta": AS_READ["rope_theta"]}).drafter(dtype)
+        expected[directory] = our_hidden(drafter, target, ids, features, ANCHOR).astype(np.float32)
+    shape = tmp_path / "target"
+    shape.mkdir()
+    (shape / "config.json").write_text(json.dumps(TARGET))
+
+    call = [str(PYTHON), "tests/tpu_inference_fixture.py", str(shape), dtype, *map(str, expected)]
+    done = subprocess.run(call, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr[-3000:]
+    *run, refused = expected
+    assert "not supported on the head_dim==64" in (refused / "refused.txt").read_text()
+    for directory in run:
+        theirs, ours = np.load(directory / "hidden.npy"), expected[directory]
+        print(directory.name, np.abs(theirs - ours).max(), np.linalg.norm(theirs - ours) / np.linalg.norm(ours))
+        assert np.linalg.norm(theirs - ours) <= tolerance * np.linalg.norm(ours), directory.name
