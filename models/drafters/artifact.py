@@ -95,7 +95,7 @@ class Artifact:
         vocab = None if self.draft_vocab is None else jnp.asarray(self.draft_vocab, jnp.int32)
         head = target.head if vocab is None else target.head[vocab]
         head = constrain(head, target.mesh, *AXES["head"])
-        return DFlash(self.drafter(str(target.dtype), target.mesh), head, vocab)
+        return DFlash(self.drafter(str(target.dtype), target.mesh), head, vocab, self.confidence.get("temperature"))
 
     def described(self, dtype: str) -> dict[str, Any]:
         """Its config.json, the tensors being in `dtype`."""
@@ -149,6 +149,11 @@ class Artifact:
     def acceptance(self) -> list[float]:
         """Conditional acceptance of its slots on held-out responses, as far as training measured it; [0.5] if not."""
         return list(self.origin.get("heldout_acceptance") or [0.5])
+
+    @property
+    def confidence(self) -> dict[str, float]:
+        """How its confidence was calibrated on held-out steps (`train.calibration`); {} where it was not."""
+        return dict(self.origin.get("confidence") or {})
 
     def digest(self) -> str:
         """Names this drafter: its shape and every weight's value, in whatever type they lie on disk."""

@@ -25,7 +25,7 @@ class DFlash:
     network: Drafter
     head: Float[Array, "Vd D"]
     draft_vocab: Int[Array, " Vd"] | None  # token id of each head row; None when rows are token ids
-    temperature: float = struct.field(pytree_node=False, default=1.0)  # of its confidence
+    temperature: float | None = struct.field(pytree_node=False, default=None)  # of its confidence; None: not fitted
     final: bool = struct.field(pytree_node=False, default=False)
 
     @property
@@ -101,12 +101,12 @@ class DFlash:
         states = self._states(hidden)
         if not (self.network.markov or self.network.markov_w2 or speculation.draws):
             tokens = self._token_ids(jnp.argmax(states, axis=-1))
-            return tokens, None, chance_of_likeliest(states, self.temperature)
+            return tokens, None, chance_of_likeliest(states, self.temperature or 1.0)
 
         def next_slot(before: Array, slot: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array | None, Array]]:
             state, number = slot
             scores = self._slot_logits(target, state, before)
-            sure = chance_of_likeliest(scores, self.temperature)
+            sure = chance_of_likeliest(scores, self.temperature or 1.0)
             if not speculation.draws:
                 token, q = self._token_ids(jnp.argmax(scores, axis=-1)), None
             else:

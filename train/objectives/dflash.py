@@ -123,12 +123,13 @@ def read_rows(trainee: Trainee, batch: dict[str, Array]) -> Slots:
 @partial(jax.jit, static_argnames="head_chunk")
 def leading_hits(
     trainee: Trainee, batch: dict[str, Array], context: Slots, anchors: Int[Array, "B A"], *, head_chunk: int
-) -> Int[Array, "B A"]:
-    """How many slots from the first on would draft the response's own token."""
+) -> tuple[Int[Array, "B A"], Float[Array, "B A W1"]]:
+    """How many slots from the first on would draft the response's own token, and the chance of each slot's likeliest
+    token, given the response's own before it."""
     labels = slot_labels(batch, anchors, trainee.width)
     states = slot_states(trainee, batch, anchors, labels, context=context)
-    hit = slot_loss(trainee, states, labels, None, LossSettings.of_hits(head_chunk))[2]
-    return jnp.cumprod(hit, axis=-1).sum(axis=-1)
+    _, _, hit, sure = slot_loss(trainee, states, labels, None, LossSettings.of_hits(head_chunk))
+    return jnp.cumprod(hit, axis=-1).sum(axis=-1), sure
 
 
 def block_loss(
@@ -143,7 +144,7 @@ def block_loss(
         labels = slot_labels(batch, anchors, width)
         states = slot_states(trainee, batch, anchors, labels, context=context, remat=settings.remat)
         teacher = None if final is None else slot_teachers(final, anchors, width)
-        loss, hard, hit = slot_loss(trainee, states, labels, teacher, settings)
+        loss, hard, hit, _ = slot_loss(trainee, states, labels, teacher, settings)
         total = total + loss
         blocks += anchors.size
         scalars |= slot_scalars(width, hard, hit, labels >= 0)
@@ -215,7 +216,7 @@ def slot_loss(
     labels: Int[Array, "B A W1"],
     teacher: Float[Array, "B A W1 D"] | None,
     settings: LossSettings,
-) -> tuple[Float[Array, ""], Float[Array, "B A W1"], Bool[Array, "B A W1"]]:
+) -> tuple[Float[Array, ""], Float[Array, "B A W1"], Bool[Array, "B A W1"], Float[Array, "B A W1"]]:
     """`head_loss` of slots that are to draft `labels` (-1: none)."""
     rows = jnp.where(labels >= 0, trainee.draft_index[...][labels], -1)
     w2 = trainee.drafter.markov_w2
@@ -273,8 +274,9 @@ def head_loss(
     teacher: Float[Array, "B A W1 D"] | None,
     settings: LossSettings,
     mesh: jax.sharding.Mesh | None,
-) -> tuple[Float[Array, ""], Float[Array, "B A W1"], Bool[Array, "B A W1"]]:
-    """The weighted loss of all slots, summed; the cross-entropy of each slot's head row; whether its logit is highest.
+) -> tuple[Float[Array, ""], Float[Array, "B A W1"], Bool[Array, "B A W1"], Float[Array, "B A W1"]]:
+    """The weighted loss of all slots, summed; the cross-entropy of each slot's head row; whether its logit is highest;
+    the probability of the row whose logit is.
 
     A slot's logits are `states @ [head | w2]^T`: with a Markov head its state ends in W1[token before]. `rows` holds
     the head row of each slot's token, -1 where it has none: such slots count for nothing and get 0 and False. With q
@@ -302,7 +304,7 @@ def _head_forward(
     teacher: Array | None,
     settings: LossSettings,
     mesh: jax.sharding.Mesh | None,
-) -> tuple[tuple[Array, Array, Array], tuple[Array, Array | None]]:
+) -> tuple[tuple[Array, Array, Array, Array], tuple[Array, Array | None]]:
     batch, num_blocks, slots = rows.shape
     num_chunks = -(-num_blocks // max(1, settings.head_chunk // (batch * slots)))
     each = -(-num_blocks // num_chunks)  # of a row, as many in every chunk: the last one would be mostly padding
@@ -329,7 +331,7 @@ def _head_forward(
             final = constrain(teacher[0].reshape(flat.shape[0], -1), mesh, "replica")
             said = constrain(layers.logits(final, head), mesh, "replica", "head_rows")
         labels = constrain(rows.reshape(-1), mesh, "replica")
-        loss, hard, hit, error = slot_losses(scores, said, labels, settings)
+        loss, hard, hit, sure, error = slot_losses(scores, said, labels, settings)
         hard, hit = jnp.where(rows >= 0, hard.reshape(rows.shape), 0), (rows >= 0) & hit.reshape(rows.shape)
         weights = slot_weights(hard, rows >= 0, settings).reshape(-1)
         # Slots without a token may hold anything; what they do not count for must not be infinite times 0.
@@ -340,18 +342,19 @@ def _head_forward(
             if rank:
                 by_w2 += jnp.einsum("tv,tr->vr", error, flat[:, -rank:], preferred_element_type=jnp.float32)
         gradient = constrain(gradient.astype(states.dtype).reshape(states.shape), mesh, "batch")
-        return (total, constrain(by_w2, mesh, *AXES["head"])), (gradient, hard, hit)
+        return (total, constrain(by_w2, mesh, *AXES["head"])), (gradient, hard, hit, sure.reshape(rows.shape))
 
     parts = (chunked(states), chunked(rows, -1), *([] if teacher is None else [chunked(teacher.astype(states.dtype))]))
     begun = (jnp.float32(0), None if w2 is None else jnp.zeros(w2.shape, jnp.float32))
-    (total, by_w2), (by_states, hard, hit) = jax.lax.scan(step, begun, parts)
-    return (total, whole(hard), whole(hit)), (whole(by_states), by_w2)
+    (total, by_w2), (by_states, hard, hit, sure) = jax.lax.scan(step, begun, parts)
+    return (total, whole(hard), whole(hit), whole(sure)), (whole(by_states), by_w2)
 
 
 def slot_losses(
     scores: Float[Array, "T Vd"], said: Float[Array, "T Vd"] | None, labels: Int[Array, " T"], settings: LossSettings
-) -> tuple[Float[Array, " T"], Float[Array, " T"], Bool[Array, " T"], Float[Array, "T Vd"]]:
-    """Loss, cross-entropy of the label, whether the label is on top, and the loss's gradient by the logits `scores`.
+) -> tuple[Float[Array, " T"], Float[Array, " T"], Bool[Array, " T"], Float[Array, " T"], Float[Array, "T Vd"]]:
+    """Loss, cross-entropy of the label, whether the label is on top, the probability of what is on top, and the loss's
+    gradient by the logits `scores`.
 
     The label's share goes off here, not off the matmul's result: near the end of training both are almost its head
     row, and their difference would be rounding alone.
@@ -374,7 +377,7 @@ def slot_losses(
             side = jnp.sign(q - p) / 2
             loss += settings.tv * jnp.sum(side * (q - p), axis=-1)
             error += settings.tv * q * (side - jnp.sum(q * side, axis=-1, keepdims=True))
-    return loss, hard, chosen >= top, error
+    return loss, hard, chosen >= top, 1 / total, error
 
 
 def _head_backward(
