@@ -36,8 +36,18 @@ def test_by_hand():
     assert calibration([], []) is None
 
 
-def test_the_chances_are_the_decoders():
-    target, artifact = make_target(), make_artifact(draft_vocab_size=40)
+@pytest.mark.parametrize(
+    ("head", "slots"),
+    [
+        ({}, 5),
+        ({"confidence_head": True}, 5),
+        ({"confidence_head": True, "markov_rank": 3}, 1),
+        ({"markov_rank": 3}, 1),
+    ],
+)
+def test_the_chances_are_the_decoders(head: dict, slots: int):
+    """Of every slot where the tokens before it make no difference, else of the first."""
+    target, artifact = make_target(), make_artifact(draft_vocab_size=40, **head)
     trainee = Trainee(artifact.drafter("float32"), target, artifact.draft_vocab, online=True)
     engine = make_engine(target, artifact)
     ids = np.random.default_rng(0).integers(3, 60, (1, 14)).astype(np.int32)
@@ -49,7 +59,7 @@ def test_the_chances_are_the_decoders():
         state = prefill(engine, ids, length, length + 1, np.zeros(1, np.int32), capacity=32)
         key = keys(state.rows.seed, state.rows.length)
         proposal, _ = propose(engine, state, Draft("drafter", trainee.width), GREEDILY, key, "none")
-        assert np.allclose(np.asarray(proposal.confidence)[0], chances[0, index], atol=1e-4)
+        assert np.allclose(np.asarray(proposal.confidence)[0, :slots], chances[0, index, :slots], atol=1e-4)
 
 
 def test_kept_in_the_artifact(tmp_path: Path):

@@ -230,7 +230,7 @@ def head_loss(
     def of_rows(part: tuple[Array, ...]) -> tuple[Array, Array, Array, Array]:
         hidden, rows, *teacher = part
         said = logits(teacher[0], trainee.head[...]) if teacher else None
-        loss, hard, hit, sure, _ = slot_losses(trainee.drafter.scored(hidden), said, rows, settings)
+        loss, hard, hit, sure, _, _ = slot_losses(trainee.drafter.scored(hidden), said, rows, settings)
         return jnp.where(rows >= 0, loss, 0), jnp.where(rows >= 0, hard, 0), (rows >= 0) & hit, sure
 
     def apart(values: Array) -> Array:
