@@ -88,6 +88,7 @@ class DFlash:
     draft_vocab_size: int | None = Field(ge=2)  # most frequent response tokens; the whole vocabulary when null
     markov_rank: int | None = Field(ge=1)  # R of DSpark's Markov head: W2 @ W1[token before] on a slot's logits
     markov_size: int | None = Field(ge=1)  # width of an MLP head in its place; no head when both are null
+    confidence_head: bool  # DSpark's: trained beside the drafts to say how likely they are to be accepted
     init: Literal["target", "random"]
     init_from: Place | None = Field(min_length=1)  # a drafter artifact to start from instead
 

@@ -371,6 +371,7 @@ def propose(
     else:
         drafted = engine.drafter.propose(engine.target, state.drafter, rows, width=draft.width, **given)
     if draft.cuts:
+        assert floors is not None
         drafted = cut(drafted, draft.cuts, floors)
     if copying == "none":
         return drafted, copies

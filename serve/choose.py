@@ -13,6 +13,12 @@ of each row takes
 
 c follows from s, the share of the text that is copied: c / (1-c) = s / tau_copy : (1-s) / tau_draft.
 
+A drafter that says how sure it is (`models.drafters.confidence`) may have its blocks cut short, step by step. The floor
+of a cut from width v to v' is where what lies past it pays for its time at the rate of tokens a second that such steps
+have: s_v (1 + c_v+1 + c_v+1 c_v+2 + ...) = rate * (T_verify(v') - T_verify(v)), s_v the chance that slots 1..v are all
+accepted and c those of the slots after it on average. What such steps take and commit is learned as they come; before,
+they are supposed to do a little better than the best of their widths without a choice.
+
 Where verifying many slots is cheap, a tree of the block's likeliest continuations (`models.drafters.tree`) may be
 drafted in place of its likeliest chain, at a cost and with an acceptance of its own.
 
@@ -23,6 +29,7 @@ old failures fade into the prior.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -36,6 +43,7 @@ FADE = 0.9  # of older observations, per look with something new to see
 FORGET = 0.97  # the same, per look with nothing new: how soon drafts that failed are tried again
 MARGIN = 1.02  # a draft must promise this much over single tokens: a wrong guess costs more than a missed gain
 COPY_PRIOR = 0.75  # conditional acceptance of copied tokens
+CUT_PRIOR = 1.05  # what choosing where blocks end is worth over the best width
 SHARE_PRIOR = 0.3  # of the tokens, those that are copied
 Who = Literal["both", "drafter", "ngram"]  # may draft: the drafter beside copying, or one of them alone
 
@@ -80,8 +88,11 @@ class Chooser:
         self.drafts = list(drafts or worthwhile_drafts(cost, prior))
         slots = max(draft.widest for draft in self.drafts)
         self.copied = SlotAcceptance([COPY_PRIOR], slots)
-        sizes = {draft.tree for draft in self.drafts} | {0}
-        self.drafted = {nodes: SlotAcceptance(supposed(prior, nodes), slots) for nodes in sizes}
+        shapes = {(draft.tree, draft.cuts) for draft in self.drafts} | {(0, ())}
+        self.drafted = {shape: SlotAcceptance(supposed(prior, shape[0]), slots) for shape in shapes}
+        self.cut = {
+            draft: np.zeros(3) for draft in self.drafts if draft.cuts
+        }  # steps, their milliseconds, their tokens
         self.tokens = np.array([SHARE_PRIOR, 1.0]) * PRIOR  # copied, and all
 
     def pick(self, rows: int = 1) -> Draft:
@@ -94,7 +105,7 @@ class Chooser:
 
     def token_ms(self, draft: Draft, rows: int = 1) -> float:
         """Expected milliseconds of a token of each row."""
-        drafting, drafted = self.cost.drafting_ms(draft), self.drafted[draft.tree].tau(draft.width)
+        drafting, drafted = self.step_of(draft)
         if not draft.copy:
             return drafting / drafted
         copying, copied = self.cost.step_ms("ngram", draft.copy), self.copied.tau(draft.copy)
@@ -105,12 +116,48 @@ class Chooser:
         taken = every * copying + none * drafting + (1 - every - none) * both
         return taken / (copies * copied + (1 - copies) * drafted)
 
-    def observe(self, draft: Draft, runs: Sequence[int], copied: Sequence[bool], text: Sequence[int]) -> None:
-        """A segment: tokens committed by each of its steps, which of them copied, and the row's whole text after it."""
-        steps = [run - 1 for run, copy in zip(runs, copied, strict=True) if not copy]
-        seen = [(run, min(run + 1, draft.width - 1)) for run in steps] if draft.width > 1 else []
-        for nodes, acceptance in self.drafted.items():
-            acceptance.observe(seen if nodes == draft.tree else [])
+    def step_of(self, draft: Draft) -> tuple[float, float]:
+        """What a step of `draft` in which no row copies takes in milliseconds, and commits, on average."""
+        acceptance = self.drafted[draft.tree, ()]
+        if not draft.cuts:
+            return self.cost.drafting_ms(draft), acceptance.tau(draft.width)
+        widths = (*draft.cuts, draft.width)
+        supposed = [(self._cut_ms(draft, width) / CUT_PRIOR, acceptance.tau(width)) for width in widths]
+        steps, *seen = self.cut[draft]
+        ms, tokens = PRIOR * np.array(min(supposed, key=lambda step: step[0] / step[1])) + seen
+        return ms / (PRIOR + steps), tokens / (PRIOR + steps)
+
+    def floors(self, draft: Draft) -> list[float]:
+        """The floors of the draft's cuts."""
+        (ms, tokens), verify = self.step_of(draft), self.cost.verify_ms
+        chances, widths = self.drafted[draft.tree, draft.cuts].conditional, (*draft.cuts, draft.width)
+        gains = [1 + np.cumprod(chances[v : then - 1]).sum() for v, then in pairwise(widths)]
+        return [
+            float((verify[then] - verify[v]) * tokens / ms / gain)
+            for (v, then), gain in zip(pairwise(widths), gains, strict=True)
+        ]
+
+    def _cut_ms(self, draft: Draft, width: int) -> float:
+        return self.cost.draft_ms[draft.width] + self.cost.verify_ms[width]
+
+    def observe(
+        self,
+        draft: Draft,
+        runs: Sequence[int],
+        copied: Sequence[bool],
+        text: Sequence[int],
+        offered: Sequence[int] | None = None,
+    ) -> None:
+        """A segment: tokens committed by each of its steps, which of them copied, the row's whole text after it, and
+        where blocks were cut how many drafts each step verified."""
+        offered = offered if draft.cuts and offered is not None else [draft.width - 1] * len(runs)
+        steps = [(run, most) for run, most, copy in zip(runs, offered, copied, strict=True) if not copy]
+        seen = [(run - 1, min(run, most)) for run, most in steps] if draft.width > 1 else []
+        for shape, acceptance in self.drafted.items():
+            acceptance.observe(seen if shape == (draft.tree, draft.cuts) else [])
+        for other, sums in self.cut.items():
+            taken = [(1, self._cut_ms(draft, most + 1), run) for run, most in steps] if other == draft else []
+            self.cut[other] = (FADE if taken else FORGET) * sums + np.sum(taken or [(0, 0, 0)], axis=0)
         most = max(other.copy for other in self.drafts)
         if most:
             seen, share = copying(text, len(text) - sum(runs), most)
@@ -118,9 +165,11 @@ class Chooser:
             self.tokens = FADE * self.tokens + [share, sum(runs)] if runs else self.tokens
 
 
-def worthwhile_drafts(cost: Cost, prior: Sequence[float], who: Who = "both") -> list[Draft]:
+def worthwhile_drafts(cost: Cost, prior: Sequence[float], who: Who = "both", *, cuts: bool = False) -> list[Draft]:
     """SINGLE, copying beside it, and copying beside the drafter at the widths, and with the tree, that would pay best
     if its drafts were accepted as often as the prior says, or far more often; without those that `who` leaves out.
+    With `cuts`, for a drafter whose confidence is calibrated, the chain that would pay best may go on to twice its
+    width, or end at the anchor.
 
     Each is a program to compile, so the ones no acceptance asks for are left out.
     """
@@ -145,6 +194,9 @@ def worthwhile_drafts(cost: Cost, prior: Sequence[float], who: Who = "both") -> 
         for drafts in filter(None, (chains, trees)):
             draft, gain = best(drafts, prior, power)
             found += [draft] if gain > 1 else []
+    chain = next((draft for draft in found if draft.width > 1 and not draft.tree), None)
+    if cuts and chain is not None and 2 * chain.width in cost.verify_ms:
+        found.append(Draft("drafter", 2 * chain.width, copy, cuts=(1, chain.width)))
     return list(dict.fromkeys(found))
 
 

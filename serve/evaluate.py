@@ -100,8 +100,11 @@ class Evaluator:
         ]
 
     def speculative(self) -> Decoder:
+        if self.draft is not None:
+            return self._decoder(self.draft)
+        cuts = getattr(self.engine.drafter, "temperature", None) is not None
         return self._decoder(
-            self.draft or Chooser(self.cost, self.prior, worthwhile_drafts(self.cost, self.prior, self.who))
+            Chooser(self.cost, self.prior, worthwhile_drafts(self.cost, self.prior, self.who, cuts=cuts))
         )
 
     def _decoder(self, draft: Draft | Chooser | None) -> Decoder:

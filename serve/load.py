@@ -51,7 +51,8 @@ def open_decoder(
         check_draft(draft, engine.drafter, drafter)
         return Decoder(engine, tokenizer, draft, speculation)
     cost, prior = step_cost(engine, artifact, context, speculation), artifact.acceptance
-    return Decoder(engine, tokenizer, Chooser(cost, prior, worthwhile_drafts(cost, prior, who)), speculation)
+    drafts = worthwhile_drafts(cost, prior, who, cuts=getattr(engine.drafter, "temperature", None) is not None)
+    return Decoder(engine, tokenizer, Chooser(cost, prior, drafts), speculation)
 
 
 def load_engine(

@@ -170,12 +170,15 @@ class Decoder:
         return prefill(self.engine, prompts, lengths, stops, seed, capacity=capacity)
 
     def _advance(self, state: DecodeState, draft: Draft) -> DecodeState:
-        return segment(self.engine, state, SEGMENT, draft, self.speculation)
+        floors = jnp.array(self.chooser.floors(draft)) if self.chooser and draft.cuts else None
+        return segment(self.engine, state, SEGMENT, draft, self.speculation, floors)
 
     def _look(self, state: DecodeState, rows: list[Row], draft: Draft, stop: Sequence[str]) -> DecodeState:
         """Takes over what a segment wrote; rows at a stop string are marked done on the device too."""
-        now, names = state.rows, ("tokens", "length", "done", "fault", "num_steps", "runs", "copied")
-        tokens, length, done, fault, num_steps, runs, copies = jax.device_get([getattr(now, name) for name in names])
+        now, names = state.rows, ("tokens", "length", "done", "fault", "num_steps", "runs", "copied", "offered")
+        tokens, length, done, fault, num_steps, runs, copies, offers = jax.device_get(
+            [getattr(now, name) for name in names]
+        )
         if fault.any():
             raise UserError(self._diagnosis(tokens, fault, rows))
         stopped = []
@@ -183,16 +186,17 @@ class Decoder:
             if row.finished is not None:
                 continue
             steps = slice(len(row.runs), num_steps[index])
-            new, copied = runs[index, steps].tolist(), copies[index, steps].tolist()
+            new, copied, offered = (part[index, steps].tolist() for part in (runs, copies, offers))
             row.ids = tokens[index, len(row.prompt) : length[index]].tolist()
             row.runs += new
-            alone = dataclasses.replace(draft, copy=0)
-            row.drafts += [Draft("ngram", draft.copy) if copy else alone for copy in copied]
+            for copy, most in zip(copied, offered, strict=True):
+                alone = Draft(draft.kind, most + 1) if draft.cuts else dataclasses.replace(draft, copy=0)
+                row.drafts.append(Draft("ngram", draft.copy) if copy else alone)
             if self.chooser is not None:
                 # the last step may have been cut short by the answer's end: it says nothing about its drafts
                 whole, last = len(new) - bool(done[index]), sum(new[-1:]) if done[index] else 0
                 text = row.prompt + row.ids
-                self.chooser.observe(draft, new[:whole], copied[:whole], text[: len(text) - last])
+                self.chooser.observe(draft, new[:whole], copied[:whole], text[: len(text) - last], offered[:whole])
             if done[index]:
                 row.finished = "eos" if row.ids[-1] in self.engine.target.config.eos_ids else "length"
             if stop and self._cut_at_stop(row, stop):

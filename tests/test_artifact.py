@@ -63,6 +63,7 @@ def test_config_is_what_every_loader_needs(tmp_path: Path):
         {"draft_vocab_size": 20},
         {"markov_size": 12},
         {"markov_rank": 3},
+        {"confidence_head": True},
     ],
 )
 def test_what_plain_loaders_would_run_wrong_has_its_own_name(tmp_path: Path, changes: dict):
@@ -82,6 +83,8 @@ def test_what_plain_loaders_would_run_wrong_has_its_own_name(tmp_path: Path, cha
         {"windows": (7, 7)},
         {"markov_size": 12},
         {"markov_rank": 3, "draft_vocab_size": 20},
+        {"confidence_head": True},
+        {"confidence_head": True, "markov_rank": 3},
     ],
 )
 def test_round_trip_is_exact(tmp_path: Path, changes: dict):

@@ -165,3 +165,31 @@ def test_who_may_draft():
     assert {draft.width for draft in drafter} == {draft.width for draft in both} > {1}
     assert {draft.width for draft in ngram} == {1}
     assert set(ngram) < set(both)
+
+
+def test_blocks_are_cut_where_that_pays():
+    """Half of the blocks are known to be lost: cut at once, they take the time of a plain step; the others go on."""
+    rng, text = np.random.default_rng(0), list(range(1000))
+    chooser = Chooser(COST, [0.5], worthwhile_drafts(COST, [0.5], cuts=True))
+    (cutting,) = (draft for draft in chooser.drafts if draft.cuts)
+    assert (*cutting.cuts, cutting.width)[-1] == 2 * cutting.cuts[-1]
+    picked = []
+    for _ in range(60):
+        picked.append(draft := chooser.pick())
+        lost = rng.random(8) < 0.5
+        offered = [0 if draft.cuts and gone else draft.width - 1 for gone in lost]
+        runs = [1 if gone else 1 + most for gone, most in zip(lost, offered, strict=True)]
+        text += range(len(text), len(text) + sum(runs))
+        chooser.observe(draft, runs, [False] * 8, text, offered)
+    assert sum(bool(draft.cuts) for draft in picked[10:]) > 40
+    floors = chooser.floors(cutting)
+    assert len(floors) == len(cutting.cuts)
+    assert all(0 < floor < 1 for floor in floors)
+
+
+def test_floors_by_hand():
+    """At 2 tokens in 20 ms a millisecond is worth 0.1; from width 2 to 4 lie slots 2 and, half as often, 3."""
+    chooser = Chooser(COST, [0.5], [SINGLE, cutting := Draft("drafter", 4, cuts=(1, 2))])
+    chooser.cut[cutting] = np.array([1e9, 20e9, 2e9])
+    cost = COST.verify_ms
+    assert np.allclose(chooser.floors(cutting), [0.1 * (cost[2] - cost[1]), 0.1 * (cost[4] - cost[2]) / 1.5])

@@ -1,14 +1,13 @@
 """Blocks that end where confidence is low write what the plain loop writes, and when sampling what it might: every
 sequence of four tokens is enumerated. A row's steps are the same alone and beside others."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from models.decode import make_engine, segment
 from models.drafters import ABSENT, Draft, Proposal
-from models.drafters.confidence import chance_of_likeliest, cut
+from models.drafters.confidence import cut, odds_of_likeliest
 from models.verify import GREEDILY, Speculation
 from tests.test_decoder_lossless import NEW, PROMPTS, outputs, padded, plain, prefill
 from tests.test_sampling_exact import (
@@ -82,7 +81,5 @@ def test_cut_by_hand():
         assert (np.asarray(out.q).sum(axis=-1) == [[1] * nodes + [0] * (3 - nodes)] * 2).all()
 
 
-def test_chance_by_hand():
-    logits = jnp.log(jnp.array([0.2, 0.6, 0.2]))
-    assert chance_of_likeliest(logits, 1.0) == pytest.approx(0.6)
-    assert chance_of_likeliest(logits, 2.0) == pytest.approx(float(jax.nn.sigmoid(jnp.log(1.5) / 2)))
+def test_odds_by_hand():
+    assert odds_of_likeliest(jnp.log(jnp.array([0.2, 0.6, 0.2]))) == pytest.approx(float(jnp.log(1.5)))

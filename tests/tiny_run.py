@@ -146,6 +146,7 @@ def recipe(root: Path) -> dict[str, dict[str, Any]]:
             "draft_vocab_size": None,
             "markov_rank": None,
             "markov_size": None,
+            "confidence_head": False,
             "init": "random",
             "init_from": None,
         },

@@ -4,6 +4,7 @@ python -m train --config RECIPE [section.field=value ...] [--resume] [--coordina
 python -m train study --grid GRID [section.field=value ...] [--out DIR] [--resume]
 python -m train compile --config RECIPE --topology v5p:2x2x1 [section.field=value ...]
 python -m train plan --config RECIPE --topologies v5p:2x2x1,v5p:2x4x4 [section.field=value ...]
+python -m train calibrate --config RECIPE --drafter DIR [section.field=value ...]
 python -m train export (--run RUN | --drafter DIR) --out DIR [--format orbax]
 python -m train export (--run RUN | --drafter DIR) --out FILE.gguf --format gguf [--target TARGET.gguf]
 """
@@ -30,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["export"]:
         return run_export(arguments[1:])
+    if arguments[:1] == ["calibrate"]:
+        return run_calibrate(arguments[1:])
     if arguments[:1] == ["study"]:
         return run_grid(arguments[1:])
     if arguments[:1] == ["compile"]:
@@ -127,6 +130,21 @@ def run_plan(arguments: Sequence[str]) -> int:
     names = [field.name for field in dataclasses.fields(Scale)]
     scale = Scale(**{name: getattr(options, name) for name in names})
     print(json.dumps(plan(recipe, options.topologies.split(","), scale)))
+    return 0
+
+
+def run_calibrate(arguments: Sequence[str]) -> int:
+    text = "Measure a drafter on a recipe's held-out prompts: acceptance and confidence, kept in its config.json."
+    parser = argparse.ArgumentParser(prog="python -m train calibrate", description=text)
+    parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/")
+    parser.add_argument("--drafter", required=True, type=path, help="a drafter artifact, which is written to")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
+    options = parser.parse_intermixed_args(arguments)
+    recipe = load_recipe(options.config, options.overrides)
+
+    from train.calibrate import calibrate
+
+    calibrate(recipe, options.drafter)
     return 0
 
 

@@ -24,6 +24,7 @@ from models.statistics import bootstrap_ratio, wilson
 from pipelines.batches import RowSource
 from pipelines.packing import starts
 from pipelines.records import Responses
+from train.calibration import Calibration, calibration
 from train.objectives import Objective
 
 ROWS = 4
@@ -46,6 +47,7 @@ class Acceptance:
 
     width: int
     walks: list[Walk]
+    confidence: Calibration | None = None  # of the steps' drafts
 
     @property
     def tau(self) -> float:
@@ -87,26 +89,33 @@ class Acceptance:
         return out | {f"acceptance/slot{slot['slot']}": slot["acceptance"] for slot in first}
 
     def to_dict(self) -> dict[str, Any]:
-        return {"width": self.width, "tau": self.tau, "tasks": self.tasks(), "slots": self.slots()}
+        out = {"width": self.width, "tau": self.tau, "tasks": self.tasks(), "slots": self.slots()}
+        return out if self.confidence is None else out | {"confidence": dataclasses.asdict(self.confidence)}
 
 
 def heldout_acceptance(objective: Objective, trainee: Any, source: RowSource, head_chunk: int) -> Acceptance:
     """The greedy walk over every held-out response."""
     hits_at, responses = partial(objective.leading_hits, head_chunk=head_chunk), source.responses
     walks: list[Walk] = []
+    chances, right = [], []
     for numbers, batch, startable in _batches(source, whole_rows(ROWS, trainee.mesh)):
         rows = same_rows(batch, trainee.mesh)
         context = objective.read_rows(trainee, rows)
         rows.pop("features", None)
-        accepted = _everywhere(startable, partial(hits_at, trainee, rows, context), trainee.mesh)
-        for row, hits in zip(numbers, accepted, strict=False):
+        accepted, sure = _everywhere(startable, partial(hits_at, trainee, rows, context), trainee.mesh)
+        for row, hits, given in zip(numbers, accepted, sure, strict=False):
             held = source.packing[row]
             for number, begin in zip(held.tolist(), starts(responses.lengths[held]), strict=True):
                 response = responses[number]
                 first = begin + len(response.prompt_ids) - 1
                 last = begin + response.length - 1
-                walks.append(Walk(response.task, walk(hits, first, last)))
-    return Acceptance(trainee.width, walks)
+                walks.append(Walk(response.task, runs := walk(hits, first, last)))
+                for place, run in zip(first + np.cumsum([0, *runs]), runs[:-1], strict=False):
+                    known = min(run, trainee.width - 1)  # drafts accepted, and the one after them
+                    chances.append(given[place, :known])
+                    right.append(np.arange(known) < run - 1)
+    fitted = calibration(np.concatenate(chances), np.concatenate(right)) if chances else None
+    return Acceptance(trainee.width, walks, fitted)
 
 
 def task_acceptance(engine: Engine, answers: Responses) -> Acceptance:
@@ -151,17 +160,23 @@ def _batches(source: RowSource, size: int) -> Iterator[tuple[list[int], dict[str
         yield numbers, {name: np.stack([row[name] for row in rows]) for name in rows[0]}, startable
 
 
-def _everywhere(startable: np.ndarray, hits_at: Callable[[Any], Array], mesh: Mesh | None) -> np.ndarray:
-    """[B, S]: leading correct drafts of a block anchored at each startable position, 0 elsewhere."""
-    out = np.zeros(startable.shape, np.int32)
+def _everywhere(
+    startable: np.ndarray, hits_at: Callable[[Any], tuple[Array, Array]], mesh: Mesh | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """[B, S]: leading correct drafts of a block anchored at each startable position, 0 elsewhere; [B, S, W-1]: the
+    chances of its slots."""
+    out, chances = np.zeros(startable.shape, np.int32), None
     places = [np.flatnonzero(row) for row in startable]
     for start in range(0, max(map(len, places)), ANCHORS):
         anchors = np.full((len(places), ANCHORS), -1, np.int32)
         for row, place in enumerate(places):
             part = place[start : start + ANCHORS]
             anchors[row, : len(part)] = part
-        hits = on_host(hits_at(same_rows(anchors, mesh)))
+        hits, sure = map(on_host, hits_at(same_rows(anchors, mesh)))
+        chances = np.zeros((*startable.shape, sure.shape[-1]), np.float32) if chances is None else chances
         for row in range(len(places)):
             used = anchors[row] >= 0
             out[row, anchors[row][used]] = hits[row][used]
-    return out
+            chances[row, anchors[row][used]] = sure[row][used]
+    assert chances is not None  # a batch holds a response, and that an anchor
+    return out, chances

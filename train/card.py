@@ -89,7 +89,18 @@ def _heldout(acceptance: Mapping[str, Any] | None) -> list[str]:
         "| task | tau |",
         "|---|---|",
     ]
-    return lines + [f"| {name} | {task['tau']:.2f} |" for name, task in acceptance["tasks"].items()] + [""]
+    lines += [f"| {name} | {task['tau']:.2f} |" for name, task in acceptance["tasks"].items()] + [""]
+    return lines + _confidence(acceptance.get("confidence"))
+
+
+def _confidence(fitted: Mapping[str, Any] | None) -> list[str]:
+    if fitted is None:
+        return []
+    return [
+        f"Confidence (the chance of a slot's likeliest token) on {fitted['drafts']:,} held-out drafts: ECE "
+        f" {fitted['ece_before']:.3f}, {fitted['ece_after']:.3f} at temperature {fitted['temperature']:.2f}.",
+        "",
+    ]
 
 
 def _decoded(report: Path, digest: str) -> list[str]:

@@ -95,7 +95,7 @@ def export(run: str | Path, out: str | Path, which: str | int = "best", how: For
         kind(config, {}, vocab, origin).plain(run)  # refused before anything is read
     params, metadata, step = load_params(run / "checkpoints", which)
     acceptance = metadata.get("acceptance")  # of these parameters, if they were measured
-    origin |= {"step": step} | ({} if acceptance is None else {"heldout_acceptance": _prior(acceptance)})
+    origin |= {"step": step} | ({} if acceptance is None else measured_of(acceptance))
     artifact = write(kind(config, drafter_weights(params), vocab, origin), out, how, run)
     if how.kind == "dflash":
         write_atomic(out / "README.md", card(run, out, dtype=str(how.dtype), acceptance=acceptance))
@@ -206,6 +206,12 @@ def write_orbax(artifact: Artifact, out: Path) -> None:
         described.write_text(json.dumps(artifact.described("float32"), indent=1) + "\n")
         config.unlink(missing_ok=True)
         write_tree(tree, out / "params")
+
+
+def measured_of(acceptance: Mapping[str, Any]) -> dict[str, Any]:
+    """What an artifact keeps of its held-out acceptance (`train.acceptance`)."""
+    confidence = {"confidence": acceptance["confidence"]} if "confidence" in acceptance else {}
+    return {"heldout_acceptance": _prior(acceptance)} | confidence
 
 
 def _prior(acceptance: Mapping[str, Any], least: int = 30) -> list[float]:

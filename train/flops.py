@@ -23,8 +23,11 @@ def step_flops(
     """FLOPs of one step over `rows` packed rows with `blocks` (width -> anchors per row); `taught`: with a loss that
     needs the target's distributions."""
     taps = config.feature_size
-    counted = _chains if isinstance(config, Eagle3Config) else _blocks
-    total = 4 * row_length * taps * config.hidden_size + counted(config, row_length, blocks, taught)
+    total = 4.0 * row_length * taps * config.hidden_size
+    if isinstance(config, Eagle3Config):
+        total += _chains(config, row_length, blocks, taught)
+    else:
+        total += _blocks(config, row_length, blocks, taught)
     if online:
         num_layers = target.num_layers if taught else max(config.target_layer_ids) + 1
         total += row_length * _target_forward(target, num_layers, row_length)

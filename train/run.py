@@ -161,6 +161,8 @@ def _fit(recipe: Recipe, assembly: Assembly, identity: Mapping[str, Any]) -> sig
     def evaluate(model: nnx.Module, step: int) -> Acceptance:
         acceptance = heldout_acceptance(objective, model, heldout, recipe.loss.head_chunk)
         say(f"train: step {step}: held-out tau {acceptance.tau:.3f} ({_per_task(acceptance)})")
+        if acceptance.confidence is not None:
+            say(f"train: step {step}: confidence: {acceptance.confidence}")
         return acceptance
 
     batches = batches_of(recipe, rows, part_of_rows(make_mesh(recipe.mesh)))

@@ -11,6 +11,7 @@ carries its own architecture name, so that no loader takes it for the plain kind
         draft_vocab_size                   d2t [Vd] int64: row i of the head is token i + d2t[i]; t2d [V] bool: which
                                            tokens have a row (before: draft_vocab_ids [Vd] int32, the tokens)
         markov_rank                        markov_head.markov_w1.weight [V, R], markov_head.markov_w2.weight [Vd, R]
+        enable_confidence_head             confidence_head.proj.{weight [1, D + R], bias [1]}, R 0 without a Markov head
         markov_size                        markov.into.weight [M, 2D], markov.out.weight [D, M]: the MLP head
     wideblock {kind, target, target_fingerprint, chat_template_args, ...}
                                            its kind, and where it comes from; other loaders ignore it
@@ -95,7 +96,7 @@ class Artifact:
         vocab = None if self.draft_vocab is None else jnp.asarray(self.draft_vocab, jnp.int32)
         head = target.head if vocab is None else target.head[vocab]
         head = constrain(head, target.mesh, *AXES["head"])
-        return DFlash(self.drafter(str(target.dtype), target.mesh), head, vocab)
+        return DFlash(self.drafter(str(target.dtype), target.mesh), head, vocab, self.confidence.get("temperature"))
 
     def described(self, dtype: str) -> dict[str, Any]:
         """Its config.json, the tensors being in `dtype`."""
@@ -129,6 +130,7 @@ class Artifact:
             "draft vocabulary": config.draft_vocab_size or config.vocab_size,
             "Markov head": f"rank {config.markov_rank}" if config.markov_rank else "none",
             "MLP head": config.markov_size or "none",
+            "confidence head": "yes" if config.confidence_head else "none",
             "in-block attention": ", ".join(attention),
         }
 
@@ -149,6 +151,11 @@ class Artifact:
     def acceptance(self) -> list[float]:
         """Conditional acceptance of its slots on held-out responses, as far as training measured it; [0.5] if not."""
         return list(self.origin.get("heldout_acceptance") or [0.5])
+
+    @property
+    def confidence(self) -> dict[str, float]:
+        """How its confidence was calibrated on held-out steps (`train.calibration`); {} where it was not."""
+        return dict(self.origin.get("confidence") or {})
 
     def digest(self) -> str:
         """Names this drafter: its shape and every weight's value, in whatever type they lie on disk."""
@@ -283,6 +290,9 @@ def to_tensors(artifact: Artifact) -> dict[str, np.ndarray]:
         out |= {f"markov.{part}.weight": np.asarray(weights["markov"][part]).T for part in ("into", "out")}
     if config.markov_rank is not None:
         out |= {f"markov_head.{name}.weight": np.asarray(weights[name]) for name in ("markov_w1", "markov_w2")}
+    if config.confidence_head:
+        out["confidence_head.proj.weight"] = np.asarray(weights["confidence"]["proj"])[None]
+        out["confidence_head.proj.bias"] = np.asarray(weights["confidence"]["bias"])
     for index, layer in enumerate(weights["layers"]):
         layer = {name: np.asarray(value) for name, value in layer.items()}
         base = f"layers.{index}"
@@ -359,6 +369,9 @@ def _from_tensors(config: DrafterConfig, tensors: Mapping[str, np.ndarray], path
     if config.markov_rank is not None:
         sizes = {"markov_w1": config.vocab_size, "markov_w2": config.draft_vocab_size or config.vocab_size}
         weights |= {name: take(f"markov_head.{name}.weight", v, config.markov_rank) for name, v in sizes.items()}
+    if config.confidence_head:
+        proj = take("confidence_head.proj.weight", 1, d + (config.markov_rank or 0))[0]
+        weights["confidence"] = {"proj": proj, "bias": take("confidence_head.proj.bias", 1)}
     left.refuse_rest()
     return as_arrays(weights)
 

@@ -16,6 +16,7 @@ KIND, PLAIN, OWN = "dflash", "DFlashDraftModel", "WideblockDraftModel"
 def beyond_plain(config: DrafterConfig) -> dict[str, str]:
     """What plain DFlash code does not compute of this drafter, in words, by the recipe's field."""
     parts = {"draft_vocab_size": "a draft vocabulary", "markov_size": "an MLP head", "markov_rank": "a Markov head"}
+    parts |= {"confidence_head": "a confidence head"}
     held = {name: words for name, words in parts.items() if getattr(config, name)}
     if config.causal != _plain_causal(config.windows):
         held["causal"] = "causal in-block attention" if all(config.causal) else "bidirectional in-block attention"
@@ -28,13 +29,13 @@ def plain_config(config: DrafterConfig, where: Path) -> DrafterConfig:
     Raises:
       UserError: it has parts whose absence would change the drafts it was trained to make.
     """
-    held = [f"drafter.{name} ({what})" for name, what in beyond_plain(config).items() if name != "draft_vocab_size"]
+    held = [f"drafter.{name} ({what})" for name, what in beyond_plain(config).items() if name not in _DROPPED]
     if held:
         raise UserError(
             f"{where}: --plain: the drafter was trained with {', '.join(held)}, which plain DFlash loaders do not "
             "compute; train without, or export it under its own architecture name (leave --plain out)"
         )
-    return dataclasses.replace(config, draft_vocab_size=None)
+    return dataclasses.replace(config, draft_vocab_size=None, confidence_head=False)
 
 
 def _plain_causal(windows: tuple[int | None, ...]) -> tuple[bool, ...]:
@@ -77,7 +78,9 @@ def config_json(config: DrafterConfig, origin: Mapping[str, Any], dtype: str) ->
         out["is_causal"] = all(config.causal)
     if own:
         out |= {name: getattr(config, name) for name in _EXTRAS if getattr(config, name) is not None}
-        out |= {"sample_from_anchor": False, "enable_confidence_head": False}
+        out |= {"sample_from_anchor": False, "enable_confidence_head": config.confidence_head}
+    if config.confidence_head:
+        out["confidence_head_with_markov"] = config.markov_rank is not None
     if config.markov_rank is not None:
         out["markov_head_type"] = "vanilla"
     if not own:
@@ -111,7 +114,13 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> DrafterConfig:
     for name, harmless in _ONLY_HARMLESS.items():
         if raw.get(name, harmless) not in (harmless, None):
             raise UserError(f"{where}: {name}={raw[name]!r} is not supported; expected {harmless!r}")
-    causal = raw.get("is_causal")
+    causal, confident = raw.get("is_causal"), bool(raw.get("enable_confidence_head"))
+    with_markov = bool(dflash.get("markov_rank"))
+    if confident and raw.get("confidence_head_with_markov", with_markov) != with_markov:
+        raise UserError(
+            f"{where}: confidence_head_with_markov={not with_markov} is not supported; expected {with_markov} with "
+            f"{'a' if with_markov else 'no'} Markov head"
+        )
     try:
         windows = _windows(raw, where)
         theta, scaling = rope_scaling_of(raw, where)
@@ -138,6 +147,7 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> DrafterConfig:
             draft_vocab_size=dflash.get("draft_vocab_size"),
             markov_size=dflash.get("markov_size"),
             markov_rank=dflash.get("markov_rank") or None,  # 0 with others: no such head
+            confidence_head=confident,
         )
     except KeyError as error:
         raise UserError(f"{where}: field {error} is missing; expected a DFlash drafter config") from error
@@ -157,13 +167,14 @@ def _mask_token(token: Any, vocab_size: int, where: str) -> int:
     return token
 
 
+_DROPPED = ("draft_vocab_size", "confidence_head")  # without them it drafts the same, or more
 _EXTRAS = ("draft_vocab_size", "markov_size", "markov_rank")
 _HONOURED = {
     *("architectures", "block_size", "mask_token_id", "target_layer_ids", "dflash_config", "num_target_layers"),
     *("num_hidden_layers", "layer_types", "hidden_size", "target_hidden_size", "intermediate_size", "head_dim"),
     *("num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters"),
     *("sliding_window", "use_sliding_window", "is_causal", "max_position_embeddings", "vocab_size"),
-    *("tie_word_embeddings", "wideblock"),
+    *("tie_word_embeddings", "wideblock", "enable_confidence_head", "confidence_head_with_markov"),
 }
 _WITHOUT_EFFECT = {  # on what a drafter computes
     *("model_type", "auto_map", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "name_or_path"),
@@ -182,7 +193,6 @@ _ONLY_HARMLESS = {
     "selector_rank": None,
     "sample_from_anchor": False,  # slot 0 is the anchor and drafts nothing
     "markov_head_type": "vanilla",
-    "enable_confidence_head": False,
 }
 
 

@@ -1,10 +1,10 @@
 """Confidence: how likely a draft is to be accepted, said before it is verified; and blocks that end where it is low.
 
-A drafter gives every node of a chain its chance to be accepted if the nodes before it are (`Proposal.confidence`): the
-probability it has for its likeliest token, its log-odds divided by a temperature fitted to what the target accepted
-(`train.calibration`). A block is drafted whole and may end at one of a few widths, its `cuts`: at a cut of width w the
-chance that slots 1..w are all accepted must reach a floor for slots w.. to be verified (DSpark, arXiv 2607.05147, cuts
-where the same product no longer pays).
+A drafter gives every node of a chain its chance to be accepted if the nodes before it are (`Proposal.confidence`): what
+its confidence head says, or else the probability it has for its likeliest token; their log-odds are divided by a
+temperature fitted to what the target accepted (`train.calibration`). A block is drafted whole and may end at one of a
+few widths, its `cuts`: at a cut of width w the chance that slots 1..w are all accepted must reach a floor for slots w..
+to be verified (DSpark, arXiv 2607.05147, cuts where the same product no longer pays).
 
 Sampling stays exact: whether a slot is verified depends on the drafts before it and on the distribution it is drawn
 from, never on its own draft or a later one, so that a node that is verified is distributed as its q says.
@@ -12,17 +12,16 @@ from, never on its own draft or a later one, so that a node that is verified is 
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from models.drafters import ABSENT, Proposal
 
 
-def chance_of_likeliest(logits: Float[Array, "*b V"], temperature: float) -> Float[Array, "*b"]:
-    """The probability of the likeliest token, its log-odds over `temperature`."""
+def odds_of_likeliest(logits: Float[Array, "*b V"]) -> Float[Array, "*b"]:
+    """The log-odds of the likeliest token."""
     total = jnp.exp(logits - logits.max(axis=-1, keepdims=True)).sum(axis=-1)  # 1 / p
-    return jax.nn.sigmoid(-jnp.log(jnp.maximum(total - 1, 1e-6)) / temperature)
+    return -jnp.log(jnp.maximum(total - 1, 1e-6))
 
 
 def cut(proposal: Proposal, cuts: tuple[int, ...], floors: Float[Array, " C"]) -> Proposal:

@@ -8,6 +8,7 @@ The drafter owns neither embedding nor head.
 An optional head makes a block one sentence and not W-1 independent guesses. The Markov head (DSpark, arXiv 2607.05147)
 adds `W2 @ W1[token before]` to each slot's logits: a matrix [Vd, V] of rank R, `markov_rank`. The MLP head,
 `markov_size` wide, corrects the hidden state instead, so that drafting needs the LM head once a slot, not once a block.
+A confidence head (DSpark) says of every slot how likely its draft is to be accepted, and changes no draft.
 """
 
 import dataclasses
@@ -45,6 +46,7 @@ class DrafterConfig:
         "mask_token_id",
         "markov_rank",
         "markov_size",
+        "confidence_head",
     )  # see `train.run.identity_of`
 
     width: int
@@ -69,6 +71,7 @@ class DrafterConfig:
     draft_vocab_size: int | None
     markov_size: int | None  # width of the MLP head's hidden layer; None: no such head
     markov_rank: int | None = None  # R of the Markov head; None: no such head
+    confidence_head: bool = False
 
     @property
     def feature_size(self) -> int:
@@ -124,6 +127,14 @@ class MLPHead(nnx.Module):
         self.out = nnx.Param(weights["out"], axes=AXES["markov.out"])
 
 
+class ConfidenceHead(nnx.Module):
+    """A slot's log-odds of acceptance, linear in what the slot's logits are made of."""
+
+    def __init__(self, weights: dict[str, Any]):
+        self.proj = nnx.Param(weights["proj"])  # [D], with a Markov head [D + R]
+        self.bias = nnx.Param(weights["bias"])  # [1]
+
+
 class Drafter(nnx.Module):
     """Parameters float32, computation in `dtype`, on `mesh` (`models.sharding`)."""
 
@@ -145,6 +156,7 @@ class Drafter(nnx.Module):
             nnx.Param(weights[name], axes=AXES[name]) if config.markov_rank else None
             for name in ("markov_w1", "markov_w2")
         )
+        self.confidence = ConfidenceHead(weights["confidence"]) if config.confidence_head else None
         self.frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
 
     @full_precision
@@ -196,6 +208,21 @@ class Drafter(nnx.Module):
         """W1[before], which W2 turns into what the Markov head adds to the logits of slots after these tokens."""
         assert self.markov_w1 is not None
         return looked_up(self.markov_w1[...], before, self.mesh).astype(self.dtype)
+
+    def scored_states(
+        self, hidden: Float[Array, "*b D"], before: Int[Array, "*b"], embedded: Float[Array, "*b D"]
+    ) -> Float[Array, "*b DR"]:
+        """What slots are judged by, given the tokens before them and their embeddings: `corrected` hidden states,
+        ending in W1[before] with a Markov head."""
+        if self.markov_w1 is not None:
+            return jnp.concatenate([hidden, self.transition(before)], axis=-1)
+        return self.corrected(hidden, embedded)
+
+    def acceptance_odds(self, states: Float[Array, "*b DR"]) -> Float[Array, "*b"]:
+        """The confidence head's log-odds, of `scored_states`, that a slot's draft is accepted if those before it are:
+        w . [hidden; W1[before]] + b (DSpark, arXiv 2607.05147)."""
+        assert self.confidence is not None
+        return states.astype(jnp.float32) @ self.confidence.proj[...] + self.confidence.bias[0]
 
     def _layer(self, layer: DrafterLayer, x: Array, *, angles: Array, context: Cache, where: Drafting) -> Array:
         shape, eps = x.shape, self.config.rms_eps
@@ -255,7 +282,19 @@ def random_weights(config: DrafterConfig, rng: jax.Array) -> dict[str, Any]:
         for _ in range(config.num_layers)
     ]
     fc = matrix(len(config.target_layer_ids) * config.target_hidden_size, d)
-    return {"fc": fc, "hidden_norm": jnp.ones(d), "layers": layers, "norm": jnp.ones(d)} | markov_weights(config, rng)
+    return {"fc": fc, "hidden_norm": jnp.ones(d), "layers": layers, "norm": jnp.ones(d)} | head_weights(config, rng)
+
+
+def head_weights(config: DrafterConfig, rng: jax.Array) -> dict[str, Any]:
+    """The weights of the heads there are, which change nothing yet."""
+    return markov_weights(config, rng) | confidence_weights(config)
+
+
+def confidence_weights(config: DrafterConfig) -> dict[str, Any]:
+    """Those of the confidence head, to which all is one; {} without one."""
+    if not config.confidence_head:
+        return {}
+    return {"confidence": {"proj": jnp.zeros(config.hidden_size + (config.markov_rank or 0)), "bias": jnp.zeros(1)}}
 
 
 def markov_weights(config: DrafterConfig, rng: jax.Array) -> dict[str, Any]:
@@ -288,7 +327,7 @@ def target_weights(config: DrafterConfig, target: Target, rng: jax.Array) -> dic
     last = jnp.eye(config.target_hidden_size, config.hidden_size)
     fc = jnp.concatenate([jnp.zeros_like(last)] * (len(config.target_layer_ids) - 1) + [last])
     norm = jnp.asarray(target.norm[...], jnp.float32)
-    return {"fc": fc, "hidden_norm": common, "layers": layers, "norm": norm} | markov_weights(config, rng)
+    return {"fc": fc, "hidden_norm": common, "layers": layers, "norm": norm} | head_weights(config, rng)
 
 
 def _from_target_layer(layer: Any, common: Array, config: DrafterConfig) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int, Key
 from models.attention import Block
 from models.cache import Slots, empty_slots
 from models.drafters import Proposal
-from models.drafters.confidence import chance_of_likeliest
+from models.drafters.confidence import odds_of_likeliest
 from models.drafters.dflash import Drafter, block_tokens
 from models.drafters.tree import BRANCHES, best_tree
 from models.layers import logits
@@ -25,7 +25,7 @@ class DFlash:
     network: Drafter
     head: Float[Array, "Vd D"]
     draft_vocab: Int[Array, " Vd"] | None  # token id of each head row; None when rows are token ids
-    temperature: float = struct.field(pytree_node=False, default=1.0)  # of its confidence
+    temperature: float | None = struct.field(pytree_node=False, default=None)  # of its confidence; None: not fitted
     final: bool = struct.field(pytree_node=False, default=False)
 
     @property
@@ -61,7 +61,11 @@ class DFlash:
         speculation: Speculation,
     ) -> Proposal:
         hidden = self.block_hidden(target, state, rows, width)[:, 1:]
-        tokens, q, confidence = self._tokens(target, rows.anchors, hidden, key, speculation)
+        tokens, q, odds = self._tokens(target, rows.anchors, hidden, key, speculation)
+        if self.network.confidence is not None:
+            before = jnp.concatenate([rows.anchors[:, None], tokens[:, :-1]], axis=1)
+            odds = self.network.acceptance_odds(self.network.scored_states(hidden, before, target.embed(before)))
+        confidence = jax.nn.sigmoid(odds / (self.temperature or 1.0))
         if q is None and not speculation.sampling.greedy:
             q = jax.nn.one_hot(tokens, target.config.vocab_size)
         return Proposal(tokens, None, q, jnp.isfinite(hidden).all(axis=(1, 2)), confidence)
@@ -97,28 +101,28 @@ class DFlash:
         speculation: Speculation,
     ) -> tuple[Int[Array, "B W1"], Float[Array, "B W1 V"] | None, Float[Array, "B W1"]]:
         """Slot after slot, given the token before it where the network has a head for that; q where it was drawn, and
-        confidence."""
+        the log-odds of each slot's likeliest token."""
         states = self._states(hidden)
         if not (self.network.markov or self.network.markov_w2 or speculation.draws):
             tokens = self._token_ids(jnp.argmax(states, axis=-1))
-            return tokens, None, chance_of_likeliest(states, self.temperature)
+            return tokens, None, odds_of_likeliest(states)
 
         def next_slot(before: Array, slot: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array | None, Array]]:
             state, number = slot
             scores = self._slot_logits(target, state, before)
-            sure = chance_of_likeliest(scores, self.temperature)
+            odds = odds_of_likeliest(scores)
             if not speculation.draws:
                 token, q = self._token_ids(jnp.argmax(scores, axis=-1)), None
             else:
                 chances = distribution(scores, speculation.sampling)
                 places = jax.vmap(lambda k, row: draw(jax.random.fold_in(k, number), row))(key, chances)
                 token, q = self._token_ids(places), self._over_vocabulary(chances, target.config.vocab_size)
-            return token, (token, q, sure)
+            return token, (token, q, odds)
 
         slots = (states.swapaxes(0, 1), jnp.arange(states.shape[1]))
         _, drafted = jax.lax.scan(next_slot, anchors, slots)
-        tokens, q, sure = jax.tree.map(lambda part: part.swapaxes(0, 1), drafted)
-        return tokens, q, sure
+        tokens, q, odds = jax.tree.map(lambda part: part.swapaxes(0, 1), drafted)
+        return tokens, q, odds
 
     def _states(self, hidden: Float[Array, "B W1 D"]) -> Float[Array, "B W1 _"]:
         """What `_slot_logits` needs of every slot: the LM head reads all of them at once, save under an MLP head, which

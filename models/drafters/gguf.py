@@ -17,7 +17,8 @@ src/models/dflash.cpp and common/speculative.cpp).
     markov_w1.weight [V, R], markov_w2.weight [Vd, R]   with a Markov head
     d2t [Vd] int64, output.weight [Vd, D]   with a draft vocabulary: its token ids, their rows of the target's head
 
-Embedding and head are else the target's, which llama.cpp lends the drafter. A tensor beyond these it refuses.
+Embedding and head are else the target's, which llama.cpp lends the drafter. A tensor beyond these it refuses; a
+confidence head stays out, which changes no draft.
 """
 
 from pathlib import Path
@@ -57,7 +58,7 @@ def write_gguf(artifact: Artifact, target: Path, out: Path, dtype: str) -> None:
         raise UserError(f"{out}: a GGUF file does not carry {missing[0]}, which this drafter has; export one without")
     config, checkpoint = gguf_target(target, target.stem)
     _check_shapes(artifact.config, config, target)
-    tensors = {_foreign(name): value for name, value in to_tensors(artifact).items()}
+    tensors = {_foreign(name): value for name, value in to_tensors(artifact).items() if "confidence" not in name}
     if artifact.draft_vocab is not None:
         head = checkpoint.read("model.embed_tokens.weight" if config.tied_head else "lm_head.weight")
         tensors |= {"d2t": artifact.draft_vocab.astype(np.int64), "output.weight": head[artifact.draft_vocab]}

@@ -28,7 +28,8 @@ class Objective(Protocol):
         ...
 
     def leading_hits(self, trainee: Any, batch: Any, context: Any, anchors: Any, *, head_chunk: int) -> Any:
-        """How many drafts of a block at each anchor [B, A] are the response's own, from the first on."""
+        """How many drafts of a block at each anchor [B, A] are the response's own, from the first on, and the chance
+        [B, A, W-1] that the drafter gives the likeliest token of each slot."""
         ...
 
 

@@ -51,6 +51,11 @@ class LossSettings:
         return LossSettings("decay", gamma=1.0, ce=1.0, kl=0.0, tv=0.0, head_chunk=head_chunk, remat=False)
 
 
+SlotLoss = tuple[  # what `head_loss` says
+    Float[Array, ""], Float[Array, "B A W1"], Bool[Array, "B A W1"], Float[Array, "B A W1"], Float[Array, "B A W1"]
+]
+
+
 class Trainee(nnx.Module):
     """The drafter with what it borrows from the target, frozen: embedding, LM head, the target itself when online."""
 
@@ -123,12 +128,15 @@ def read_rows(trainee: Trainee, batch: dict[str, Array]) -> Slots:
 @partial(jax.jit, static_argnames="head_chunk")
 def leading_hits(
     trainee: Trainee, batch: dict[str, Array], context: Slots, anchors: Int[Array, "B A"], *, head_chunk: int
-) -> Int[Array, "B A"]:
-    """How many slots from the first on would draft the response's own token."""
+) -> tuple[Int[Array, "B A"], Float[Array, "B A W1"]]:
+    """How many slots from the first on would draft the response's own token, and the drafter's confidence
+    in each slot's own draft (`models.drafters.confidence`), given the response's own token before it."""
     labels = slot_labels(batch, anchors, trainee.width)
     states = slot_states(trainee, batch, anchors, labels, context=context)
-    hit = slot_loss(trainee, states, labels, None, LossSettings.of_hits(head_chunk))[2]
-    return jnp.cumprod(hit, axis=-1).sum(axis=-1)
+    _, _, hit, sure, _ = slot_loss(trainee, states, labels, None, LossSettings.of_hits(head_chunk))
+    if trainee.drafter.confidence is not None:
+        sure = jax.nn.sigmoid(trainee.drafter.acceptance_odds(states))
+    return jnp.cumprod(hit, axis=-1).sum(axis=-1), sure
 
 
 def block_loss(
@@ -143,8 +151,11 @@ def block_loss(
         labels = slot_labels(batch, anchors, width)
         states = slot_states(trainee, batch, anchors, labels, context=context, remat=settings.remat)
         teacher = None if final is None else slot_teachers(final, anchors, width)
-        loss, hard, hit = slot_loss(trainee, states, labels, teacher, settings)
+        loss, hard, hit, _, overlap = slot_loss(trainee, states, labels, teacher, settings)
         total = total + loss
+        if trainee.drafter.confidence is not None:
+            weights = slot_weights(hard, labels >= 0, settings)
+            total = total + jnp.sum(weights * confidence_loss(trainee.drafter.acceptance_odds(states), overlap))
         blocks += anchors.size
         scalars |= slot_scalars(width, hard, hit, labels >= 0)
     return total / blocks, scalars | {"loss": total / blocks}
@@ -204,9 +215,12 @@ def slot_states(
     hidden = block_hidden(trainee, batch, anchors, labels.shape[-1] + 1, context=context, remat=remat)[:, :, 1:]
     anchor_tokens = jnp.take_along_axis(batch["tokens"], jnp.maximum(anchors, 0), axis=1)[..., None]
     before = jnp.maximum(jnp.concatenate([anchor_tokens, labels[..., :-1]], axis=-1), 0)
-    if trainee.drafter.markov_w1 is not None:
-        return jnp.concatenate([hidden, trainee.drafter.transition(before)], axis=-1)
-    return trainee.drafter.corrected(hidden, looked_up(trainee.embedding[...], before, trainee.mesh))
+    return trainee.drafter.scored_states(hidden, before, looked_up(trainee.embedding[...], before, trainee.mesh))
+
+
+def confidence_loss(odds: Float[Array, "*b"], accepted: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """The cross-entropy of the confidence head's log-odds, held to the chances `accepted` that drafts were accepted."""
+    return jax.nn.softplus(odds) - jax.lax.stop_gradient(accepted) * odds
 
 
 def slot_loss(
@@ -215,7 +229,7 @@ def slot_loss(
     labels: Int[Array, "B A W1"],
     teacher: Float[Array, "B A W1 D"] | None,
     settings: LossSettings,
-) -> tuple[Float[Array, ""], Float[Array, "B A W1"], Bool[Array, "B A W1"]]:
+) -> SlotLoss:
     """`head_loss` of slots that are to draft `labels` (-1: none)."""
     rows = jnp.where(labels >= 0, trainee.draft_index[...][labels], -1)
     w2 = trainee.drafter.markov_w2
@@ -273,8 +287,9 @@ def head_loss(
     teacher: Float[Array, "B A W1 D"] | None,
     settings: LossSettings,
     mesh: jax.sharding.Mesh | None,
-) -> tuple[Float[Array, ""], Float[Array, "B A W1"], Bool[Array, "B A W1"]]:
-    """The weighted loss of all slots, summed; the cross-entropy of each slot's head row; whether its logit is highest.
+) -> SlotLoss:
+    """The weighted loss of all slots, summed; the cross-entropy of each slot's head row; whether its logit is highest;
+    the probability of the row whose logit is; how likely the slot's draft is to be accepted.
 
     A slot's logits are `states @ [head | w2]^T`: with a Markov head its state ends in W1[token before]. `rows` holds
     the head row of each slot's token, -1 where it has none: such slots count for nothing and get 0 and False. With q
@@ -302,7 +317,7 @@ def _head_forward(
     teacher: Array | None,
     settings: LossSettings,
     mesh: jax.sharding.Mesh | None,
-) -> tuple[tuple[Array, Array, Array], tuple[Array, Array | None]]:
+) -> tuple[tuple[Array, Array, Array, Array, Array], tuple[Array, Array | None]]:
     batch, num_blocks, slots = rows.shape
     num_chunks = -(-num_blocks // max(1, settings.head_chunk // (batch * slots)))
     each = -(-num_blocks // num_chunks)  # of a row, as many in every chunk: the last one would be mostly padding
@@ -329,7 +344,8 @@ def _head_forward(
             final = constrain(teacher[0].reshape(flat.shape[0], -1), mesh, "replica")
             said = constrain(layers.logits(final, head), mesh, "replica", "head_rows")
         labels = constrain(rows.reshape(-1), mesh, "replica")
-        loss, hard, hit, error = slot_losses(scores, said, labels, settings)
+        loss, hard, hit, sure, overlap, error = slot_losses(scores, said, labels, settings)
+        overlap = jnp.where(rows >= 0, overlap.reshape(rows.shape), 0)
         hard, hit = jnp.where(rows >= 0, hard.reshape(rows.shape), 0), (rows >= 0) & hit.reshape(rows.shape)
         weights = slot_weights(hard, rows >= 0, settings).reshape(-1)
         # Slots without a token may hold anything; what they do not count for must not be infinite times 0.
@@ -340,18 +356,30 @@ def _head_forward(
             if rank:
                 by_w2 += jnp.einsum("tv,tr->vr", error, flat[:, -rank:], preferred_element_type=jnp.float32)
         gradient = constrain(gradient.astype(states.dtype).reshape(states.shape), mesh, "batch")
-        return (total, constrain(by_w2, mesh, *AXES["head"])), (gradient, hard, hit)
+        return (total, constrain(by_w2, mesh, *AXES["head"])), (gradient, hard, hit, sure.reshape(rows.shape), overlap)
 
     parts = (chunked(states), chunked(rows, -1), *([] if teacher is None else [chunked(teacher.astype(states.dtype))]))
     begun = (jnp.float32(0), None if w2 is None else jnp.zeros(w2.shape, jnp.float32))
-    (total, by_w2), (by_states, hard, hit) = jax.lax.scan(step, begun, parts)
-    return (total, whole(hard), whole(hit)), (whole(by_states), by_w2)
+    (total, by_w2), (by_states, *of_slots) = jax.lax.scan(step, begun, parts)
+    hard, hit, sure, overlap = map(whole, of_slots)
+    return (total, hard, hit, sure, overlap), (whole(by_states), by_w2)
 
 
 def slot_losses(
     scores: Float[Array, "T Vd"], said: Float[Array, "T Vd"] | None, labels: Int[Array, " T"], settings: LossSettings
-) -> tuple[Float[Array, " T"], Float[Array, " T"], Bool[Array, " T"], Float[Array, "T Vd"]]:
-    """Loss, cross-entropy of the label, whether the label is on top, and the loss's gradient by the logits `scores`.
+) -> tuple[
+    Float[Array, " T"],
+    Float[Array, " T"],
+    Bool[Array, " T"],
+    Float[Array, " T"],
+    Float[Array, " T"],
+    Float[Array, "T Vd"],
+]:
+    """Loss, cross-entropy of the label, whether the label is on top, the probability of what is on top, how likely a
+    draft is to be accepted, and the loss's gradient by the logits `scores`.
+
+    A draft drawn from q is accepted with sum min(p, q) = 1 - TV, DSpark's label of confidence; without a teacher it is
+    taken to be accepted where it is the label.
 
     The label's share goes off here, not off the matmul's result: near the end of training both are almost its head
     row, and their difference would be rounding alone.
@@ -364,6 +392,8 @@ def slot_losses(
     normalizer = jnp.log(total) + top
     hard = normalizer - chosen
     q = exponent / total[:, None]
+    hit = chosen >= top
+    overlap = hit.astype(jnp.float32) if said is None else jnp.minimum(q, jax.nn.softmax(said, axis=-1)).sum(axis=-1)
     loss, error = settings.ce * hard, settings.ce * (q - (jnp.arange(scores.shape[1]) == label))
     if said is not None:
         p, their_normalizer = jax.nn.softmax(said, axis=-1), jax.nn.logsumexp(said, axis=-1)
@@ -374,7 +404,7 @@ def slot_losses(
             side = jnp.sign(q - p) / 2
             loss += settings.tv * jnp.sum(side * (q - p), axis=-1)
             error += settings.tv * q * (side - jnp.sum(q * side, axis=-1, keepdims=True))
-    return loss, hard, chosen >= top, error
+    return loss, hard, hit, 1 / total, overlap, error
 
 
 def _head_backward(

@@ -11,7 +11,14 @@ import numpy as np
 from configs.errors import UserError
 from configs.schema import DFlash, Recipe
 from models.drafters.artifact import check_fit, read_artifact
-from models.drafters.dflash import Drafter, DrafterConfig, markov_weights, random_weights, target_weights
+from models.drafters.dflash import (
+    Drafter,
+    DrafterConfig,
+    confidence_weights,
+    markov_weights,
+    random_weights,
+    target_weights,
+)
 from models.target import Target
 from models.tokenizer import Tokenizer
 from pipelines.prepare import taps_of
@@ -61,6 +68,7 @@ def drafter_config(recipe: Recipe, target: Target, tokenizer: Tokenizer | None) 
         draft_vocab_size=vocab,
         markov_size=section.markov_size,
         markov_rank=section.markov_rank,
+        confidence_head=section.confidence_head,
     )
 
 
@@ -88,16 +96,18 @@ def _weights_of(path: Path, config: DrafterConfig, target: Target, draft_vocab: 
     check_fit(artifact, target, path)
     theirs, ours = dataclasses.asdict(artifact.config), dataclasses.asdict(config)
     headless = theirs["markov_size"] is None and theirs["markov_rank"] is None
-    free = {"width", "draft_vocab_size", "max_positions"} | ({"markov_size", "markov_rank"} if headless else set())
+    confidence = confidence_weights(config)  # new where the artifact has none
+    free = {"confidence_head"} if "confidence" not in artifact.weights else set()
+    free |= {"width", "draft_vocab_size", "max_positions"} | ({"markov_size", "markov_rank"} if headless else set())
     differing = [name for name in ours if name not in free and theirs[name] != ours[name]]
     if differing:
         listed = "; ".join(f"{name}: artifact {theirs[name]!r}, recipe {ours[name]!r}" for name in differing)
         raise UserError(f"drafter.init_from={path}: another shape than the recipe's ({listed}); change the recipe")
     if headless:
-        return artifact.weights | markov_weights(config, jax.random.key(0))
+        return confidence | artifact.weights | markov_weights(config, jax.random.key(0))
     if config.markov_rank is None:
-        return artifact.weights
+        return confidence | artifact.weights
     everywhere = np.arange(config.vocab_size)
     old, new = (everywhere if vocab is None else vocab for vocab in (artifact.draft_vocab, draft_vocab))
     w2 = jnp.zeros((config.vocab_size, config.markov_rank)).at[old].set(artifact.weights["markov_w2"])[new]
-    return artifact.weights | {"markov_w2": w2}
+    return confidence | artifact.weights | {"markov_w2": w2}

@@ -146,13 +146,14 @@ def read_rows(trainee: Trainee, batch: dict[str, Array]) -> Read:
 @partial(jax.jit, static_argnames="head_chunk")
 def leading_hits(
     trainee: Trainee, batch: dict[str, Array], context: Read, anchors: Int[Array, "B A"], *, head_chunk: int
-) -> Int[Array, "B A"]:
-    """How many steps from the first on would draft the response's own token."""
+) -> tuple[Int[Array, "B A"], Float[Array, "B A W1"]]:
+    """How many steps from the first on would draft the response's own token, and the chance of each step's likeliest
+    token, given the response's own before it."""
     labels = slot_labels(batch, anchors, trainee.width)
     hidden = chain_hidden(trainee, batch, anchors, labels, context=context)
     rows = jnp.where(labels >= 0, trainee.draft_index[...][labels], -1)
-    _, _, hit = head_loss(trainee, hidden, rows, None, LossSettings.of_hits(head_chunk))
-    return jnp.cumprod(hit, axis=-1).sum(axis=-1)
+    _, _, hit, sure = head_loss(trainee, hidden, rows, None, LossSettings.of_hits(head_chunk))
+    return jnp.cumprod(hit, axis=-1).sum(axis=-1), sure
 
 
 def chain_loss(
@@ -168,7 +169,7 @@ def chain_loss(
         hidden = chain_hidden(trainee, batch, anchors, labels, context=context, remat=settings.remat)
         rows = jnp.where(labels >= 0, trainee.draft_index[...][labels], -1)
         teacher = slot_teachers(final, anchors, width) if settings.taught else None
-        loss, hard, hit = head_loss(trainee, hidden, rows, teacher, settings)
+        loss, hard, hit, _ = head_loss(trainee, hidden, rows, teacher, settings)
         total = total + jnp.sum(slot_weights(hard, rows >= 0, settings) * loss)
         chains += anchors.size
         scalars |= slot_scalars(width, hard, hit, labels >= 0)
@@ -216,8 +217,9 @@ def head_loss(
     rows: Int[Array, "B A W1"],
     teacher: Float[Array, "B A W1 D"] | None,
     settings: LossSettings,
-) -> tuple[Float[Array, "B A W1"], Float[Array, "B A W1"], Bool[Array, "B A W1"]]:
-    """The loss of each step (`slot_losses`), its head row's cross-entropy, and whether that row's logit is highest.
+) -> tuple[Float[Array, "B A W1"], Float[Array, "B A W1"], Bool[Array, "B A W1"], Float[Array, "B A W1"]]:
+    """The loss of each step (`slot_losses`), its head row's cross-entropy, whether that row's logit is highest, and the
+    probability of the row whose logit is.
 
     `teacher` holds the target's final hidden states. At most `head_chunk` steps' logits exist at a time (or one step's
     of each row, where there are more rows); they are computed again for the gradient. Steps with row -1 get 0, 0 and
@@ -225,11 +227,11 @@ def head_loss(
     """
 
     @jax.checkpoint
-    def of_rows(part: tuple[Array, ...]) -> tuple[Array, Array, Array]:
+    def of_rows(part: tuple[Array, ...]) -> tuple[Array, Array, Array, Array]:
         hidden, rows, *teacher = part
         said = logits(teacher[0], trainee.head[...]) if teacher else None
-        loss, hard, hit, _ = slot_losses(trainee.drafter.scored(hidden), said, rows, settings)
-        return jnp.where(rows >= 0, loss, 0), jnp.where(rows >= 0, hard, 0), (rows >= 0) & hit
+        loss, hard, hit, sure, _, _ = slot_losses(trainee.drafter.scored(hidden), said, rows, settings)
+        return jnp.where(rows >= 0, loss, 0), jnp.where(rows >= 0, hard, 0), (rows >= 0) & hit, sure
 
     def apart(values: Array) -> Array:
         """Steps first, so that every chunk holds some of each row and a mesh has work for all its devices."""
@@ -237,5 +239,5 @@ def head_loss(
 
     parts = (apart(hidden), apart(rows), *(() if teacher is None else (apart(teacher.astype(hidden.dtype)),)))
     out = jax.lax.map(of_rows, parts, batch_size=max(1, settings.head_chunk // len(rows)))
-    loss, hard, hit = (value.swapaxes(0, 1).reshape(rows.shape) for value in out)
-    return loss, hard, hit
+    loss, hard, hit, sure = (value.swapaxes(0, 1).reshape(rows.shape) for value in out)
+    return loss, hard, hit, sure
