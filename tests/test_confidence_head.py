@@ -31,9 +31,13 @@ def test_loss_by_hand():
         labels = labels_by_hand(batch, batch[f"anchors_w{width}"], width)
         weights += float(((labels >= 0) * np.exp(-np.arange(width - 1) / settings.gamma)).sum())
         blocks += labels[..., 0].size
-    both, gradient = nnx.value_and_grad(lambda trainee: block_loss(trainee, batch, settings)[0])(trainee)
+
+    def loss(trainee: Trainee) -> jax.Array:
+        return block_loss(trainee, batch, settings)[0]
+
+    both, gradient = nnx.jit(nnx.value_and_grad(loss))(trainee)
     trainee.drafter.confidence = None
-    apart = float(block_loss(trainee, batch, settings)[0])
+    apart = float(nnx.jit(loss)(trainee))
     mean = weights / blocks
     assert float(both) - apart == pytest.approx(np.logaddexp(0, odds) * mean - odds * (mean - apart), rel=1e-5)
     slope = mean / (1 + np.exp(-odds)) - (mean - apart)
