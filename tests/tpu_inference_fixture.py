@@ -15,6 +15,7 @@ import sys
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,7 @@ def attend(mesh, q, k, v, cache, lengths, pages, starts, distribution, sink, **o
     return found, cache
 
 
-def load(target: str, dtype: str, directory: Path, width: int) -> tuple[nnx.Module, object]:
+def load(target: str, dtype: str, directory: Path, width: int) -> tuple[nnx.Module, Any]:
     """Their model with the artifact's weights, and the drafter's configuration as they read it."""
     model = ModelConfig(model=target, tokenizer=target, skip_tokenizer_init=True, dtype=dtype, max_model_len=128)
     drafter = SpeculativeConfig(
