@@ -96,7 +96,8 @@ def forecast(found: dict[str, Any]) -> str:
     best, tree = found["best"], found["best_tree"]
     text = f"batch {found['batch']}, context {found['context']}: best W = {best['width']}, {best['speedup']:.2f}x"
     text += f" predicted ({best['speedup_better']:.2f}x with better acceptance)"
-    return text if tree is None else text + f"; best tree {tree['nodes']} nodes, {tree['speedup']:.2f}x"
+    text += "" if tree is None else f"; best tree {tree['nodes']} nodes, {tree['speedup']:.2f}x"
+    return text if found["drafting"] else text + "; drafting is not counted (no --drafter)"
 
 
 def write_study(study: dict[str, Any], directory: Path) -> list[Path]:

@@ -118,7 +118,7 @@ def at(ms: Mapping[int, float], width: int) -> float:
 def predicted(curve: Curve, survival: Sequence[float]) -> dict[str, Any]:
     """Speedups per width and per tree budget at one batch and context, and the best of them.
 
-    `better`: by width, if acceptance were BETTER higher.
+    `better`: by width, if acceptance were BETTER higher. `drafting`: whether what it takes is counted.
     """
     widest = max(curve.verify_ms)
     widths = [width for width in curve.verify_ms if width <= len(survival) + 1]
@@ -134,6 +134,7 @@ def predicted(curve: Curve, survival: Sequence[float]) -> dict[str, Any]:
     return {
         "batch": curve.batch,
         "context": curve.context,
+        "drafting": bool(curve.draft_ms),
         "widths": chains,
         "better": raised,
         "trees": trees,
