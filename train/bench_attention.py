@@ -1,4 +1,4 @@
-"""`PYTHONPATH=<libtpu> python -m train.bench_attention`: one layer's attention compiled for a TPU, dense and by kernel.
+"""`PYTHONPATH=.libtpu python -m train.bench_attention`: one layer's attention compiled for a TPU, dense and by kernel.
 
 Shapes of Qwen3-8B's drafter and target: 32 heads over 8, 128 wide, bfloat16. Says the temporary memory of each program,
 its FLOPs and bytes, and the compiler's estimate of its time; a kernel counts what it says of itself. libtpu compiles
