@@ -22,11 +22,12 @@ from flax import struct
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from models.cache import Cache
+from models.cache import Cache, Pages
 
 CHUNK = 256  # positions of a cache read together
 FEW = 8  # rows; more of them are read whole: a piece is a copy, which costs many rows more than what it leaves out
 HIDDEN = -1e30  # the score of what may not be seen
+TPU_PAGE = 128  # a TPU's kernel takes pages of a multiple of so many positions
 Kernel = Literal["dense", "splash"]
 BlockKernel = Literal["dense", "flash"]
 
@@ -188,24 +189,29 @@ def attend(
     whose `own` keys and values are beside it (`Blocks`, whose Q are A blocks of W, and `Block`). `mesh` is where all of
     these lie, split by rows and heads: kernels have to be told.
     """
-    num_heads, reach = q.shape[2], seen.capacity
     if isinstance(where, Packed):
-        keys, values = seen.read(0, reach)
+        keys, values = seen.read(0, seen.capacity)
         if where.kernel == "splash":
             return _by_splash(q, keys, values, where, mesh)
         return _dense(q, keys, values, where.mask())
     if isinstance(where, Blocks):
         assert own is not None
         if where.kernel == "flash":
-            return _by_flash(q, own, *seen.read(0, reach), where, mesh)
-        return _blocks(q, *own, *seen.read(0, reach), where)
+            return _by_flash(q, own, *seen.read(0, seen.capacity), where, mesh)
+        return _blocks(q, *own, *seen.read(0, seen.capacity), where)
+    if isinstance(where, Chain) and isinstance(seen, Pages) and seen.page % TPU_PAGE == 0:
+        return _over_pages(q, seen, where, mesh)
     grouped = _group_heads(q, seen.num_kv_heads)
     if isinstance(where, Block):
         assert own is not None
         part = _block(grouped, *own, seen, where, asked=q.shape[1])
     else:
         part = _over_cache(grouped, seen, reach=where.reach, visible=where.mask)
-    return _ungroup_heads((part.mixed / part.total).astype(q.dtype), num_heads)
+    return _normed(part, q)
+
+
+def _normed(part: Partial, q: Float[Array, "B T N H"]) -> Float[Array, "B T N H"]:
+    return _ungroup_heads((part.mixed / part.total).astype(q.dtype), q.shape[2])
 
 
 def _dense(
@@ -261,6 +267,28 @@ def _by_flash(
     kernel = partial(block_attention, causal=where.causal, window=where.window)
     call = on_mesh(kernel, mesh, (tokens, tokens, heads, heads, PartitionSpec(ROWS)), tokens)
     return call(q * q.shape[-1] ** -0.5, own, context_keys, context_values, where.reach())
+
+
+def _over_pages(
+    q: Float[Array, "B T N H"], seen: Pages, where: Chain, mesh: jax.sharding.Mesh | None
+) -> Float[Array, "B T N H"]:
+    """A chain over pages: where they lie by a kernel on a TPU, gathered elsewhere."""
+    from models.kernels import HEADS, ROWS, on_mesh
+    from models.kernels.paged import chain_attention
+
+    def kernel(q: Array, keys: Array, values: Array, table: Array, positions: Array) -> Array:
+        return chain_attention(q * q.shape[-1] ** -0.5, keys, values, table, positions[:, 0])
+
+    def gathered(q: Array, keys: Array, values: Array, table: Array, positions: Array) -> Array:
+        chain = Chain(positions)
+        grouped = _group_heads(q, keys.shape[2])
+        seen = Pages([keys], [values], table)
+        return _normed(_over_cache(grouped, seen, reach=chain.reach, visible=chain.mask), q)
+
+    tokens, pool, rows = PartitionSpec(ROWS, None, HEADS), PartitionSpec(None, None, HEADS), PartitionSpec(ROWS)
+    split = on_mesh(kernel, mesh, (tokens, pool, pool, rows, rows), tokens)
+    operands = (q, seen.keys[0], seen.values[0], seen.table, where.positions)
+    return jax.lax.platform_dependent(*operands, tpu=split, default=gathered)
 
 
 def _blocks(

@@ -48,8 +48,8 @@ def drawn(case: Case, dtype: str) -> tuple[Blocks, list[jnp.ndarray], jnp.ndarra
     at = rng.integers(0, case.S, (rows, case.A))
     at[:, 0] = 0
     at = np.sort(at, axis=1) if case.ordered else at
-    own = (jnp.asarray(np.take_along_axis(part, at, axis=1)) for part in (positions, segments))
-    where = Blocks(*own, jnp.asarray(positions), jnp.asarray(segments), case.causal, case.window)
+    anchors, theirs = (jnp.asarray(np.take_along_axis(part, at, axis=1)) for part in (positions, segments))
+    where = Blocks(anchors, theirs, jnp.asarray(positions), jnp.asarray(segments), case.causal, case.window)
     (num_heads, num_kv_heads, size), slots = case.heads, case.A * case.W
     shapes = [(rows, slots, num_heads, size), *[(rows, slots, num_kv_heads, size)] * 2]
     shapes += [(rows, num_kv_heads, size, case.S), (rows, num_kv_heads, case.S, size), shapes[0]]
@@ -89,3 +89,18 @@ def test_bfloat16():
     found = attended(dataclasses.replace(where, kernel="flash"), arrays, cotangent)
     for part, expected in exact.items():
         assert np.linalg.norm(found[part] - expected) <= 2 * UNIT * np.linalg.norm(expected), part
+
+
+def test_it_lowers_for_tpu():
+    """Forward and backward are one kernel each, dense has none."""
+    where, arrays, _ = drawn(Case(4, 16, 200, (2, 1, 64)), "bfloat16")
+
+    def kernels(where: Blocks) -> int:
+        def mixed(q, k, v, keys, values):
+            return attend(q, Slots([keys], [values]), where, (k, v)).astype(jnp.float32).sum()
+
+        traced = jax.jit(jax.value_and_grad(mixed, argnums=(0, 1, 2, 3, 4))).trace(*arrays)
+        return traced.lower(lowering_platforms=("tpu",)).as_text().count("@tpu_custom_call")
+
+    assert kernels(dataclasses.replace(where, kernel="flash")) == 2
+    assert kernels(where) == 0

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs.schema import Mesh
-from models.attention import Packed, attend
+from models.attention import Kernel, Packed, attend
 from models.cache import Slots
 from models.sharding import make_mesh
 from tests.test_block_kernel import Case, attended, drawn
 from tests.tiny_run import EIGHT
 
 
-def packed(kernel: str, mesh: jax.sharding.Mesh | None) -> list[np.ndarray]:
+def packed(kernel: Kernel, mesh: jax.sharding.Mesh | None) -> list[np.ndarray]:
     """Two rows of two texts and padding, and what a cotangent makes of them."""
     rng, ends = np.random.default_rng(0), np.array([[50], [128]])
     segments = np.where(np.arange(256) < ends, 1, np.where(np.arange(256) < 250, 2, 0)).astype(np.int32)

@@ -32,6 +32,9 @@ from models.kernels import on_platform
 LANES = 128
 TILE = 512  # queries of all heads in a tile, where a multiple of the width and of LANES comes near it
 CHUNK = 512  # keys read together
+VMEM = (
+    60 * 2**20
+)  # bytes a program may take of the vector memory (v5p has 64 MiB): rows of up to about 12,000 positions
 HIDDEN = -1e30  # the score of what may not be seen
 NT, TN, NN = (((1,), (1,)), ((), ())), (((0,), (0,)), ((), ())), (((1,), (0,)), ((), ()))  # what a matmul contracts
 
@@ -256,10 +259,7 @@ def _kernel(
     )
 
 
-VMEM = 96 * 2**20
-
-
-def _matmul(a: Array, b: Array, contract: Any) -> Array:
+def matmul(a: Array, b: Array, contract: Any) -> Array:
     """float32 result; operands of float32 are not rounded."""
     precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     return jax.lax.dot_general(a, b, contract, precision=precision, preferred_element_type=jnp.float32)
@@ -268,7 +268,7 @@ def _matmul(a: Array, b: Array, contract: Any) -> Array:
 def _scores(q: Array, keys: Array, place: Array | int, first: Array, last: Array) -> Float[Array, "C R"]:
     """Scores of keys that lie at place, place + 1, ..."""
     places = place + jax.lax.broadcasted_iota(jnp.int32, (keys.shape[0], q.shape[0]), 0)
-    return jnp.where((first <= places) & (places < last), _matmul(keys, q, NT), HIDDEN)
+    return jnp.where((first <= places) & (places < last), matmul(keys, q, NT), HIDDEN)
 
 
 def _pieces(tiling: Tiling) -> list[tuple[int, int]]:
@@ -296,7 +296,7 @@ def _forward_tile(
         higher = jnp.maximum(top, scores.max(axis=0, keepdims=True))
         weights = jnp.exp(scores - higher).astype(values.dtype)
         less = jnp.exp(top - higher)
-        total_mixed[...] = total_mixed[...] * less + _matmul(values, weights, TN)
+        total_mixed[...] = total_mixed[...] * less + matmul(values, weights, TN)
         return higher, total * less + weights.astype(jnp.float32).sum(axis=0, keepdims=True)
 
     total_mixed[...] = jnp.zeros_like(total_mixed)
@@ -341,9 +341,9 @@ def _backward_tile(
     def gradients(scores: Array, keys: Array, values: Array) -> tuple[Array, Array]:
         """By a piece's keys and values; that by the queries is added up."""
         weights = jnp.exp(scores - norm[...])
-        by_scores = (weights * (_matmul(values, given, NT) - worth[...])).astype(keys.dtype)
-        total_by_q[...] += _matmul(keys, by_scores, TN)
-        return _matmul(by_scores, queries, NN), _matmul(weights.astype(values.dtype), given, NN)
+        by_scores = (weights * (matmul(values, given, NT) - worth[...])).astype(keys.dtype)
+        total_by_q[...] += matmul(keys, by_scores, TN)
+        return matmul(by_scores, queries, NN), matmul(weights.astype(values.dtype), given, NN)
 
     total_by_q[...] = jnp.zeros_like(total_by_q)
     for begin, size in _pieces(tiling):
