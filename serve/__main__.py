@@ -394,6 +394,7 @@ def run_http(options: argparse.Namespace) -> int:
         hosts=(*LOOPBACK, *options.allow_host) if local and not keys else None,
         log_prompts=options.log_prompts,
     )
+    listening.listen(options.connections)  # before the address is told; uvicorn takes over who came
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     say(f"http: {service.served.name} on {address}: a page to chat on; {address}/docs lists the API")
     say(
