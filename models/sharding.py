@@ -230,7 +230,7 @@ def same_rows(batch: Tree, mesh: jax.sharding.Mesh | None) -> Tree:
 
 def on_host(array: Array) -> np.ndarray:
     """The whole of an array in every process, wherever it lies."""
-    return np.asarray(multihost_utils.process_allgather(array, tiled=True) if jax.process_count() > 1 else array)
+    return np.asarray(array if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True))
 
 
 def _from_all(values: np.ndarray, where: NamedSharding) -> jax.Array:

@@ -59,6 +59,9 @@ class Server:
             raise UserError(f"{self.url}/models: lists no model; expected the target's")
         self.model = str(listed[0]["id"])
 
+    def close(self) -> None:
+        self._client.close()
+
     def complete(self, asked: Iterable[Asked], *, at_once: int) -> Iterator[tuple[int, Completion]]:
         """(number, completion) in order of completion, `at_once` requests under way."""
         waiting = iter(enumerate(asked))

@@ -17,6 +17,7 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -221,10 +222,12 @@ def _served_responses(recipe: Recipe, target: Target, tokenizer: Tokenizer, jobs
 
     section = recipe.responses
     assert section.server is not None
-    server = Server(section.server)
     end, strange = tokenizer.turn_end(target.config.eos_ids), 0
     asked = (Asked(job.ids, section.max_new_tokens, job.temperature, job.seed) for job in jobs)
-    with progress(f"responses: {server.model} at {server.url} writes", len(jobs), "responses") as bar:
+    with (
+        closing(Server(section.server)) as server,
+        progress(f"responses: {server.model} at {server.url} writes", len(jobs), "responses") as bar,
+    ):
         for number, completion in server.complete(asked, at_once=section.batch):
             ids, job = tokenizer.encode(completion.text), jobs[number]
             check_ids(ids, target.config, f"response to {job.prompt.task}/{job.prompt.id}")

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -143,8 +144,8 @@ def test_our_own_server(tmp_path: Path):
     """It is asked as any other, and says what its target decodes."""
     prompts = [[3 + n, 70, 80 + n] for n in range(5)]
     with serving(tmp_path) as running:
-        server = Server(f"http://127.0.0.1:{running.port}/v1")
-        got = dict(server.complete((Asked(prompt, 12, 0.0, 0) for prompt in prompts), at_once=2))
+        with closing(Server(f"http://127.0.0.1:{running.port}/v1")) as server:
+            got = dict(server.complete((Asked(prompt, 12, 0.0, 0) for prompt in prompts), at_once=2))
         decoder = Decoder(running.engine, running.service.tokenizer, None)
         expected = [decoder.generate([prompt], max_new_tokens=12)[0] for prompt in prompts]
     assert server.model == "tiny"
@@ -155,9 +156,12 @@ def test_our_own_server(tmp_path: Path):
 
 def test_a_refusal_and_an_absence_are_one_line(api: Any):
     url = f"http://localhost:{api.server_port}/v1"
-    server, asked = Server(url), Asked([1, 2], 4, 0.0, 0)
+    asked = Asked([1, 2], 4, 0.0, 0)
     api.refuses = True
-    with pytest.raises(UserError, match=r"/v1/completions: refused, status 400: .*no such") as caught:
+    with (
+        closing(Server(url)) as server,
+        pytest.raises(UserError, match=r"/v1/completions: refused, status 400: .*no such") as caught,
+    ):
         list(server.complete([asked], at_once=2))
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"localhost:1/v1/models: no answer in 6 attempts \(ConnectError: "):
