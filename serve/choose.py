@@ -22,7 +22,8 @@ a plain step that keeps the drafter's context: where no draft pays, none is made
 old failures fade into the prior.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -73,11 +74,22 @@ class SlotAcceptance:
 
 
 class Chooser:
-    """Picks a draft between segments and learns from each; one serves many answers of a kind."""
+    """Picks a draft between segments and learns from each; one serves many answers of a kind.
 
-    def __init__(self, cost: Cost, prior: Sequence[float], drafts: Sequence[Draft] | None = None):
-        self.cost = cost
-        self.drafts = list(drafts or worthwhile_drafts(cost, prior))
+    `cost` is of one row, `batches` of so many; a draft that was not timed with so many rows is not picked for them.
+    """
+
+    def __init__(
+        self,
+        cost: Cost,
+        prior: Sequence[float],
+        drafts: Sequence[Draft] | None = None,
+        *,
+        batches: Mapping[int, Cost] = MappingProxyType({}),
+    ):
+        self.costs = {1: cost, **batches}
+        worthwhile = [draft for each in self.costs.values() for draft in worthwhile_drafts(each, prior)]
+        self.drafts = list(drafts or dict.fromkeys(worthwhile))
         slots = max(draft.widest for draft in self.drafts)
         self.copied = SlotAcceptance([COPY_PRIOR], slots)
         sizes = {draft.tree for draft in self.drafts} | {0}
@@ -87,18 +99,25 @@ class Chooser:
     def pick(self, rows: int = 1) -> Draft:
         """The draft with the most expected tokens a second; SINGLE unless another beats it by MARGIN.
 
-        `rows` are written together. Steps are priced at what the cost's rows take, one as `serve.cost` measures it.
+        `rows` are written together. Steps are priced at what the next larger number of rows took that was timed.
         """
-        best = min(self.drafts, key=lambda draft: self.token_ms(draft, rows))
+        cost = self.cost(rows)
+        timed = [draft for draft in self.drafts if cost.covers(draft)]
+        best = min(timed, key=lambda draft: self.token_ms(draft, rows))
         return best if MARGIN * self.token_ms(best, rows) < self.token_ms(SINGLE, rows) else SINGLE
+
+    def cost(self, rows: int) -> Cost:
+        """What steps of so many rows cost, as far as it was measured."""
+        return self.costs[min((size for size in self.costs if size >= rows), default=max(self.costs))]
 
     def token_ms(self, draft: Draft, rows: int = 1) -> float:
         """Expected milliseconds of a token of each row."""
-        drafting, drafted = self.cost.drafting_ms(draft), self.drafted[draft.tree].tau(draft.width)
+        cost = self.cost(rows)
+        drafting, drafted = cost.drafting_ms(draft), self.drafted[draft.tree].tau(draft.width)
         if not draft.copy:
             return drafting / drafted
-        copying, copied = self.cost.step_ms("ngram", draft.copy), self.copied.tau(draft.copy)
-        both = drafting if draft.tree else self.cost.draft_ms[draft.width] + self.cost.verify_ms[draft.widest]
+        copying, copied = cost.step_ms("ngram", draft.copy), self.copied.tau(draft.copy)
+        both = drafting if draft.tree else cost.draft_ms[draft.width] + cost.verify_ms[draft.widest]
         share = self.tokens[0] / self.tokens[1]
         copies = share / copied / (share / copied + (1 - share) / drafted)
         every, none = copies**rows, (1 - copies) ** rows
