@@ -19,6 +19,7 @@ alternate, each over its own pool; no prompt's beginning is found again in it, s
 
 import argparse
 import importlib.util
+import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -60,7 +61,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     tasks = load_tasks(options.tasks, options.task_dir, options.prompts)
     engine, tokenizer, artifact = load_engine(options.target, options.drafter, "float32")
     by_task = [[encode_prompt(tokenizer, prompt) for prompt in prompts] for prompts in tasks.values()]
-    prompts = [ids for turn in zip(*by_task, strict=True) for ids in turn]
+    prompts = [ids for turn in itertools.zip_longest(*by_task) for ids in turn if ids is not None]
     sizes = [int(size) for size in options.concurrency.split(",")]
     capacity = max(map(len, prompts)) + options.max_new_tokens
     cost, batches = step_cost(engine, artifact, capacity), batch_costs(engine, artifact, capacity, max(sizes))

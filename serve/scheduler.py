@@ -393,6 +393,7 @@ class Scheduler:
 
     def _mark_read(self, entry: Entry) -> None:
         if entry.live and not entry.prompt_read:
+            jax.block_until_ready(self.state.rows.length)
             entry.prompt_read = time.perf_counter()
 
     def _write(self) -> bool:
