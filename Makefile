@@ -57,7 +57,7 @@ BENCH_PYTHON = $(if $(wildcard $(PEERS_VENV)/.peers),$(PEERS_VENV),$(VENV))/bin/
 BENCH_FLAGS = --target smollm2-135m --drafter $(DRAFTER) --tasks $(BENCH_TASKS) $(if $(TASK_DIR),--task-dir $(TASK_DIR))
 
 .PHONY: help setup test test-slow test-peers test-peers-tpu test-clients demo serve-demo bench-train bench-data bench-decode bench-trees
-.PHONY: bench-release bench-peers compile-tpu soak lint types clean
+.PHONY: bench-release bench-server bench-peers compile-tpu soak lint types clean
 
 help:
 	@echo "make setup         the environment in $(VENV)"
@@ -67,6 +67,7 @@ help:
 	@echo "make test-peers    against z-lab's dflash, speculators, llama.cpp, MaxText (environments of their own; $(PYTHON312))"
 	@echo "make test-peers-tpu  our drafter in vLLM's server for TPUs and through torchax (about 10 GB; $(PYTHON312))"
 	@echo "make test-clients  clients and benchmarks of other servers on ours (in $(CLIENTS_VENV))"
+	@echo "make bench-server  the server under 1 to 16 requests at a time, beside plain decoding and one answer alone"
 	@echo "make soak          16 clients on one server for 15 minutes, well and badly behaved"
 	@echo "make bench-train   speed of a training step"
 	@echo "make bench-data    speed and memory of writing, packing and reading 200,000 responses"
@@ -134,6 +135,11 @@ test-clients: setup $(CLIENTS_VENV)/.clients
 
 serve-demo: setup
 	$(BIN)/python -m serve http --target smollm2-135m --drafter $(SERVED)
+
+bench-server: setup
+	@echo "bench-server: close other work first; this times the machine"
+	$(BENCH_PYTHON) -m serve.bench_server --target smollm2-135m --drafter $(SERVED) --tasks $(BENCH_TASKS) \
+	  $(if $(TASK_DIR),--task-dir $(TASK_DIR)) $(SERVER_FLAGS)
 
 soak: setup
 	$(BIN)/python -m serve.soak --target smollm2-135m --drafter $(SERVED) $(SOAK_FLAGS)

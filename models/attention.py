@@ -392,13 +392,13 @@ def _over_cache(
     reach: Int[Array, ""],
     visible: Callable[[Array], Array],
 ) -> Partial:
-    """Attention over positions below `reach`, CHUNK at a time where rows are FEW.
+    """Attention over positions below `reach`, CHUNK at a time where rows are FEW or lie in pages, copied anyway.
 
     `visible` maps positions [C] to a mask [B T C]. Where CHUNK does not divide the capacity the last piece begins
     earlier; what it holds of the one before is hidden.
     """
     capacity = seen.capacity
-    size = min(CHUNK, capacity) if grouped.shape[0] <= FEW else capacity
+    size = min(CHUNK, capacity) if grouped.shape[0] <= FEW or isinstance(seen, Pages) else capacity
 
     def read(index: Array, before: Partial) -> Partial:
         begin = jnp.minimum(index * size, capacity - size)

@@ -124,12 +124,20 @@ class Written:
 class LlamaCpp:
     """llama.cpp's server in this process, one slot.
 
-    With a drafter's GGUF file it drafts in blocks of `width`, the anchor counted. `exact` keeps caches and attention in
-    float32, where llama.cpp's own way is float16: what it writes then is what we write.
+    With a drafter's GGUF file it drafts in blocks of `width`, the anchor counted; with `ngram`, by prompt lookup.
+    `exact` keeps caches and attention in float32, where llama.cpp's own way is float16: what it writes then is what we
+    write.
     """
 
     def __init__(
-        self, file: Path, context: int, *, drafter: Path | None = None, width: int | None = None, exact: bool = False
+        self,
+        file: Path,
+        context: int,
+        *,
+        drafter: Path | None = None,
+        width: int | None = None,
+        ngram: bool = False,
+        exact: bool = False,
     ):
         import xllamacpp as llama  # pyright: ignore[reportMissingImports] (in an environment of its own)
 
@@ -144,6 +152,8 @@ class LlamaCpp:
             parameters.speculative.types = [llama.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_DFLASH]
             draft.mparams.path, draft.n_max = str(drafter), width - 1
             draft.cpuparams.n_threads = draft.cpuparams_batch.n_threads = threads
+        if ngram:
+            parameters.speculative.types = [llama.common_speculative_type.COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE]
         if exact:
             parameters.flash_attn_type = llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
             for caches in (parameters, draft):

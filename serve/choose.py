@@ -28,8 +28,9 @@ a plain step that keeps the drafter's context: where no draft pays, none is made
 old failures fade into the prior.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -81,11 +82,22 @@ class SlotAcceptance:
 
 
 class Chooser:
-    """Picks a draft between segments and learns from each; one serves many answers of a kind."""
+    """Picks a draft between segments and learns from each; one serves many answers of a kind.
 
-    def __init__(self, cost: Cost, prior: Sequence[float], drafts: Sequence[Draft] | None = None):
-        self.cost = cost
-        self.drafts = list(drafts or worthwhile_drafts(cost, prior))
+    `cost` is of one row, `batches` of so many; a draft that was not timed with so many rows is not picked for them.
+    """
+
+    def __init__(
+        self,
+        cost: Cost,
+        prior: Sequence[float],
+        drafts: Sequence[Draft] | None = None,
+        *,
+        batches: Mapping[int, Cost] = MappingProxyType({}),
+    ):
+        self.costs = {1: cost, **batches}
+        worthwhile = [draft for each in self.costs.values() for draft in worthwhile_drafts(each, prior)]
+        self.drafts = list(drafts or dict.fromkeys(worthwhile))
         slots = max(draft.widest for draft in self.drafts)
         self.copied = SlotAcceptance([COPY_PRIOR], slots)
         shapes = {(draft.tree, draft.cuts) for draft in self.drafts} | {(0, ())}
@@ -98,47 +110,52 @@ class Chooser:
     def pick(self, rows: int = 1) -> Draft:
         """The draft with the most expected tokens a second; SINGLE unless another beats it by MARGIN.
 
-        `rows` are written together. Steps are priced at what the cost's rows take, one as `serve.cost` measures it.
+        `rows` are written together. Steps are priced at what the next larger number of rows took that was timed.
         """
-        best = min(self.drafts, key=lambda draft: self.token_ms(draft, rows))
+        cost = self.cost(rows)
+        timed = [draft for draft in self.drafts if cost.covers(draft)]
+        best = min(timed, key=lambda draft: self.token_ms(draft, rows))
         return best if MARGIN * self.token_ms(best, rows) < self.token_ms(SINGLE, rows) else SINGLE
+
+    def cost(self, rows: int) -> Cost:
+        """What steps of so many rows cost, as far as it was measured."""
+        return self.costs[min((size for size in self.costs if size >= rows), default=max(self.costs))]
 
     def token_ms(self, draft: Draft, rows: int = 1) -> float:
         """Expected milliseconds of a token of each row."""
-        drafting, drafted = self.step_of(draft)
+        cost = self.cost(rows)
+        drafting, drafted = self.step_of(draft, cost)
         if not draft.copy:
             return drafting / drafted
-        copying, copied = self.cost.step_ms("ngram", draft.copy), self.copied.tau(draft.copy)
-        both = drafting if draft.tree else self.cost.draft_ms[draft.width] + self.cost.verify_ms[draft.widest]
+        copying, copied = cost.step_ms("ngram", draft.copy), self.copied.tau(draft.copy)
+        both = drafting if draft.tree else cost.draft_ms[draft.width] + cost.verify_ms[draft.widest]
         share = self.tokens[0] / self.tokens[1]
         copies = share / copied / (share / copied + (1 - share) / drafted)
         every, none = copies**rows, (1 - copies) ** rows
         taken = every * copying + none * drafting + (1 - every - none) * both
         return taken / (copies * copied + (1 - copies) * drafted)
 
-    def step_of(self, draft: Draft) -> tuple[float, float]:
+    def step_of(self, draft: Draft, cost: Cost) -> tuple[float, float]:
         """What a step of `draft` in which no row copies takes in milliseconds, and commits, on average."""
         acceptance = self.drafted[draft.tree, ()]
         if not draft.cuts:
-            return self.cost.drafting_ms(draft), acceptance.tau(draft.width)
+            return cost.drafting_ms(draft), acceptance.tau(draft.width)
         widths = (*draft.cuts, draft.width)
-        supposed = [(self._cut_ms(draft, width) / CUT_PRIOR, acceptance.tau(width)) for width in widths]
+        supposed = [(_cut_ms(cost, draft, width) / CUT_PRIOR, acceptance.tau(width)) for width in widths]
         steps, *seen = self.cut[draft]
         ms, tokens = PRIOR * np.array(min(supposed, key=lambda step: step[0] / step[1])) + seen
         return ms / (PRIOR + steps), tokens / (PRIOR + steps)
 
     def floors(self, draft: Draft) -> list[float]:
-        """The floors of the draft's cuts."""
-        (ms, tokens), verify = self.step_of(draft), self.cost.verify_ms
+        """The floors of the draft's cuts, for a row alone."""
+        cost = self.cost(1)
+        (ms, tokens), verify = self.step_of(draft, cost), cost.verify_ms
         chances, widths = self.drafted[draft.tree, draft.cuts].conditional, (*draft.cuts, draft.width)
         gains = [1 + np.cumprod(chances[v : then - 1]).sum() for v, then in pairwise(widths)]
         return [
             float((verify[then] - verify[v]) * tokens / ms / gain)
             for (v, then), gain in zip(pairwise(widths), gains, strict=True)
         ]
-
-    def _cut_ms(self, draft: Draft, width: int) -> float:
-        return self.cost.draft_ms[draft.width] + self.cost.verify_ms[width]
 
     def observe(
         self,
@@ -156,13 +173,17 @@ class Chooser:
         for shape, acceptance in self.drafted.items():
             acceptance.observe(seen if shape == (draft.tree, draft.cuts) else [])
         for other, sums in self.cut.items():
-            taken = [(1, self._cut_ms(draft, most + 1), run) for run, most in steps] if other == draft else []
+            taken = [(1, _cut_ms(self.cost(1), draft, most + 1), run) for run, most in steps] if other == draft else []
             self.cut[other] = (FADE if taken else FORGET) * sums + np.sum(taken or [(0, 0, 0)], axis=0)
         most = max(other.copy for other in self.drafts)
         if most:
             seen, share = copying(text, len(text) - sum(runs), most)
             self.copied.observe(seen)
             self.tokens = FADE * self.tokens + [share, sum(runs)] if runs else self.tokens
+
+
+def _cut_ms(cost: Cost, draft: Draft, width: int) -> float:
+    return cost.draft_ms[draft.width] + cost.verify_ms[width]
 
 
 def worthwhile_drafts(cost: Cost, prior: Sequence[float], who: Who = "both", *, cuts: bool = False) -> list[Draft]:

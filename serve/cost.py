@@ -39,7 +39,7 @@ FLAT = 2.0  # plain steps; a tree spends most of its nodes on what is not said, 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Median milliseconds of a step of the rows it was measured with; `time_steps` measures one row."""
+    """Median milliseconds of a step of the rows it was measured with."""
 
     plain_ms: float
     draft_ms: dict[int, float]  # by width; 0 at width 1
@@ -53,6 +53,11 @@ class Cost:
     def drafting_ms(self, draft: Draft) -> float:
         """One step of `draft` in which no row copies."""
         return self.tree_ms[draft.tree] if draft.tree else self.step_ms(draft.kind, draft.width)
+
+    def covers(self, draft: Draft) -> bool:
+        """Whether steps of `draft` were timed."""
+        sizes = {draft.width, draft.copy or draft.width, *draft.cuts}
+        return sizes <= self.verify_ms.keys() and (not draft.tree or draft.tree in self.tree_ms)
 
     def expected_speedup(self, width: int, survival: Sequence[float]) -> float:
         """Speedup at `width` if slots survive as they did; `survival[j - 1]` is the share of steps accepting slot j."""
@@ -125,19 +130,27 @@ def draft_segment(
     return jax.lax.fori_loop(0, num_steps, again, state)
 
 
-def time_steps(engine: Engine, capacity: int, widths: Sequence[int], speculation: Speculation = GREEDILY) -> Cost:
-    """What steps cost at batch 1 with `capacity` positions of context, a quarter of them filled.
+def time_steps(
+    engine: Engine,
+    capacity: int,
+    widths: Sequence[int],
+    speculation: Speculation = GREEDILY,
+    *,
+    rows: int = 1,
+    page: int | None = None,
+) -> Cost:
+    """What steps of `rows` rows cost with `capacity` positions of context, a quarter of them filled, in slots or pages.
 
-    Widths are timed TOGETHER at a time, each few with the plain loop among them, which they are measured by; then the
-    trees, until steps take more than FLAT plain ones.
+    Widths are timed TOGETHER at a time, each few with the plain loop among them, which they are measured by; then, of
+    one row, the trees, until steps take more than FLAT plain ones.
     """
     vocab_size = engine.target.config.vocab_size
-    ids = np.random.default_rng(0).integers(0, vocab_size, (1, capacity // 4)).astype(np.int32)
-    length, zero = np.array([ids.shape[1]], np.int32), np.zeros(1, np.int32)
-    trees = tree_drafts(engine.drafter)
-    stop = np.array([timed_stop(capacity, [*widths, *(draft.widest for draft in trees)])], np.int32)
-    state = prefill(engine, ids, length, stop, zero, capacity=capacity)
-    plain = prefill(engine.plain, ids, length, stop, zero, capacity=capacity)
+    ids = np.random.default_rng(0).integers(0, vocab_size, (rows, capacity // 4)).astype(np.int32)
+    length, zero = np.full(rows, ids.shape[1], np.int32), np.zeros(rows, np.int32)
+    trees = tree_drafts(engine.drafter) if rows == 1 else []
+    stop = np.full(rows, timed_stop(capacity, [*widths, *(draft.widest for draft in trees)]), np.int32)
+    state = prefill(engine, ids, length, stop, zero, capacity=capacity, page=page)
+    plain = prefill(engine.plain, ids, length, stop, zero, capacity=capacity, page=page)
     parts = []
     for first in range(0, len(widths), TOGETHER):
         drop_programs()

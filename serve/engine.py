@@ -26,10 +26,12 @@ from models.drafters import Draft, Proposal
 from models.layers import logits
 from models.rows import Rows, make_rows
 from models.sampling import GREEDY, sampling_rows
+from models.sharding import whole_rows
 from models.target import Target
 from models.verify import Speculation
 
 NOWHERE = 2**30  # in a table: no page
+PAGE = 32  # positions
 
 
 @struct.dataclass
@@ -88,9 +90,15 @@ class News(NamedTuple):
     count: Int[Array, " B"]
     runs: Int[Array, "B N"]  # tokens of each step, the first `num_steps` count
     copied: Bool[Array, "B N"]
+    offered: Int[Array, "B N"]  # tokens drafted
     num_steps: Int[Array, " B"]
     done: Bool[Array, " B"]
     fault: Int[Array, " B"]
+
+
+def batch_sizes(rows: int, mesh: jax.sharding.Mesh | None) -> list[int]:
+    """How many rows a batch may have that needs up to `rows`: powers of two, and what the mesh divides."""
+    return sorted({whole_rows(min(1 << power, rows), mesh) for power in range(rows.bit_length() + 1)})
 
 
 def keeping(engine: Engine) -> Engine:
@@ -212,6 +220,7 @@ def advance(
         count=rows.length - length,
         runs=rows.runs[:, :most],
         copied=rows.copied[:, :most],
+        offered=rows.offered[:, :most],
         num_steps=rows.num_steps,
         done=rows.done,
         fault=rows.fault,

@@ -18,8 +18,11 @@ from models.tokenizer import TemplateArgs, Tokenizer, load_tokenizer
 from models.verify import GREEDILY, Speculation
 from serve.choose import Chooser, Who, worthwhile_drafts
 from serve.cost import Cost, candidate_widths, kept_cost, surroundings, time_steps
+from serve.engine import PAGE, batch_sizes
 from serve.session import Decoder, context_capacity
 
+BATCH_WIDTHS = (1, 2, 4, 8)  # timed where rows are several: each is some programs to compile for every number of rows
+BATCH_TOKENS = 384  # of context, there
 ONE_DEVICE = schema.Mesh(data=1, fsdp=1, tensor=1)
 
 
@@ -91,10 +94,27 @@ def check_draft(draft: Draft, kind: Any, drafter: Path) -> None:
             raise UserError(f"{name}: expected {least} to {width} (what {drafter} was trained at), got {asked}{more}")
 
 
-def step_cost(engine: Engine, artifact: Artifact, tokens: int, speculation: Speculation = GREEDILY) -> Cost:
+def batch_costs(engine: Engine, artifact: Artifact, tokens: int, rows: int) -> dict[int, Cost]:
+    """What greedy steps of more than one row cost by how many they are, up to `rows`, over pages; measured once."""
+    sizes = [size for size in batch_sizes(rows, engine.target.mesh) if size > 1]
+    few = min(tokens, BATCH_TOKENS)
+    return {size: step_cost(engine, artifact, few, rows=size, page=PAGE) for size in sizes}
+
+
+def step_cost(
+    engine: Engine,
+    artifact: Artifact,
+    tokens: int,
+    speculation: Speculation = GREEDILY,
+    *,
+    rows: int = 1,
+    page: int | None = None,
+) -> Cost:
     """What steps cost that sample as `speculation` says, for answers that fill `tokens` of context; measured once."""
     capacity = context_capacity(tokens, artifact.config.width)
     widths = candidate_widths(artifact.config.width)
+    if rows > 1:
+        widths = [width for width in widths if width in BATCH_WIDTHS]
     identity = {
         "device": describe_device(),
         "target": engine.target.fingerprint,
@@ -104,11 +124,17 @@ def step_cost(engine: Engine, artifact: Artifact, tokens: int, speculation: Spec
         "widths": widths,
         **surroundings(speculation),
     }
+    if rows > 1:
+        identity |= {"rows": rows, "page": page}
     if engine.target.mesh is not None:
         identity["mesh"] = dict(engine.target.mesh.shape)
 
     def measure() -> Cost:
-        say(f"cost: timing plain, draft and verify steps at widths {', '.join(map(str, widths))} (once on this device)")
-        return time_steps(engine, capacity, widths, speculation)
+        together = f", {rows} rows together," if rows > 1 else ""
+        say(
+            f"cost: timing plain, draft and verify steps at widths {', '.join(map(str, widths))}{together} "
+            "(once on this device)"
+        )
+        return time_steps(engine, capacity, widths, speculation, rows=rows, page=page)
 
     return kept_cost(identity, measure)

@@ -34,7 +34,7 @@ from models.decode import Engine
 from models.drafters import SINGLE, Draft
 from models.rows import make_rows
 from models.sampling import GREEDY, Sampling, sampling_rows
-from models.sharding import whole_rows
+from models.sharding import platform
 from models.target import check_ids
 from models.tokenizer import Tokenizer
 from models.verify import Speculation
@@ -45,7 +45,6 @@ from serve.writing import Writing
 
 SEGMENT = 8  # steps between looks at the rows
 BRIEF = 2  # the same while a prompt waits to be read, or pages are short
-PAGE = 32
 MOST_LOGPROBS = 20  # alternatives a request may ask for
 Finish = Literal["eos", "stop", "length", "cancelled", "fault"]
 
@@ -173,7 +172,7 @@ class Scheduler:
         capacity: int = 1024,
         draft: Draft | Chooser | None = None,
         pages: int | None = None,
-        page: int = PAGE,
+        page: int = device.PAGE,
         queue: int = 64,
     ):
         self.engine = device.keeping(engine.plain if draft is None else engine)
@@ -181,11 +180,10 @@ class Scheduler:
         self.capacity = min(capacity, engine.target.config.max_positions)
         self.chooser = draft if isinstance(draft, Chooser) else None
         self.drafts = draft.drafts if isinstance(draft, Chooser) else [draft or SINGLE]
-        self.chunk = 64 if jax.default_backend() == "cpu" else 512
+        self.chunk = 64 if platform(engine.target.mesh) == "cpu" else 512
         widest = max(draft.widest for draft in self.drafts)
         self._positions = -(-(self.capacity + max(self.chunk, widest)) // page) * page
-        mesh = engine.target.mesh
-        self.sizes = sorted({whole_rows(min(1 << n, rows), mesh) for n in range(rows.bit_length() + 1)})
+        self.sizes = device.batch_sizes(rows, engine.target.mesh)
         least = -(-(self.capacity + widest) // page)
         self._num_pages, self._page = least * rows if pages is None else pages, page
         if self._num_pages < least:
@@ -200,6 +198,7 @@ class Scheduler:
         self._numbers = itertools.count()
         self._counts = dict.fromkeys([field.name for field in dataclasses.fields(Stats) if field.name not in GAUGES], 0)
         self._accepted_at = np.zeros(widest - 1, np.int64)
+        self.state: Any = None
         self._begin()
 
     def submit(self, request: Request, deliver: Callable[[Progress], None]) -> None:
@@ -273,6 +272,22 @@ class Scheduler:
                 **self._counts,
             )
 
+    def warm(self) -> None:
+        """Compiles what greedy requests may need, before there are any."""
+        while True:
+            idle = np.zeros(len(self.rows), bool)
+            for draft in dict.fromkeys([SINGLE, *self.drafts]):
+                self._advance(idle, 0, draft, None)
+            if len(self.rows) == self.sizes[-1]:
+                break
+            self._resize()
+        self.forget()
+
+    def forget(self) -> None:
+        """Forgets all known pages, and all there is; nobody may be seated."""
+        assert not self._seated
+        self._begin()
+
     def check(self) -> None:
         """Asserts that every page is free, held by rows or known and idle."""
         self.pages.check([entry.pages for entry in self._seated])
@@ -335,6 +350,8 @@ class Scheduler:
             if more is None:
                 self.pages.release(found)
                 return
+            if None not in self.rows:
+                self._resize()
             with self._changed:
                 self._waiting.popleft()
                 self._counts["prefix_queries"] += length
@@ -352,8 +369,6 @@ class Scheduler:
         return max(draft.widest for draft in self.drafts)
 
     def _seat(self, entry: Entry) -> None:
-        if None not in self.rows:
-            self._resize()
         row = self.rows.index(None)
         self.rows[row] = entry
         tokens, seed = np.zeros((1, self._positions), np.int32), np.array([entry.request.seed], np.uint32)
@@ -378,6 +393,7 @@ class Scheduler:
 
     def _mark_read(self, entry: Entry) -> None:
         if entry.live and not entry.prompt_read:
+            jax.block_until_ready(self.state.rows.length)
             entry.prompt_read = time.perf_counter()
 
     def _write(self) -> bool:
@@ -393,24 +409,19 @@ class Scheduler:
             return True
         drawn = [entry.request.sampling for entry in live if not entry.request.sampling.greedy]
         ordered = any(one.top_k is not None or one.top_p < 1 for one in drawn) if drawn else None
-        self.state, news = device.advance(
-            self.engine,
-            self.state,
-            self._table(),
-            np.array([entry in live for entry in self.rows]),
-            steps,
-            most=SEGMENT,
-            draft=draft,
-            speculation=Speculation(),
-            ordered=ordered,
-        )
-        self._take_news(live, jax.device_get(news), draft)
+        news = self._advance(np.array([entry in live for entry in self.rows]), steps, draft, ordered)
+        self._take_news(live, news, draft)
         return True
+
+    def _advance(self, live: np.ndarray, steps: int, draft: Draft, ordered: bool | None) -> device.News:
+        options: dict[str, Any] = {"most": SEGMENT, "draft": draft, "speculation": Speculation(), "ordered": ordered}
+        self.state, news = device.advance(self.engine, self.state, self._table(), live, steps, **options)
+        return jax.device_get(news)
 
     def _pick(self, live: Sequence[Entry]) -> Draft:
         if not all(entry.request.speculative for entry in live):
             return SINGLE
-        draft = self.chooser.pick(len(self.rows)) if self.chooser else self.drafts[0]
+        draft = self.chooser.pick(len(live)) if self.chooser else self.drafts[0]
         drawn = not all(entry.request.sampling.greedy for entry in live)
         return dataclasses.replace(draft, tree=0) if drawn else draft  # trees are built at one temperature
 
@@ -452,7 +463,7 @@ class Scheduler:
             finished, ids = self._ended(entry, ids, done)
             scores = self._logprobs(row, entry, before, len(ids), draft) if entry.request.logprobs is not None else None
             runs = _cut(runs, len(ids))
-            drafted = [self._drafted(draft, copy) for copy in copied[: len(runs)]]
+            drafted = news.offered[row, : len(runs)].tolist()
             self._count(runs, drafted)
             if not entry.first_token:
                 entry.first_token = time.perf_counter()
@@ -470,10 +481,6 @@ class Scheduler:
         if not done:
             return None, ids
         return "eos" if ids[-1] in self.engine.target.config.eos_ids else "length", ids
-
-    def _drafted(self, draft: Draft, copied: bool) -> int:
-        """Tokens drafted in a step."""
-        return (draft.copy if copied else draft.tree + 1 if draft.tree else draft.width) - 1
 
     def _observe(self, entry: Entry, draft: Draft, runs: list[int], copied: list[bool], done: bool) -> None:
         """The last step may have been cut short by the answer's end: it says nothing about its drafts."""
@@ -531,6 +538,7 @@ class Scheduler:
         for entry in self._seated:
             what = f"request {entry.request.id}: the device failed while it ran; try again"
             self._tell(entry, finished="fault", fault=what)
+        self.state = None  # its memory may be what the next one needs
         self._begin()
 
     def _table(self) -> np.ndarray:

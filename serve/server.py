@@ -21,7 +21,7 @@ from models.drafters import Draft
 from models.tokenizer import TemplateArgs
 from serve.choose import Chooser
 from serve.http import Served, Service
-from serve.load import check_draft, load_engine, step_cost
+from serve.load import batch_costs, check_draft, load_engine, step_cost
 from serve.scheduler import Scheduler
 
 HEADER_BYTES = 64 * 2**10
@@ -113,7 +113,8 @@ def open_service(
         check_draft(draft, engine.drafter, drafter)
     else:
         cost = step_cost(engine, artifact, capacity - artifact.config.width)
-        picks, plain_ms = Chooser(cost, artifact.acceptance), cost.verify_ms[1]
+        batches = batch_costs(engine, artifact, capacity - artifact.config.width, rows)
+        picks, plain_ms = Chooser(cost, artifact.acceptance, batches=batches), cost.verify_ms[1]
     scheduler = Scheduler(engine, tokenizer, rows=rows, capacity=capacity, queue=queue, draft=picks)
     served = Served(
         name=name or Path(target.split()[0]).name.removesuffix(".gguf").removesuffix(".yml"),

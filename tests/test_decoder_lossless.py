@@ -113,7 +113,7 @@ def test_scripted_drafts(monkeypatch: pytest.MonkeyPatch, rate: float, page: int
     wrong = np.random.default_rng(3).random(script.shape) >= rate
     script = jnp.asarray(np.where(wrong, (script + 1) % 60, script))
 
-    def scripted(engine, state, draft, speculation, key, copying):
+    def scripted(engine, state, draft, speculation, key, copying, floors):
         places = state.rows.length[:, None] - 1 + jnp.arange(1, draft.width)
         fine = jnp.ones(len(PROMPTS), bool)
         return Proposal(jnp.take_along_axis(script, places, axis=1), None, None, fine), ~fine

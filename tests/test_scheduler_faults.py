@@ -1,0 +1,113 @@
+"""What befalls one request befalls it alone: values that are not finite, a device that fails, a client that goes."""
+
+import jax.numpy as jnp
+import pytest
+
+import serve.engine
+from models.decode import make_engine
+from models.drafters import Draft
+from serve.scheduler import Full
+from tests.tiny import make_artifact, make_target
+from tests.tiny_scheduler import Asked, offline, prompt, scheduler
+
+POISON = 3  # a token whose embedding is no number
+
+
+@pytest.fixture(scope="module")
+def engine():
+    target = make_target(eos_ids=())
+    target.embedding[...] = target.embedding[...].at[POISON].set(jnp.nan)
+    target.untied_head[...] = target.untied_head[...].at[POISON].set(0)  # and which nobody says
+    return make_engine(target, make_artifact())
+
+
+def clean(seed: int, size: int) -> list[int]:
+    return [token if token != POISON else 4 for token in prompt(seed, size)]
+
+
+def test_a_row_that_is_not_finite_ends_alone(engine):
+    """Its pages go to others, for whom 0 x NaN would be NaN; the one that ends in the poison hides it in its last."""
+    asked = Asked(server := scheduler(engine, draft=Draft("drafter", 4), pages=34))
+    sound = {f"sound {n}": clean(n, 30) for n in range(6)}
+    for n, (id, ids) in enumerate(sound.items()):
+        asked.ask(id, ids, 30)
+        asked.ask(f"broken {n}", [*clean(n, 20 + n), POISON, *clean(n + 9, n)], 30)
+    asked.finish()
+    for id, ids in sound.items():
+        assert asked.ids(id) == offline(engine, ids, 30).ids
+    broken = [asked.last(f"broken {n}") for n in range(6)]
+    assert {(last.finished, last.ids) for last in broken} == {("fault", ())}
+    assert all("not finite" in str(last.fault) for last in broken)
+    assert all(bool(jnp.isfinite(pool).all()) for pool in [*server.state.cache.keys, *server.state.cache.values])
+    assert bool(jnp.isfinite(server.state.drafter.pages.values[0]).all())
+
+
+def test_an_error_on_the_device_ends_those_that_run(engine, monkeypatch: pytest.MonkeyPatch):
+    """Who waits is answered afterwards, and so is who comes again."""
+    asked = Asked(server := scheduler(engine, draft=Draft("drafter", 4), rows=2))
+    for n in range(4):
+        asked.ask(str(n), clean(n, 30), 30)
+    server.turn()
+    server.turn()
+
+    def out_of_memory(*_, **__):
+        raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(serve.engine, "advance", out_of_memory)
+        assert server.turn()
+        server.check()
+    assert [asked.last(id).finished for id in ("0", "1")] == ["fault", "fault"]
+    assert "request 0" in str(asked.last("0").fault)
+    asked.ask("again", clean(0, 30), 30)
+    asked.finish()
+    for id, n in (("2", 2), ("3", 3), ("again", 0)):
+        assert asked.ids(id) == offline(engine, clean(n, 30), 30).ids
+
+
+def test_who_cancels_leaves_within_a_segment(engine):
+    """Running, being read, waiting; those beside them notice nothing."""
+    asked = Asked(server := scheduler(engine, rows=2, draft=Draft("drafter", 4)))
+    asked.ask("stays", clean(0, 30), 60)
+    asked.ask("runs", clean(1, 30), 60)
+    server.turn()
+    server.turn()
+    asked.ask("waits", clean(2, 30), 60)
+    for id in ("runs", "waits", "nobody"):
+        server.cancel(id)
+    server.turn()
+    server.check()
+    assert [asked.last(id).finished for id in ("runs", "waits")] == ["cancelled", "cancelled"]
+    assert (server.stats().running, server.stats().waiting) == (1, 0)
+    asked.ask("read", clean(3, 200), 9)
+    server.turn()
+    server.cancel("read")
+    asked.finish()
+    assert asked.last("read").finished == "cancelled"
+    assert asked.ids("stays") == offline(engine, clean(0, 30), 60).ids
+    assert server.pages.available == server.pages.num
+
+
+def test_a_full_queue_says_so(engine):
+    asked = Asked(scheduler(engine, queue=2))
+    asked.ask("0", [5], 3)
+    asked.ask("1", [5], 3)
+    with pytest.raises(Full, match="2 requests are waiting"):
+        asked.ask("2", [5], 3)
+
+
+@pytest.mark.parametrize(
+    ("ids", "new", "options", "words"),
+    [
+        ([], 3, {}, "at least one token"),
+        ([61], 3, {}, "token id 61 at place 0"),
+        ([5], 0, {}, "max_new_tokens: expected at least 1, got 0"),
+        ([5] * 200, 57, {}, r"200 tokens \+ max_new_tokens=57 exceed the 256 positions"),
+        ([5], 3, {"stop": ("",)}, "none of them empty"),
+        ([5], 3, {"seed": -1}, "seed: expected 0 to"),
+        ([5], 3, {"logprobs": 21}, "logprobs: expected 0 to 20, got 21"),
+    ],
+)
+def test_what_cannot_be_asked(engine, ids, new: int, options, words: str):
+    with pytest.raises(ValueError, match=words):
+        Asked(scheduler(engine)).ask("0", ids, new, **options)
