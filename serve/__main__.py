@@ -381,6 +381,7 @@ def run_http(options: argparse.Namespace) -> int:
         peer_seconds=options.peer_seconds,
     )
     choices = {"dtype": options.dtype, "draft": draft_of(options), "mesh": mesh_of(options.mesh)}
+    choices["who"] = options.drafts or "both"
     sizes = {name: getattr(options, name) for name in ("rows", "context", "queue")}
     service = open_service(
         options.target,

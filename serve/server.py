@@ -19,7 +19,7 @@ from configs.device import describe_device, keep_compiled_programs
 from configs.errors import UserError
 from models.drafters import Draft
 from models.tokenizer import TemplateArgs
-from serve.choose import Chooser
+from serve.choose import Chooser, Who, worthwhile_drafts
 from serve.http import Served, Service
 from serve.load import batch_costs, check_draft, load_engine, step_cost
 from serve.scheduler import Scheduler
@@ -92,6 +92,7 @@ def open_service(
     *,
     dtype: str,
     draft: Draft | None,
+    who: Who,
     chat_template_args: TemplateArgs,
     mesh: schema.Mesh,
     rows: int,
@@ -102,7 +103,7 @@ def open_service(
 ) -> Service:
     """What answers requests: `load.open_decoder`'s parts over a scheduler of `rows` rows; `how` goes to `Service`.
 
-    Who drafts how much is chosen while decoding unless `draft` fixes it, as there.
+    How much is drafted, and by whom of `who`, is chosen while decoding unless `draft` fixes it, as there.
     Raises:
       UserError: no such target or drafter, or one that does not fit the other.
     """
@@ -114,7 +115,9 @@ def open_service(
     else:
         cost = step_cost(engine, artifact, capacity - artifact.config.width)
         batches = batch_costs(engine, artifact, capacity - artifact.config.width, rows)
-        picks, plain_ms = Chooser(cost, artifact.acceptance, batches=batches), cost.verify_ms[1]
+        prior = artifact.acceptance
+        drafts = [draft for each in (cost, *batches.values()) for draft in worthwhile_drafts(each, prior, who)]
+        picks, plain_ms = Chooser(cost, prior, list(dict.fromkeys(drafts)), batches=batches), cost.verify_ms[1]
     scheduler = Scheduler(engine, tokenizer, rows=rows, capacity=capacity, queue=queue, draft=picks)
     served = Served(
         name=name or Path(target.split()[0]).name.removesuffix(".gguf").removesuffix(".yml"),
