@@ -82,7 +82,7 @@ def joined(options: argparse.Namespace) -> Iterator[None]:
         raise UserError(
             f"--processes: they did not meet ({reason}); start all of them, with the same coordinator"
         ) from error
-    quiet = contextlib.nullcontext() if leads() else contextlib.redirect_stdout(open(os.devnull, "w"))  # noqa: SIM115
+    quiet = contextlib.nullcontext() if leads() else contextlib.redirect_stdout(open(os.devnull, "a"))  # noqa: SIM115
     ending = threading.Event()
     watch = _watch(ending)  # holds a handler that C calls
     say(f"processes: {jax.process_count()}, with {jax.device_count()} devices")

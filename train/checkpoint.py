@@ -26,6 +26,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from configs.errors import DiskError, UserError
+from configs.files import write_json
 
 LAYOUT = 3  # raised when the drafter's weights are laid out otherwise
 POSITION = "process_0-of-1.json"  # as grain's own handler names it
@@ -36,7 +37,7 @@ class BatchesHandler(ocp.CheckpointHandler):
 
     def save(self, directory: epath.Path, args: "BatchesArgs") -> None:
         if jax.process_index() == 0:
-            (directory / POSITION).write_text(json.dumps(args.item.get_state(), indent=4))
+            write_json(Path(directory) / POSITION, args.item.get_state())
 
     def restore(self, directory: epath.Path, args: "BatchesArgs") -> Any:
         args.item.set_state(json.loads((directory / POSITION).read_text()))

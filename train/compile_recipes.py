@@ -52,7 +52,7 @@ def compiled(name: str) -> dict[str, object]:
         say(f"compile: {name} for {topology} (minutes, and some GB of memory); log: {kept}.log")
         call = ["-m", "train", "compile", "--config", f"tpu/{name}", "--topology", topology, "--json"]
         kept.parent.mkdir(parents=True, exist_ok=True)
-        with open(f"{kept}.log", "w") as log:
+        with open(f"{kept}.log", "a") as log:
             done = subprocess.run([sys.executable, *call], stdout=subprocess.PIPE, stderr=log, text=True)
             log.write(done.stdout)
         if done.returncode not in (0, 1):
