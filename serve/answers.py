@@ -11,7 +11,8 @@ from models.tokenizer import Tokenizer
 from serve import api
 from serve.api import Refusal
 from serve.metrics import Metrics
-from serve.scheduler import Full, Progress, Request, Scheduler, TokenLogprob
+from serve.requests import Full, Progress, Request, TokenLogprob
+from serve.scheduler import Scheduler
 
 FINISH: dict[str, api.Finish] = {"eos": "stop", "stop": "stop", "length": "length"}
 RETRY_SECONDS = 1  # what a client is told to wait when the queue is full

@@ -40,16 +40,27 @@ FEW = 2  # prompts of each task for the comparisons of widths and with llama.cpp
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m serve.bench", description="Speed of the decoder.")
-    parser.add_argument("--target", default="smollm2-135m")
-    parser.add_argument("--drafter", type=Path, required=True)
-    parser.add_argument("--tasks", default="", help="comma-separated, as for python -m serve eval; none: parts alone")
-    parser.add_argument("--task-dir", type=Path)
-    parser.add_argument("--prompts", type=int, default=20, help="prompts per task (default %(default)s)")
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="(default %(default)s)")
+    parser = parser_of("bench", "Speed of the decoder.", prompts=20, tasks="")
     options = parser.parse_args(arguments)
     print(json.dumps(measure(options)))
     return 0
+
+
+def parser_of(
+    name: str, text: str, *, prompts: int, new: int = 128, tasks: str | None = None
+) -> argparse.ArgumentParser:
+    """The options of the benches that decode tasks, by the names that python -m serve eval has for them; `tasks` are
+    those that need not be named."""
+    parser = argparse.ArgumentParser(prog=f"python -m serve.{name}", description=text)
+    parser.add_argument("--target", default="smollm2-135m")
+    parser.add_argument("--drafter", type=Path, required=True)
+    parser.add_argument(
+        "--tasks", required=tasks is None, default=tasks, help="comma-separated, as for python -m serve eval"
+    )
+    parser.add_argument("--task-dir", type=Path)
+    parser.add_argument("--prompts", type=int, default=prompts, help="of each task (default %(default)s)")
+    parser.add_argument("--max-new-tokens", type=int, default=new, help="(default %(default)s)")
+    return parser
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

@@ -28,17 +28,12 @@ from typing import Any
 import numpy as np
 
 from configs.console import command, progress, say
+from serve.bench import parser_of
 
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m serve.bench_peers", description="Against other decoders.")
-    parser.add_argument("--target", default="smollm2-135m")
-    parser.add_argument("--drafter", type=Path, required=True)
-    parser.add_argument("--tasks", required=True)
-    parser.add_argument("--task-dir", type=Path)
-    parser.add_argument("--prompts", type=int, default=3, help="prompts per task (default %(default)s)")
-    parser.add_argument("--max-new-tokens", type=int, default=96, help="(default %(default)s)")
+    parser = parser_of("bench_peers", "Against other decoders.", prompts=3, new=96)
     parser.add_argument("--width", type=int, default=8, help="block size of all (default %(default)s)")
     options = parser.parse_args(arguments)
     print(json.dumps({"peers": measure(options)}))

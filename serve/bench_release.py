@@ -17,23 +17,17 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from configs.console import command, say
+from serve.bench import in_turn, parser_of
 
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m serve.bench_release", description="What a drafter gains.")
-    parser.add_argument("--target", default="smollm2-135m")
-    parser.add_argument("--drafter", type=Path, required=True)
-    parser.add_argument("--tasks", required=True, help="comma-separated, as for python -m serve eval")
-    parser.add_argument("--task-dir", type=Path)
-    parser.add_argument("--prompts", type=int, default=20, help="prompts per task (default %(default)s)")
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="(default %(default)s)")
+    parser = parser_of("bench_release", "What a drafter gains.", prompts=20)
     print(json.dumps(measure(parser.parse_args(arguments))))
     return 0
 
@@ -97,7 +91,6 @@ def per_task(ways: Mapping[str, Any], tasks: Mapping[str, Sequence[Any]], title:
 
 def measure_task(ways: Mapping[str, Any], prompts: Sequence[Any]) -> dict[str, Any]:
     """A task's entry: its questions decoded in turn, then walked at full width."""
-    from serve.bench import in_turn
     from serve.summary import summarise
 
     first = next(iter(ways.values()))

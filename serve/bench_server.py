@@ -23,12 +23,12 @@ import itertools
 import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from configs.console import command, say
+from serve.bench import parser_of
 
 CONCURRENCY = (1, 2, 4, 8, 16)
 OFFLINE = 5  # prompts decoded alone too, one of each task
@@ -36,13 +36,7 @@ OFFLINE = 5  # prompts decoded alone too, one of each task
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m serve.bench_server", description="Speed of the server.")
-    parser.add_argument("--target", default="smollm2-135m")
-    parser.add_argument("--drafter", type=Path, required=True)
-    parser.add_argument("--tasks", required=True, help="comma-separated, as for python -m serve eval")
-    parser.add_argument("--task-dir", type=Path)
-    parser.add_argument("--prompts", type=int, default=7, help="of each task (default %(default)s)")
-    parser.add_argument("--max-new-tokens", type=int, default=64, help="(default %(default)s)")
+    parser = parser_of("bench_server", "Speed of the server.", prompts=7, new=64)
     parser.add_argument("--concurrency", default=",".join(map(str, CONCURRENCY)), help="(default %(default)s)")
     print(json.dumps(measure(parser.parse_args(arguments))))
     return 0
@@ -127,7 +121,7 @@ class Load:
         self.tokens_per_second = self.tokens / (time.perf_counter() - began)
 
     def _ask(self, number: int, ids: Sequence[int]) -> None:
-        from serve.scheduler import Progress, Request
+        from serve.requests import Progress, Request
 
         last: list[float] = []
 

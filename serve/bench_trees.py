@@ -13,23 +13,17 @@ and plain_ms, a step of the plain loop. Batch 1, greedy, every way on the same p
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from configs.console import command, say
+from serve.bench import in_turn, parser_of
 
 CHAINS = (4, 8, 16)
 
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m serve.bench_trees", description="Draft trees against chains.")
-    parser.add_argument("--target", default="smollm2-135m")
-    parser.add_argument("--drafter", type=Path, required=True)
-    parser.add_argument("--tasks", required=True, help="comma-separated, as for python -m serve eval")
-    parser.add_argument("--task-dir", type=Path)
-    parser.add_argument("--prompts", type=int, default=2, help="prompts per task (default %(default)s)")
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="(default %(default)s)")
+    parser = parser_of("bench_trees", "Draft trees against chains.", prompts=2)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="(default %(default)s)")
     print(json.dumps(measure(parser.parse_args(arguments))))
     return 0
@@ -43,7 +37,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from configs.device import describe_device, keep_compiled_programs, share_one_heap
     from models.drafters import Draft
     from pipelines.prompt_files import load_tasks
-    from serve.bench import in_turn
     from serve.cost import Cost, tree_drafts
     from serve.evaluate import Evaluator, needed_context
     from serve.load import load_engine

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from models.tokenizer import Tokenizer
 from serve import api
 from serve.answers import Choice
-from serve.scheduler import TokenLogprob
+from serve.requests import TokenLogprob
 
 Prompt = tuple[str, str | list[int] | list[dict[str, str]]]  # the field it stands in; text, ids or turns
 

@@ -37,7 +37,8 @@ from serve.api import Refusal
 from serve.dialects import CHAT, TEXT, Dialect, Prompt
 from serve.guard import Guard, Limits, log_line
 from serve.metrics import Metrics
-from serve.scheduler import Request, Scheduler, TokenLogprob
+from serve.requests import Request, TokenLogprob
+from serve.scheduler import Scheduler
 
 PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 GONE = 499  # nginx's status, for the log: nobody is there to read it

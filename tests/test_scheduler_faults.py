@@ -6,7 +6,7 @@ import pytest
 import serve.engine
 from models.decode import make_engine
 from models.drafters import Draft
-from serve.scheduler import Full
+from serve.requests import Full
 from tests.tiny import make_artifact, make_target
 from tests.tiny_scheduler import Asked, offline, prompt, scheduler
 

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from models.decode import Engine
-from serve.scheduler import Progress, Request, Scheduler
+from serve.requests import Progress, Request
+from serve.scheduler import Scheduler
 from serve.session import Answer, Decoder
 from tests.tiny import Letters
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from configs.console import say
 from configs.device import keep_compiled_programs
+from configs.errors import UserError
 from configs.files import write_json
 from configs.schema import Recipe
 from models.drafters.artifact import CONFIG, check_fit, read_artifact
@@ -29,10 +30,14 @@ def calibrate(recipe: Recipe, drafter: Path) -> Acceptance:
     """Measures the artifact at `drafter` on the recipe's held-out prompts and keeps what it found there.
 
     Raises:
-      UserError: no such artifact, or one for another target; no such prompts.
+      UserError: no such artifact, or one of another kind or for another target; no such prompts.
     """
     keep_compiled_programs()
     artifact, raw, section = read_artifact(drafter), read_config(drafter), recipe.prompts
+    if artifact.kind != "dflash":
+        raise UserError(
+            f"{drafter}: expected a drafter of kind dflash, which says how sure it is of a draft, got {artifact.kind}"
+        )
     target = target_of(recipe)
     check_fit(artifact, target, drafter)
     tokenizer = load_tokenizer(

@@ -90,7 +90,7 @@ def block_attention(
     values = jnp.pad(values, ((0, 0), (0, 0), (0, fill), (0, 0)))
     grouped = rows(q).reshape(batch, num_kv_heads, group, -1, head_dim)
     ends, tiles = _ends(reach, tiling), _tiles(reach, tiling)
-    mixed = _attention(tiling, tiles, ends, grouped, rows(own[0]), rows(own[1]), keys, values)
+    mixed: Array = _attention(tiling, tiles, ends, grouped, rows(own[0]), rows(own[1]), keys, values)
     return mixed.reshape(batch, num_heads, -1, head_dim)[:, :, :size].swapaxes(1, 2)
 
 
