@@ -156,6 +156,7 @@ demo: setup
 	@$(BIN)/python -m train export --run runs/$(DEMO_RUN) --out exports/$(DEMO_RUN)  # its card has what it gained now
 	@echo "demo: [5/5] the same with the released drafter -> runs/$(DEMO_RUN)/released/report.html"
 	@$(call timed,5/5,$(call demo_eval,$(RELEASED),/released))
+	@echo "demo: left the drafter just trained, right the released one"
 	@$(BIN)/python -m serve compare runs/$(DEMO_RUN) runs/$(DEMO_RUN)/released
 
 bench-train: setup
