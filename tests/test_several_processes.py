@@ -152,5 +152,10 @@ def test_the_last_of_four_killed(tiny: Tiny):
         assert code == 1
         assert err.strip().split("\n")[-1].startswith("error: ")
     last = whole_steps(run / "checkpoints")[-1]
-    ended = stop(run, begin(tiny, run, 2, *ENDLESS, "--resume"), after=last + 3)
+    resumed = begin(tiny, run, 2, *ENDLESS, "train.checkpoint_every=2", "--resume")
+    deadline = time.monotonic() + 180
+    while whole_steps(run / "checkpoints")[-1] <= last:  # the log may hold later steps of those that were killed
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    ended = stop(run, resumed, after=last)
     assert f"going on from step {last}" in ended[0][1]
