@@ -18,6 +18,7 @@ LEAST_TOP_P = 1e-6
 MOST_CHOICES = 16  # answers of one request: prompts times n
 MOST_ALTERNATIVES = 20  # of a token, with its log-probability
 MOST_STOPS, LONGEST_STOP = 16, 256  # strings, characters
+LONGEST_SALT = 256
 
 
 class Refusal(Exception):
@@ -162,6 +163,9 @@ class Generation(Body):
     speculative: bool | None = Field(None, description="false: the plain loop, one token a step")
     per_request_metrics: bool | None = Field(None, description="adds `metrics`, `meta_info` and the steps of a stream")
     return_meta_info: bool | None = Field(None, description="SGLang's name of per_request_metrics")
+    cache_salt: str | None = Field(
+        None, max_length=LONGEST_SALT, description="beginnings of prompts are found again among requests of one salt"
+    )
     # without effect on an answer
     user: Any = None
     metadata: Any = None

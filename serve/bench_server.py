@@ -1,26 +1,30 @@
-"""python -m serve.bench_server: the server's scheduler under one to sixteen requests at a time.
+"""python -m serve.bench_server: the server under one to sixteen requests at a time.
 
 The last line is one JSON object with
 
-    throughput    {concurrency: output tokens a second}, prompts' reading included; so many requests are on their way
-                  until all prompts are answered: when one ends the next comes
-    vs_plain      {concurrency: that over the same with speculation off}
-    ttft_ms       {p50, p99} from submission to the first token, over all concurrencies, speculation on
-    inter_token_ms  the same of a delivery's wait, shared by the tokens it brought
-    vs_offline    decoding speed of one request at a time over that of `Decoder.generate`
+    throughput    {concurrency: output tokens a second}, prompts' reading included, while so many requests are on their
+                  way: when one ends the next is sent, until all prompts are
+    vs_plain      {concurrency: that over the same of the same server with "speculative": false}
     tau           {concurrency: tokens a row's step}
+    ttft_ms       {p50, p99} from sending a request to its first token, over all concurrencies, speculation on
+    inter_token_ms  the same of the wait for a piece of the stream, shared by the tokens it brought
+    vs_offline    seconds that `Decoder.generate` takes for an answer over those of the server, one request at a time,
+                  prompt and all; median over prompts, which take turns; plain_vs_offline the same without speculation
     llama_cpp     {plain_ms_per_token, ngram_ms_per_token, ours_plain_ms_per_token, ours_ms_per_token}: llama.cpp on the
                   target's GGUF file, one request at a time, prefill apart, beside us on as many tokens; a sentence
                   where it is not there
 
-Greedy, float32. Prompts of every task take turns, so that a batch is mixed. The plain server and the speculative one
-alternate, each over its own pool; no prompt's beginning is found again in it, since each comes once.
+Greedy, float32, over HTTP, the server in a process of its own. Prompts of every task take turns, so that a batch is
+mixed; every run has a salt of its own, so that none finds what another read.
 """
 
 import argparse
+import http.client
 import importlib.util
 import itertools
 import json
+import secrets
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -29,133 +33,140 @@ import numpy as np
 
 from configs.console import command, say
 from serve.bench import parser_of
+from serve.child import ask, events, serving
 
 CONCURRENCY = (1, 2, 4, 8, 16)
 OFFLINE = 5  # prompts decoded alone too, one of each task
+WAYS = {"plain": False, "ours": True}  # what "speculative" says
 
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = parser_of("bench_server", "Speed of the server.", prompts=7, new=64)
+    parser = parser_of("bench_server", "Speed of the server.", prompts=8, new=64)
     parser.add_argument("--concurrency", default=",".join(map(str, CONCURRENCY)), help="(default %(default)s)")
     print(json.dumps(measure(parser.parse_args(arguments))))
     return 0
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    from configs.device import drop_programs, keep_compiled_programs, share_one_heap
+    from models.drafters import SINGLE
     from pipelines.prompt_files import encode_prompt, load_tasks
-    from serve.choose import Chooser
-    from serve.load import batch_costs, load_engine, step_cost
-    from serve.scheduler import Scheduler
-    from serve.session import Decoder
+    from serve.load import open_decoder
 
-    share_one_heap()
-    keep_compiled_programs()
     tasks = load_tasks(options.tasks, options.task_dir, options.prompts)
-    engine, tokenizer, artifact = load_engine(options.target, options.drafter, "float32")
-    by_task = [[encode_prompt(tokenizer, prompt) for prompt in prompts] for prompts in tasks.values()]
+    sizes, new = [int(size) for size in options.concurrency.split(",")], options.max_new_tokens
+    given = ["--target", options.target, "--drafter", str(options.drafter)]
+    plain = open_decoder(options.target, options.drafter, draft=SINGLE)
+    by_task = [[encode_prompt(plain.tokenizer, prompt) for prompt in prompts] for prompts in tasks.values()]
     prompts = [ids for turn in itertools.zip_longest(*by_task) for ids in turn if ids is not None]
-    sizes = [int(size) for size in options.concurrency.split(",")]
-    capacity = max(map(len, prompts)) + options.max_new_tokens
-    cost, batches = step_cost(engine, artifact, capacity), batch_costs(engine, artifact, capacity, max(sizes))
-    drop_programs()
-
-    def chooser() -> Chooser:
-        return Chooser(cost, artifact.acceptance, batches=batches)
-
-    room: dict[str, Any] = {"rows": max(sizes), "capacity": capacity, "queue": max(sizes)}
-    servers = {
-        "plain": Scheduler(engine, tokenizer, **room),
-        "ours": Scheduler(engine, tokenizer, draft=chooser(), **room),
-    }
-    for name, server in servers.items():
-        say(f"bench: compiling the {name} server's programs")
-        server.warm()
-    offline = {"plain": Decoder(engine, tokenizer, None), "ours": Decoder(engine, tokenizer, chooser())}
-    few = prompts[:OFFLINE]
-    beside = {name: beside_offline(servers[name], offline[name], few, options.max_new_tokens) for name in servers}
-    found: dict[str, dict[str, Any]] = {"throughput": {}, "vs_plain": {}, "tau": {}}
-    first: list[float] = []
-    waits: list[float] = []
-    for size in sizes:
-        runs = {}
-        for name, server in servers.items():
-            server.forget()
-            runs[name] = Load(server, prompts, options.max_new_tokens)
-            runs[name].run(size)
-        ours, plain = runs["ours"], runs["plain"]
-        first += ours.first_ms
-        waits += ours.waits_ms
-        found["throughput"][str(size)] = round(ours.tokens_per_second, 1)
-        found["vs_plain"][str(size)] = round(ours.tokens_per_second / plain.tokens_per_second, 3)
-        found["tau"][str(size)] = round(ours.tokens / ours.steps, 2)
-        say(f"bench: {size} at a time: " + ", ".join(f"{name} {found[name][str(size)]}" for name in found))
+    context = max(map(len, prompts)) + new
+    offline = {"plain": plain, "ours": open_decoder(options.target, options.drafter, context=context)}
+    with serving([*given, "--rows", str(max(sizes)), "--context", str(context)]) as (_, port):
+        beside = {way: beside_offline(port, way, offline[way], prompts[:OFFLINE], new) for way in WAYS}
+        found: dict[str, dict[str, Any]] = {"throughput": {}, "vs_plain": {}, "tau": {}}
+        first: list[float] = []
+        waits: list[float] = []
+        for size in sizes:
+            loads = {way: Load(port, way, prompts, new) for way in WAYS}
+            speed = {way: load.run(size) for way, load in loads.items()}
+            ours = loads["ours"].streams
+            first += [stream.first_ms for stream in ours]
+            waits += [wait for stream in ours for wait in stream.waits_ms]
+            found["throughput"][str(size)] = round(speed["ours"], 1)
+            found["vs_plain"][str(size)] = round(speed["ours"] / speed["plain"], 3)
+            found["tau"][str(size)] = round(sum(len(s) for s in ours) / sum(stream.steps for stream in ours), 2)
+            say(f"bench: {size} at a time: " + ", ".join(f"{name} {found[name][str(size)]}" for name in found))
     return {
         **found,
         "ttft_ms": percentiles(first),
         "inter_token_ms": percentiles(waits),
         "vs_offline": round(beside["ours"]["ratio"], 3),
         "plain_vs_offline": round(beside["plain"]["ratio"], 3),
-        "llama_cpp": beside_llama_cpp(options.target, few, options.max_new_tokens, beside),
+        "llama_cpp": beside_llama_cpp(options.target, prompts[:OFFLINE], new, beside),
     }
 
 
+class Stream:
+    """One answer over HTTP: when its tokens came, and what the server says of it."""
+
+    def __init__(self, port: int, way: str, ids: Sequence[int], new: int, salt: str):
+        body = {"prompt": list(ids), "max_tokens": new, "temperature": 0, "speculative": WAYS[way], "cache_salt": salt}
+        body |= {"stream": True, "per_request_metrics": True}
+        body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
+        self.came: list[tuple[int, float]] = []  # tokens so far, when
+        self.began = time.perf_counter()
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
+        last: dict[str, Any] = {}
+        for last in events(ask(connection, "/v1/completions", body)):
+            tokens, now = last["usage"]["completion_tokens"], time.perf_counter()
+            if tokens > (self.came[-1][0] if self.came else 0):
+                self.came.append((tokens, now))
+        connection.close()
+        self.ended = time.perf_counter()
+        self.steps, self.decode_ms = last["meta_info"]["spec_verify_ct"], last["metrics"]["times"]["decode_ms"]
+
+    def __len__(self) -> int:
+        return self.came[-1][0]
+
+    @property
+    def first_ms(self) -> float:
+        return (self.came[0][1] - self.began) * 1e3
+
+    @property
+    def waits_ms(self) -> list[float]:
+        """Of every token after the first piece."""
+        pairs = itertools.pairwise(self.came)
+        return [
+            wait
+            for (before, then), (after, now) in pairs
+            for wait in [(now - then) * 1e3 / (after - before)] * (after - before)
+        ]
+
+    def tokens_by(self, moment: float) -> int:
+        return max((tokens for tokens, came in self.came if came <= moment), default=0)
+
+
 class Load:
-    """Prompts answered so many at a time, and what that took."""
+    """Prompts answered so many at a time."""
 
-    def __init__(self, server: Any, prompts: Sequence[Sequence[int]], new: int):
-        self.server, self.prompts, self.new = server, prompts, new
-        self.tokens = self.steps = self.running = 0
-        self.first_ms: list[float] = []
-        self.waits_ms: list[float] = []
-        self.decode_ms = 0.0
-        self.tokens_per_second = 0.0
+    def __init__(self, port: int, way: str, prompts: Sequence[Sequence[int]], new: int):
+        self.asked = [(port, way, ids, new) for ids in reversed(prompts)]
+        self.streams: list[Stream] = []
 
-    def run(self, together: int) -> None:
-        began, waiting = time.perf_counter(), list(enumerate(self.prompts))[::-1]
-        while waiting or self.running:
-            while waiting and self.running < together:
-                self._ask(*waiting.pop())
-            self.server.turn()
-        self.tokens_per_second = self.tokens / (time.perf_counter() - began)
+    def run(self, together: int) -> float:
+        """Tokens a second until the first client finds nothing left to ask."""
+        salt, idle = secrets.token_hex(8), []
 
-    def _ask(self, number: int, ids: Sequence[int]) -> None:
-        from serve.requests import Progress, Request
+        def work() -> None:
+            while True:
+                try:
+                    asked = self.asked.pop()
+                except IndexError:
+                    idle.append(time.perf_counter())
+                    return
+                self.streams.append(Stream(*asked, salt))
 
-        last: list[float] = []
-
-        def deliver(progress: Progress) -> None:
-            now = time.perf_counter()
-            self.tokens += len(progress.ids)
-            self.steps += len(progress.runs)
-            if last and progress.ids:
-                self.waits_ms += [(now - last[-1]) * 1e3 / len(progress.ids)] * len(progress.ids)
-            last.append(now)
-            if progress.timing is not None:
-                assert progress.finished != "fault", progress.fault
-                self.running -= 1
-                self.first_ms.append(progress.timing.first_token_s * 1e3)
-                self.decode_ms += progress.timing.decode_s * 1e3
-
-        self.running += 1
-        self.server.submit(Request(f"{number}", tuple(ids), self.new), deliver)
+        began, clients = time.perf_counter(), [threading.Thread(target=work) for _ in range(together)]
+        for client in clients:
+            client.start()
+        for client in clients:
+            client.join()
+        return sum(stream.tokens_by(min(idle)) for stream in self.streams) / (min(idle) - began)
 
 
-def beside_offline(server: Any, decoder: Any, prompts: Sequence[Sequence[int]], new: int) -> dict[str, float]:
-    """Decoding milliseconds a token of the server, one request at a time, and the decoder's over it; in turn."""
-    ours, offline, tokens = [], [], 0
+def beside_offline(port: int, way: str, decoder: Any, prompts: Sequence[Sequence[int]], new: int) -> dict[str, float]:
+    """Decoding milliseconds a token of the server, one request at a time, and the decoder's seconds over its."""
+    decode_ms, ratios, tokens = 0.0, [], 0
     for ids in prompts:
-        decoder.generate([ids], max_new_tokens=new)  # compiles
-        server.forget()
+        decoder.warm(ids, new)
+        began = time.perf_counter()
         (answer,) = decoder.generate([ids], max_new_tokens=new)
-        load = Load(server, [ids], new)
-        load.run(1)
-        assert load.tokens == len(answer.ids)
-        tokens += load.tokens
-        ours.append(load.decode_ms)
-        offline.append(answer.decode_ms)
-    return {"ms_per_token": sum(ours) / tokens, "ratio": float(np.median(np.array(offline) / np.array(ours)))}
+        seconds = time.perf_counter() - began
+        stream = Stream(port, way, ids, new, secrets.token_hex(8))
+        assert len(stream) == len(answer.ids), f"{len(stream)} tokens, offline {len(answer.ids)}"
+        ratios.append(seconds / (stream.ended - stream.began))
+        decode_ms, tokens = decode_ms + stream.decode_ms, tokens + len(stream)
+    return {"ms_per_token": decode_ms / tokens, "ratio": float(np.median(ratios))}
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:

@@ -31,7 +31,7 @@ from models.sampling import keys
 from models.verify import GREEDILY, Speculation
 
 REPEATS = 7
-STEPS = 8  # per repeat
+STEPS = 8  # per repeat, of one row; fewer of several, whose steps take longer
 TOGETHER = 4  # widths timed in turn: all at once would be as many large programs in memory
 WIDTHS = (1, 2, 3, 4, 6, 8, 16, 32, 64, 128)
 FLAT = 2.0  # plain steps; a tree spends most of its nodes on what is not said, so verifying them has to be cheap
@@ -94,7 +94,8 @@ def measure_cost(
 
     They alternate, one segment each in turn, so that a machine that slows down slows all of them.
     """
-    options: dict[str, Any] = {"num_steps": STEPS, "speculation": speculation}
+    num_steps = max(STEPS // len(state.rows.length), 2)
+    options: dict[str, Any] = {"num_steps": num_steps, "speculation": speculation}
     loops: dict[Any, Callable[[Any], Any]] = {
         ("step", w): partial(segment, engine, draft=Draft("drafter", w), **options) for w in widths
     }
@@ -104,7 +105,7 @@ def measure_cost(
     times: dict[Any, list[float]] = {name: [] for name in loops}
     for repeat in range(REPEATS + 1):  # the first compiles
         for name, loop in loops.items():
-            taken = _step_ms(loop, plain if name == "plain" else state)
+            taken = _step_ms(loop, plain if name == "plain" else state, num_steps)
             times[name] += [taken] if repeat else []
             if not repeat:
                 return_unused_heap()
@@ -235,14 +236,14 @@ def surroundings(speculation: Speculation) -> dict[str, Any]:
     }
 
 
-def _step_ms(loop: Callable[[Any], Any], state: Any) -> float:
-    """Wall time of one of the steps of a loop that consumes its state."""
+def _step_ms(loop: Callable[[Any], Any], state: Any, num_steps: int) -> float:
+    """Wall time of one of the up to `num_steps` steps of a loop that consumes its state."""
     fresh = jax.block_until_ready(jax.tree.map(jnp.copy, state))
     began = time.perf_counter()
     end = jax.block_until_ready(loop(fresh))
-    return (time.perf_counter() - began) * 1e3 / _steps(state, end)
+    return (time.perf_counter() - began) * 1e3 / (_steps(state, end) or num_steps)
 
 
 def _steps(before: DecodeState, after: DecodeState) -> int:
-    """How many steps lie between two states; drafting, which commits nothing, goes on to the last one."""
-    return int((after.rows.num_steps - before.rows.num_steps).max()) or STEPS
+    """How many steps lie between two states that committed any; drafting, which commits nothing, goes on to its end."""
+    return int((after.rows.num_steps - before.rows.num_steps).max())

@@ -19,19 +19,18 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from models.attention import Chain
+from models.attention import TPU_PAGE, Chain
 from models.cache import Pages, Slots
 from models.decode import DecodeState, Engine, forward, segment
 from models.drafters import Draft, Proposal
 from models.layers import logits
 from models.rows import Rows, make_rows
 from models.sampling import GREEDY, sampling_rows
-from models.sharding import whole_rows
+from models.sharding import platform, whole_rows
 from models.target import Target
 from models.verify import Speculation
 
 NOWHERE = 2**30  # in a table: no page
-PAGE = 32  # positions
 
 
 @struct.dataclass
@@ -94,6 +93,11 @@ class News(NamedTuple):
     num_steps: Int[Array, " B"]
     done: Bool[Array, " B"]
     fault: Int[Array, " B"]
+
+
+def page_size(mesh: jax.sharding.Mesh | None) -> int:
+    """Positions of a page: as many as a TPU's kernel takes; elsewhere fewer, since full pages alone are found again."""
+    return TPU_PAGE if platform(mesh) == "tpu" else 32
 
 
 def batch_sizes(rows: int, mesh: jax.sharding.Mesh | None) -> list[int]:

@@ -216,6 +216,7 @@ class Service:
                 stop=tuple(body.stop or ()),
                 logprobs=body.alternatives,
                 speculative=body.speculative is not False,
+                cache_salt=body.cache_salt or "",
             )
             for number, prompt in enumerate(prompts)
             for again in range(n)
@@ -350,8 +351,12 @@ async def page(request: HttpRequest) -> Response:
 async def refuse(request: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, Refusal)
     request.state.log["error"] = error.message
-    headers = {"retry-after": str(RETRY_SECONDS)} if error.status in (429, 503) else None
-    return JSONResponse(error.body, error.status, headers)
+    return refusal_response(error)
+
+
+def refusal_response(refusal: Refusal) -> Response:
+    headers = {"retry-after": str(RETRY_SECONDS)} if refusal.status in (429, 503) else None
+    return JSONResponse(refusal.body, refusal.status, headers)
 
 
 async def refuse_route(request: HttpRequest, error: Exception) -> Response:

@@ -18,7 +18,7 @@ from models.tokenizer import TemplateArgs, Tokenizer, load_tokenizer
 from models.verify import GREEDILY, Speculation
 from serve.choose import Chooser, Who, worthwhile_drafts
 from serve.cost import Cost, candidate_widths, kept_cost, surroundings, time_steps
-from serve.engine import PAGE, batch_sizes
+from serve.engine import batch_sizes, page_size
 from serve.session import Decoder, context_capacity
 
 BATCH_WIDTHS = (1, 2, 4, 8)  # timed where rows are several: each is some programs to compile for every number of rows
@@ -97,8 +97,8 @@ def check_draft(draft: Draft, kind: Any, drafter: Path) -> None:
 def batch_costs(engine: Engine, artifact: Artifact, tokens: int, rows: int) -> dict[int, Cost]:
     """What greedy steps of more than one row cost by how many they are, up to `rows`, over pages; measured once."""
     sizes = [size for size in batch_sizes(rows, engine.target.mesh) if size > 1]
-    few = min(tokens, BATCH_TOKENS)
-    return {size: step_cost(engine, artifact, few, rows=size, page=PAGE) for size in sizes}
+    few, page = min(tokens, BATCH_TOKENS), page_size(engine.target.mesh)
+    return {size: step_cost(engine, artifact, few, rows=size, page=page) for size in sizes}
 
 
 def step_cost(

@@ -3,7 +3,8 @@
 A page is free, held by one or more rows, or idle: held by none but kept, since its tokens may come again. Idle pages
 are given away when no free ones are left, the longest unused first. Full pages alone are kept. One is found by what it
 holds and by the page before it, exactly: `known[(before, tokens)]`, `before` being the number the page before it got
-when it became known, which no other ever gets. So no two texts are ever taken for one another.
+when it became known, which no other ever gets. So no two texts are ever taken for one another. Before the first page
+stands the salt of whoever asked, and what one salt made known is not found by another.
 
 Invariant, `check`: free + held + idle = all, and a page is held as often as rows have it.
 """
@@ -12,8 +13,7 @@ import itertools
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 
-Key = tuple[int, tuple[int, ...]]
-BEGINNING = -1  # in place of the number of a page before the first
+Key = tuple[int | str, tuple[int, ...]]
 
 
 class PageTable:
@@ -43,11 +43,11 @@ class PageTable:
             return None
         return [self._one() for _ in range(count)]
 
-    def find(self, tokens: Sequence[int]) -> list[int]:
+    def find(self, tokens: Sequence[int], salt: str = "") -> list[int]:
         """The pages known to hold the longest beginning of `tokens` that is any; held from now on."""
         found: list[int] = []
         for key in self._keys(tokens):
-            page = self._known.get((self._number(found), key))
+            page = self._known.get((self._names[found[-1]][0] if found else salt, key))
             if page is None:
                 break
             found.append(page)
@@ -56,7 +56,7 @@ class PageTable:
             self._held[page] += 1
         return found
 
-    def know(self, pages: Sequence[int], tokens: Sequence[int], since: int) -> int:
+    def know(self, pages: Sequence[int], tokens: Sequence[int], since: int, salt: str = "") -> int:
         """Makes known that `pages` hold `tokens`, of which the first `since` pages were said before; how many are now.
 
         A page whose content another page is known for stays unknown, and so do those after it.
@@ -64,8 +64,10 @@ class PageTable:
         for index, key in enumerate(self._keys(tokens)):
             if index < since:
                 continue
-            before = self._number(pages[:index])
-            if (before, key) in self._known or (index and pages[index - 1] not in self._names):
+            if index and pages[index - 1] not in self._names:
+                return index
+            before = self._names[pages[index - 1]][0] if index else salt
+            if (before, key) in self._known:
                 return index
             self._known[before, key] = pages[index]
             self._names[pages[index]] = next(self._numbers), (before, key)
@@ -103,9 +105,6 @@ class PageTable:
     def _forget(self, page: int) -> None:
         if page in self._names:
             del self._known[self._names.pop(page)[1]]
-
-    def _number(self, pages: Sequence[int]) -> int:
-        return self._names[pages[-1]][0] if pages and pages[-1] in self._names else BEGINNING
 
     def _keys(self, tokens: Sequence[int]) -> Iterable[tuple[int, ...]]:
         for begin in range(0, len(tokens) - self.size + 1, self.size):

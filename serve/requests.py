@@ -21,6 +21,7 @@ class Request:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None  # of every token, with so many likeliest alternatives; None: none
     speculative: bool = True  # False: while it runs, nothing is drafted
+    cache_salt: str = ""  # what of its prompt is known already is looked for among requests of the same salt
 
 
 @dataclasses.dataclass(frozen=True)

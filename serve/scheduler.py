@@ -82,7 +82,7 @@ class Scheduler:
     """Answers requests with one engine, up to `rows` at a time, each of up to `capacity` positions.
 
     `draft` says what steps draft, a chooser picks it as it goes, None is the plain loop. All rows share `pages` pages
-    of `page` positions: what they could fill, unless it is said. Up to `queue` requests wait.
+    of `page` positions: what they could fill and what suits the device, unless it is said. Up to `queue` requests wait.
     One thread calls `turn` or `run`; every other method may be called from any.
     """
 
@@ -95,7 +95,7 @@ class Scheduler:
         capacity: int = 1024,
         draft: Draft | Chooser | None = None,
         pages: int | None = None,
-        page: int = device.PAGE,
+        page: int | None = None,
         queue: int = 64,
     ):
         self.engine = device.keeping(engine.plain if draft is None else engine)
@@ -103,6 +103,7 @@ class Scheduler:
         self.capacity = min(capacity, engine.target.config.max_positions)
         self.chooser = draft if isinstance(draft, Chooser) else None
         self.drafts = draft.drafts if isinstance(draft, Chooser) else [draft or SINGLE]
+        page = page or device.page_size(engine.target.mesh)
         self.chunk = 64 if platform(engine.target.mesh) == "cpu" else 512
         widest = max(draft.widest for draft in self.drafts)
         self._positions = -(-(self.capacity + max(self.chunk, widest)) // page) * page
@@ -265,7 +266,7 @@ class Scheduler:
         while len(self._seated) < self.sizes[-1] and self._waiting:
             entry = self._waiting[0]
             length = len(entry.tokens)
-            found = self.pages.find(entry.tokens[: length - 1])
+            found = self.pages.find(entry.tokens[: length - 1], entry.request.cache_salt)
             room = min(length + self._reserve, self.capacity + self._reserve)
             needed = self.pages.needed(room) - len(found)
             spare = len(self._seated)  # a page for each who writes already
@@ -390,7 +391,9 @@ class Scheduler:
             self._count(runs, drafted)
             if not entry.first_token:
                 entry.first_token = time.perf_counter()
-            entry.known = self.pages.know(entry.pages, entry.tokens[: entry.read], entry.known)
+            entry.known = self.pages.know(
+                entry.pages, entry.tokens[: entry.read], entry.known, entry.request.cache_salt
+            )
             if finished:
                 self._leave(entry)
             text = entry.writing.take(ended=finished is not None)

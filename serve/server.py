@@ -19,8 +19,9 @@ from configs.device import describe_device, keep_compiled_programs
 from configs.errors import UserError
 from models.drafters import Draft
 from models.tokenizer import TemplateArgs
+from serve.api import Refusal
 from serve.choose import Chooser, Who, worthwhile_drafts
-from serve.http import Served, Service
+from serve.http import Served, Service, refusal_response
 from serve.load import batch_costs, check_draft, load_engine, step_cost
 from serve.scheduler import Scheduler
 
@@ -29,11 +30,14 @@ KEEP_ALIVE_SECONDS = 30
 
 
 class Connection(H11Protocol):
-    """uvicorn's own waits for ever for a request's headers, and for a client that does not read; this one hangs up."""
+    """uvicorn's own waits for ever for a request's headers, and for a client that does not read; this one hangs up.
 
-    def __init__(self, *args: Any, peer_seconds: float, **kwargs: Any):
+    One past the `most` that may be open is answered 503, in the API's own shape.
+    """
+
+    def __init__(self, *args: Any, peer_seconds: float, most: int, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.peer_seconds = peer_seconds
+        self.peer_seconds, self.most = peer_seconds, most
         self.awaited: dict[str, asyncio.TimerHandle] = {}
 
     def expect(self, what: str) -> None:
@@ -46,6 +50,8 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
+        if len(self.connections) > self.most:
+            self.app = refusal_response(Refusal(503, f"{self.most} connections are open; try again", code="busy"))
         self.expect("headers")
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -134,14 +140,15 @@ def web_server(service: Service, *, connections: int = 256, drain_seconds: int =
     """uvicorn with `service` in it, at most so many connections open at a time."""
     config = uvicorn.Config(
         service.app,
-        http=functools.partial(Connection, peer_seconds=service.limits.peer_seconds),  # type: ignore[arg-type]
+        http=functools.partial(  # type: ignore[arg-type]
+            Connection, peer_seconds=service.limits.peer_seconds, most=connections
+        ),
         loop="asyncio",
         ws="none",
         lifespan="off",
         log_level="warning",
         access_log=False,
         server_header=False,
-        limit_concurrency=connections + 1,  # uvicorn refuses the one that reaches it
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=drain_seconds,
         h11_max_incomplete_event_size=HEADER_BYTES,

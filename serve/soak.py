@@ -17,19 +17,18 @@ import json
 import random
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from configs.console import command, say
-from configs.errors import UserError
+from serve.child import events, serving
 
 LONGEST = 96  # tokens of an answer
 EVERY = 2.0  # seconds between looks at the server's memory
@@ -73,7 +72,8 @@ def offline(options: argparse.Namespace) -> list[tuple[list[dict[str, str]], lis
 
 
 def soak(options: argparse.Namespace, references: Sequence[tuple[list[dict[str, str]], list[str]]]) -> dict[str, Any]:
-    with serving(options) as (process, port):
+    given = ["--target", options.target, "--drafter", str(options.drafter)]
+    with serving(given + (["--width", str(options.width)] if options.width else [])) as (process, port):
         begin = time.monotonic()
         end, memory = begin + 60 * options.minutes, []
         clients = [Client(port, references, seed, end) for seed in range(options.clients)]
@@ -104,26 +104,6 @@ def soak(options: argparse.Namespace, references: Sequence[tuple[list[dict[str, 
         "megabytes_per_minute": round(slope, 3),
         "exit_code": exit_code,
     }
-
-
-@contextlib.contextmanager
-def serving(options: argparse.Namespace) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """A server of its own process on any port."""
-    given = ["--target", options.target, "--drafter", str(options.drafter), "--port", "0"]
-    given += ["--width", str(options.width)] if options.width else []
-    program = [sys.executable, "-m", "serve", "http", *given]
-    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                print(line, end="", flush=True)
-                if address := re.search(r" on http://127\.0\.0\.1:(\d+)", line):
-                    threading.Thread(target=process.stdout.read, daemon=True).start()
-                    yield process, int(address[1])
-                    return
-            raise UserError(f"{' '.join(program)}: ended with code {process.wait()} before it served")
-        finally:
-            process.kill()
 
 
 def resident_megabytes(process: int) -> float:
@@ -190,8 +170,7 @@ class Client:
     def stream(self, connection: http.client.HTTPConnection) -> None:
         body, expected = self.body(stream=True)
         if response := self.sent(connection, json.dumps(body).encode()):
-            events = [json.loads(line[6:]) for line in response if line.startswith(b"data: {")]
-            deltas = [choice["delta"] for event in events for choice in event["choices"]]
+            deltas = [choice["delta"] for event in events(response) for choice in event["choices"]]
             self.finish("".join(delta.get("content", "") for delta in deltas), expected)
 
     def hang_up(self, connection: http.client.HTTPConnection) -> None:

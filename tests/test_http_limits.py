@@ -93,10 +93,11 @@ def test_slow_clients_are_hung_up_on(server):
 def test_too_many_connections(server):
     assert server.settles(lambda: server.idle)
     others = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(4)]
-    answer, _ = said(server, b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+    answer = httpx.get(f"http://127.0.0.1:{server.port}/health")
     for other in others:
         other.close()
-    assert answer.startswith(b"HTTP/1.1 503")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert answer.json()["error"]["code"] == "busy"
 
 
 def test_a_request_that_takes_too_long(tmp_path):

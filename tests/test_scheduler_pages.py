@@ -32,6 +32,16 @@ def test_pages_by_hand():
         table.check([second])
 
 
+def test_what_is_known_is_known_to_its_salt():
+    table = PageTable(4, 2)
+    for salt in ("", "mine"):
+        pages = table.take(2)
+        assert pages is not None
+        assert table.find([1, 2, 3, 4], salt) == []
+        assert table.know(pages, [1, 2, 3, 4], 0, salt) == 2
+        assert table.find([1, 2, 3, 4], salt) == pages
+
+
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.9, top_p=0.8)], ids=["greedy", "sampled"])
 def test_the_youngest_gives_way_and_loses_nothing(engine, sampling: Sampling):
     """Three answers of 150 tokens over pages for one and a half."""
