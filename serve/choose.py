@@ -84,7 +84,8 @@ class SlotAcceptance:
 class Chooser:
     """Picks a draft between segments and learns from each; one serves many answers of a kind.
 
-    `cost` is of one row, `batches` of so many; a draft that was not timed with so many rows is not picked for them.
+    `cost` is of one row, `batches` of so many. For each the drafts that may pay are picked from, those of `who`, with
+    `cuts` or without (`worthwhile_drafts`); or `drafts`, as far as they were timed with so many rows.
     """
 
     def __init__(
@@ -93,11 +94,18 @@ class Chooser:
         prior: Sequence[float],
         drafts: Sequence[Draft] | None = None,
         *,
+        who: Who = "both",
+        cuts: bool = False,
         batches: Mapping[int, Cost] = MappingProxyType({}),
     ):
         self.costs = {1: cost, **batches}
-        worthwhile = [draft for each in self.costs.values() for draft in worthwhile_drafts(each, prior)]
-        self.drafts = list(drafts or dict.fromkeys(worthwhile))
+        self._choices = {
+            rows: [draft for draft in drafts if each.covers(draft)]
+            if drafts
+            else worthwhile_drafts(each, prior, who, cuts=cuts and rows == 1)
+            for rows, each in self.costs.items()
+        }
+        self.drafts = list(dict.fromkeys(draft for choices in self._choices.values() for draft in choices))
         slots = max(draft.widest for draft in self.drafts)
         self.copied = SlotAcceptance([COPY_PRIOR], slots)
         shapes = {(draft.tree, draft.cuts) for draft in self.drafts} | {(0, ())}
@@ -112,14 +120,19 @@ class Chooser:
 
         `rows` are written together. Steps are priced at what the next larger number of rows took that was timed.
         """
-        cost = self.cost(rows)
-        timed = [draft for draft in self.drafts if cost.covers(draft)]
-        best = min(timed, key=lambda draft: self.token_ms(draft, rows))
+        best = min(self.choices(rows), key=lambda draft: self.token_ms(draft, rows))
         return best if MARGIN * self.token_ms(best, rows) < self.token_ms(SINGLE, rows) else SINGLE
+
+    def choices(self, rows: int) -> list[Draft]:
+        """What may be picked for so many rows."""
+        return self._choices[self._timed(rows)]
 
     def cost(self, rows: int) -> Cost:
         """What steps of so many rows cost, as far as it was measured."""
-        return self.costs[min((size for size in self.costs if size >= rows), default=max(self.costs))]
+        return self.costs[self._timed(rows)]
+
+    def _timed(self, rows: int) -> int:
+        return min((size for size in self.costs if size >= rows), default=max(self.costs))
 
     def token_ms(self, draft: Draft, rows: int = 1) -> float:
         """Expected milliseconds of a token of each row."""

@@ -33,7 +33,7 @@ from models.target import Target, check_ids
 from models.tokenizer import Tokenizer
 from models.verify import GREEDILY, Speculation
 from pipelines.prompt_files import Prompt, encode_prompt
-from serve.choose import Chooser, Who, worthwhile_drafts
+from serve.choose import Chooser, Who
 from serve.cost import Cost
 from serve.session import Answer, Decoder, context_capacity
 from serve.summary import Decoded, average, describe_cost, num_equal, summarise, survival_of, tau_of
@@ -103,9 +103,7 @@ class Evaluator:
         if self.draft is not None:
             return self._decoder(self.draft)
         cuts = getattr(self.engine.drafter, "temperature", None) is not None
-        return self._decoder(
-            Chooser(self.cost, self.prior, worthwhile_drafts(self.cost, self.prior, self.who, cuts=cuts))
-        )
+        return self._decoder(Chooser(self.cost, self.prior, who=self.who, cuts=cuts))
 
     def _decoder(self, draft: Draft | Chooser | None) -> Decoder:
         return Decoder(self.engine, self.tokenizer, draft, self.speculation, capacity=self.capacity)

@@ -16,7 +16,7 @@ from models.sharding import make_mesh
 from models.sources import load_target
 from models.tokenizer import TemplateArgs, Tokenizer, load_tokenizer
 from models.verify import GREEDILY, Speculation
-from serve.choose import Chooser, Who, worthwhile_drafts
+from serve.choose import Chooser, Who
 from serve.cost import Cost, candidate_widths, kept_cost, surroundings, time_steps
 from serve.engine import batch_sizes, page_size
 from serve.session import Decoder, context_capacity
@@ -53,9 +53,11 @@ def open_decoder(
     if draft is not None:
         check_draft(draft, engine.drafter, drafter)
         return Decoder(engine, tokenizer, draft, speculation)
-    cost, prior = step_cost(engine, artifact, context, speculation), artifact.acceptance
-    drafts = worthwhile_drafts(cost, prior, who, cuts=getattr(engine.drafter, "temperature", None) is not None)
-    return Decoder(engine, tokenizer, Chooser(cost, prior, drafts), speculation)
+    cost, cuts = (
+        step_cost(engine, artifact, context, speculation),
+        getattr(engine.drafter, "temperature", None) is not None,
+    )
+    return Decoder(engine, tokenizer, Chooser(cost, artifact.acceptance, who=who, cuts=cuts), speculation)
 
 
 def load_engine(

@@ -32,8 +32,8 @@ import numpy as np
 from configs.errors import UserError
 from models.decode import Engine
 from models.drafters import SINGLE, Draft
-from models.rows import make_rows
-from models.sampling import sampling_rows
+from models.rows import Rows, make_rows
+from models.sampling import GREEDY, Sampling, sampling_rows
 from models.sharding import platform
 from models.target import check_ids
 from models.tokenizer import Tokenizer
@@ -198,13 +198,18 @@ class Scheduler:
 
     def warm(self) -> None:
         """Compiles what greedy requests may need, before there are any."""
-        while True:
-            idle = np.zeros(len(self.rows), bool)
-            for draft in dict.fromkeys([SINGLE, *self.drafts]):
-                self._advance(idle, 0, draft, None)
-            if len(self.rows) == self.sizes[-1]:
-                break
-            self._resize()
+        options: dict[str, Any] = {"chunk": self.chunk}
+        nobody, nowhere = self._row([0], 1, 0, GREEDY), np.full(self._positions // self._page, device.NOWHERE, np.int32)
+        for size in self.sizes:
+            if len(self.rows) < size:
+                self._resize()
+            for draft in dict.fromkeys([SINGLE, *self._choices]):
+                self._advance(np.zeros(size, bool), 0, draft, None)
+            self.state = device.seat(self.engine, self.state, self._table(), 0, nobody, 0, **options)
+            self.state = device.prefill(self.engine, self.state, self._table(), 0, 0, **options)
+            self.state = device.cleaned(self.state, nowhere)
+        while len(self.rows) > self.sizes[0]:
+            self._resize(-1)
         self.forget()
 
     def forget(self) -> None:
@@ -295,13 +300,16 @@ class Scheduler:
     def _seat(self, entry: Entry) -> None:
         row = self.rows.index(None)
         self.rows[row] = entry
-        tokens, seed = np.zeros((1, self._positions), np.int32), np.array([entry.request.seed], np.uint32)
-        tokens[0, : len(entry.tokens)] = entry.tokens
-        one = np.array([[len(entry.tokens)], [entry.stop]], np.int32)
-        new = make_rows(*map(jnp.asarray, (tokens, *one, seed.view(np.int32))))
-        new = dataclasses.replace(new, sampling=sampling_rows([entry.request.sampling]))
+        new = self._row(entry.tokens, entry.stop, entry.request.seed, entry.request.sampling)
         self.state = device.seat(self.engine, self.state, self._table(), row, new, entry.read, chunk=self.chunk)
         self._mark_read(entry)
+
+    def _row(self, ids: Sequence[int], stop: int, seed: int, sampling: Sampling) -> Rows:
+        tokens = np.zeros((1, self._positions), np.int32)
+        tokens[0, : len(ids)] = ids
+        one = np.array([[len(ids)], [stop]], np.int32)
+        rows = make_rows(*map(jnp.asarray, (tokens, *one, np.array([seed], np.uint32).view(np.int32))))
+        return dataclasses.replace(rows, sampling=sampling_rows([sampling]))
 
     def _read_chunk(self) -> bool:
         """A chunk of the prompt that was admitted first; False where all are read."""
@@ -342,10 +350,15 @@ class Scheduler:
         self.state, news = device.advance(self.engine, self.state, self._table(), live, steps, **options)
         return jax.device_get(news)
 
+    @property
+    def _choices(self) -> list[Draft]:
+        """What may be drafted with as many rows as there are."""
+        return self.chooser.choices(len(self.rows)) if self.chooser else self.drafts
+
     def _pick(self, live: Sequence[Entry]) -> Draft:
         if not all(entry.request.speculative for entry in live):
             return SINGLE
-        draft = self.chooser.pick(len(live)) if self.chooser else self.drafts[0]
+        draft = self.chooser.pick(len(self.rows)) if self.chooser else self.drafts[0]
         drawn = not all(entry.request.sampling.greedy for entry in live)
         return dataclasses.replace(draft, tree=0) if drawn else draft  # trees are built at one temperature
 

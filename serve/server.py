@@ -15,12 +15,12 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from configs import schema
-from configs.device import describe_device, keep_compiled_programs
+from configs.device import describe_device, keep_compiled_programs, share_one_heap
 from configs.errors import UserError
 from models.drafters import Draft
 from models.tokenizer import TemplateArgs
 from serve.api import Refusal
-from serve.choose import Chooser, Who, worthwhile_drafts
+from serve.choose import Chooser, Who
 from serve.http import Served, Service, refusal_response
 from serve.load import batch_costs, check_draft, load_engine, step_cost
 from serve.scheduler import Scheduler
@@ -113,6 +113,7 @@ def open_service(
     Raises:
       UserError: no such target or drafter, or one that does not fit the other.
     """
+    share_one_heap()
     keep_compiled_programs()
     engine, tokenizer, artifact = load_engine(target, drafter, dtype, chat_template_args, mesh)
     capacity, plain_ms, picks = min(context, engine.target.config.max_positions), None, draft
@@ -121,9 +122,7 @@ def open_service(
     else:
         cost = step_cost(engine, artifact, capacity - artifact.config.width)
         batches = batch_costs(engine, artifact, capacity - artifact.config.width, rows)
-        prior = artifact.acceptance
-        drafts = [draft for each in (cost, *batches.values()) for draft in worthwhile_drafts(each, prior, who)]
-        picks, plain_ms = Chooser(cost, prior, list(dict.fromkeys(drafts)), batches=batches), cost.verify_ms[1]
+        picks, plain_ms = Chooser(cost, artifact.acceptance, who=who, batches=batches), cost.verify_ms[1]
     scheduler = Scheduler(engine, tokenizer, rows=rows, capacity=capacity, queue=queue, draft=picks)
     served = Served(
         name=name or Path(target.split()[0]).name.removesuffix(".gguf").removesuffix(".yml"),
