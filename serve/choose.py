@@ -22,14 +22,19 @@ they are supposed to do a little better than the best of their widths without a 
 Where verifying many slots is cheap, a tree of the block's likeliest continuations (`models.drafters.tree`) may be
 drafted in place of its likeliest chain, at a cost and with an acceptance of its own.
 
+What a step takes is not what it took when it was measured: contexts are longer, another program runs beside. Where the
+decoder says how long its segments took, a draft's steps are priced at what they took last over what they were supposed
+to, and drafts not used for a while at what plain steps did.
+
 The c_i and s start from a prior (for the drafter its held-out acceptance, kept in its artifact) and follow what the
 last hundred steps or so accepted. What copying would have got is read off the text without copying. Width 1 is
 a plain step that keeps the drafter's context: where no draft pays, none is made, and the drafter is tried again as its
 old failures fade into the prior.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from types import MappingProxyType
 from typing import Literal
 
@@ -44,6 +49,7 @@ FADE = 0.9  # of older observations, per look with something new to see
 FORGET = 0.97  # the same, per look with nothing new: how soon drafts that failed are tried again
 MARGIN = 1.02  # a draft must promise this much over single tokens: a wrong guess costs more than a missed gain
 COPY_PRIOR = 0.75  # conditional acceptance of copied tokens
+SLOWEST = 4.0  # times what was supposed: what takes longer is a hitch, and says nothing about the draft
 CUT_PRIOR = 1.05  # what choosing where blocks end is worth over the best width
 SHARE_PRIOR = 0.3  # of the tokens, those that are copied
 Who = Literal["both", "drafter", "ngram"]  # may draft: the drafter beside copying, or one of them alone
@@ -81,6 +87,24 @@ class SlotAcceptance:
             self.reached[:reached] += 1
 
 
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What one row did in a segment."""
+
+    runs: Sequence[int]  # tokens committed by each step
+    copied: Sequence[bool]  # which of them copied
+    text: Sequence[int]  # the row's whole text after it
+    offered: Sequence[int] | None = None  # where blocks were cut, how many drafts each step verified
+    done: bool = False  # the last step may have been cut short by the answer's end: it says nothing about its drafts
+
+    def whole(self) -> "Seen":
+        """Without a last step that was cut short."""
+        if not (self.done and self.runs):
+            return self
+        offered = self.offered and self.offered[:-1]
+        return Seen(self.runs[:-1], self.copied[:-1], self.text[: len(self.text) - self.runs[-1]], offered)
+
+
 class Chooser:
     """Picks a draft between segments and learns from each; one serves many answers of a kind.
 
@@ -114,6 +138,7 @@ class Chooser:
             draft: np.zeros(3) for draft in self.drafts if draft.cuts
         }  # steps, their milliseconds, their tokens
         self.tokens = np.array([SHARE_PRIOR, 1.0]) * PRIOR  # copied, and all
+        self.paces = {(rows, draft): np.zeros(2) for rows in self.costs for draft in self._choices[rows]}
 
     def pick(self, rows: int = 1) -> Draft:
         """The draft with the most expected tokens a second; SINGLE unless another beats it by MARGIN.
@@ -139,14 +164,20 @@ class Chooser:
         cost = self.cost(rows)
         drafting, drafted = self.step_of(draft, cost)
         if not draft.copy:
-            return drafting / drafted
-        copying, copied = cost.step_ms("ngram", draft.copy), self.copied.tau(draft.copy)
-        both = drafting if draft.tree else cost.draft_ms[draft.width] + cost.verify_ms[draft.widest]
+            return self.pace(draft, rows) * drafting / drafted
+        copying, _, both = _times(cost, draft)
+        copied = self.copied.tau(draft.copy)
         share = self.tokens[0] / self.tokens[1]
         copies = share / copied / (share / copied + (1 - share) / drafted)
         every, none = copies**rows, (1 - copies) ** rows
         taken = every * copying + none * drafting + (1 - every - none) * both
-        return taken / (copies * copied + (1 - copies) * drafted)
+        return self.pace(draft, rows) * taken / (copies * copied + (1 - copies) * drafted)
+
+    def pace(self, draft: Draft, rows: int = 1) -> float:
+        """What steps of `draft` took last, over what they were supposed to."""
+        steps, ratios = self.paces.get((self._timed(rows), draft), (0, 0))
+        supposed = 1.0 if draft == SINGLE else self.pace(SINGLE, rows)
+        return float((PRIOR * supposed + ratios) / (PRIOR + steps))
 
     def step_of(self, draft: Draft, cost: Cost) -> tuple[float, float]:
         """What a step of `draft` in which no row copies takes in milliseconds, and commits, on average."""
@@ -170,29 +201,54 @@ class Chooser:
             for (v, then), gain in zip(pairwise(widths), gains, strict=True)
         ]
 
-    def observe(
-        self,
-        draft: Draft,
-        runs: Sequence[int],
-        copied: Sequence[bool],
-        text: Sequence[int],
-        offered: Sequence[int] | None = None,
-    ) -> None:
-        """A segment: tokens committed by each of its steps, which of them copied, the row's whole text after it, and
-        where blocks were cut how many drafts each step verified."""
-        offered = offered if draft.cuts and offered is not None else [draft.width - 1] * len(runs)
-        steps = [(run, most) for run, most, copy in zip(runs, offered, copied, strict=True) if not copy]
-        seen = [(run - 1, min(run, most)) for run, most in steps] if draft.width > 1 else []
+    def observe(self, draft: Draft, seen: Sequence[Seen], *, rows: int = 1, ms: float | None = None) -> None:
+        """A segment of a batch of `rows`, as each of those that were not done before saw it; the time it took."""
+        if ms is not None and not draft.cuts:
+            self._time(draft, seen, rows, ms)
+        seen = [row.whole() for row in seen]
+        steps = [
+            (run, most)
+            for row in seen
+            for run, most, copy in zip(row.runs, _offered(draft, row), row.copied, strict=True)
+            if not copy
+        ]
+        known = [(run - 1, min(run, most)) for run, most in steps] if draft.width > 1 else []
         for shape, acceptance in self.drafted.items():
-            acceptance.observe(seen if shape == (draft.tree, draft.cuts) else [])
+            acceptance.observe(known if shape == (draft.tree, draft.cuts) else [])
         for other, sums in self.cut.items():
             taken = [(1, _cut_ms(self.cost(1), draft, most + 1), run) for run, most in steps] if other == draft else []
             self.cut[other] = (FADE if taken else FORGET) * sums + np.sum(taken or [(0, 0, 0)], axis=0)
-        most = max(other.copy for other in self.drafts)
+        most, tokens = max(other.copy for other in self.drafts), sum(sum(row.runs) for row in seen)
         if most:
-            seen, share = copying(text, len(text) - sum(runs), most)
-            self.copied.observe(seen)
-            self.tokens = FADE * self.tokens + [share, sum(runs)] if runs else self.tokens
+            copies = [copying(row.text, len(row.text) - sum(row.runs), most) for row in seen]
+            self.copied.observe([hit for hits, _ in copies for hit in hits])
+            share = sum(share for _, share in copies)
+            self.tokens = FADE * self.tokens + [share, tokens] if tokens else self.tokens
+
+    def _time(self, draft: Draft, seen: Sequence[Seen], rows: int, ms: float) -> None:
+        copying, drafting, both = _times(self.cost(rows), draft)
+        by_step = [{bool(copy) for copy in step if copy is not None} for step in zip_longest(*(r.copied for r in seen))]
+        supposed = sum(both if len(ways) > 1 else copying if True in ways else drafting for ways in by_step)
+        here = self._timed(rows)
+        for (size, other), sums in self.paces.items():
+            if size == here and other == draft and supposed:
+                sums *= FADE
+                sums += len(by_step) * np.array([1.0, min(ms / supposed, SLOWEST)])
+            elif size == here and other != SINGLE:
+                sums *= FORGET
+
+
+def _times(cost: Cost, draft: Draft) -> tuple[float, float, float]:
+    """Milliseconds of a step in which all rows copy, none does, and some do."""
+    drafting = cost.drafting_ms(draft)
+    if not draft.copy:
+        return drafting, drafting, drafting
+    both = drafting if draft.tree else cost.draft_ms[draft.width] + cost.verify_ms[draft.widest]
+    return cost.step_ms("ngram", draft.copy), drafting, both
+
+
+def _offered(draft: Draft, row: Seen) -> Sequence[int]:
+    return row.offered if draft.cuts and row.offered is not None else [draft.width - 1] * len(row.runs)
 
 
 def _cut_ms(cost: Cost, draft: Draft, width: int) -> float:

@@ -39,7 +39,7 @@ from models.target import check_ids
 from models.tokenizer import Tokenizer
 from models.verify import Speculation
 from serve import engine as device
-from serve.choose import Chooser
+from serve.choose import Chooser, Seen
 from serve.pages import PageTable
 from serve.requests import GAUGES, MOST_LOGPROBS, Finish, Full, Progress, Request, Stats, Timing, TokenLogprob
 from serve.writing import Writing
@@ -341,8 +341,9 @@ class Scheduler:
             return True
         drawn = [entry.request.sampling for entry in live if not entry.request.sampling.greedy]
         ordered = any(one.top_k is not None or one.top_p < 1 for one in drawn) if drawn else None
+        began = time.perf_counter()
         news = self._advance(np.array([entry in live for entry in self.rows]), steps, draft, ordered)
-        self._take_news(live, news, draft)
+        self._take_news(live, news, draft, (time.perf_counter() - began) * 1e3)
         return True
 
     def _advance(self, live: np.ndarray, steps: int, draft: Draft, ordered: bool | None) -> device.News:
@@ -384,7 +385,8 @@ class Scheduler:
             self._counts["preemptions"] += 1
             self._waiting.appendleft(entry)
 
-    def _take_news(self, live: Sequence[Entry], news: device.News, draft: Draft) -> None:
+    def _take_news(self, live: Sequence[Entry], news: device.News, draft: Draft, ms: float) -> None:
+        seen, size = [], len(self.rows)
         for row, entry in [(self.rows.index(entry), entry) for entry in live]:
             if news.fault[row]:
                 what = "the target's logits" if news.fault[row] > 0 else "the drafter's states"
@@ -396,7 +398,7 @@ class Scheduler:
             copied, done, before = news.copied[row, steps].tolist(), bool(news.done[row]), len(entry.tokens)
             entry.tokens += ids
             entry.read = len(entry.tokens) - 1
-            self._observe(entry, draft, runs, copied, done)
+            seen.append(Seen(runs, copied, list(entry.tokens), done=done))
             finished, ids = self._ended(entry, ids, done)
             scores = self._logprobs(row, entry, before, len(ids), draft) if entry.request.logprobs is not None else None
             runs = _cut(runs, len(ids))
@@ -411,6 +413,8 @@ class Scheduler:
                 self._leave(entry)
             text = entry.writing.take(ended=finished is not None)
             self._tell(entry, tuple(ids), text, tuple(runs), tuple(drafted), scores, finished)
+        if self.chooser is not None:
+            self.chooser.observe(draft, seen, rows=size, ms=ms)
 
     def _ended(self, entry: Entry, ids: list[int], done: bool) -> tuple[Finish | None, list[int]]:
         """How the answer ended, if it did, and its new tokens up to there."""
@@ -420,12 +424,6 @@ class Scheduler:
         if not done:
             return None, ids
         return "eos" if ids[-1] in self.engine.target.config.eos_ids else "length", ids
-
-    def _observe(self, entry: Entry, draft: Draft, runs: list[int], copied: list[bool], done: bool) -> None:
-        """The last step may have been cut short by the answer's end: it says nothing about its drafts."""
-        if self.chooser is not None:
-            whole, last = len(runs) - done, sum(runs[-1:]) if done else 0
-            self.chooser.observe(draft, runs[:whole], copied[:whole], entry.tokens[: len(entry.tokens) - last])
 
     def _count(self, runs: Sequence[int], drafted: Sequence[int]) -> None:
         with self._changed:

@@ -24,7 +24,7 @@ from models.sharding import ways
 from models.target import Target, check_ids
 from models.tokenizer import Tokenizer
 from models.verify import GREEDILY, Speculation
-from serve.choose import Chooser
+from serve.choose import Chooser, Seen
 
 SEGMENT = 8
 
@@ -181,7 +181,7 @@ class Decoder:
         )
         if fault.any():
             raise UserError(self._diagnosis(tokens, fault, rows))
-        stopped = []
+        stopped, seen = [], []
         for index, row in enumerate(rows):
             if row.finished is not None:
                 continue
@@ -193,14 +193,13 @@ class Decoder:
                 alone = Draft(draft.kind, most + 1) if draft.cuts else dataclasses.replace(draft, copy=0)
                 row.drafts.append(Draft("ngram", draft.copy) if copy else alone)
             if self.chooser is not None:
-                # the last step may have been cut short by the answer's end: it says nothing about its drafts
-                whole, last = len(new) - bool(done[index]), sum(new[-1:]) if done[index] else 0
-                text = row.prompt + row.ids
-                self.chooser.observe(draft, new[:whole], copied[:whole], text[: len(text) - last], offered[:whole])
+                seen.append(Seen(new, copied, row.prompt + row.ids, offered, bool(done[index])))
             if done[index]:
                 row.finished = "eos" if row.ids[-1] in self.engine.target.config.eos_ids else "length"
             if stop and self._cut_at_stop(row, stop):
                 stopped.append(index)
+        if self.chooser is not None:
+            self.chooser.observe(draft, seen)
         if not stopped:
             return state
         ended = dataclasses.replace(now, done=now.done.at[jnp.array(stopped)].set(True))

@@ -8,7 +8,7 @@ import pytest
 
 from models.drafters import SINGLE, Draft
 from models.drafters.ngram import ngram_match, ngram_tokens
-from serve.choose import Chooser, SlotAcceptance, copying, ngram_drafts, worthwhile_drafts
+from serve.choose import Chooser, Seen, SlotAcceptance, copying, ngram_drafts, worthwhile_drafts
 from serve.cost import Cost, expected_tau
 
 WIDTHS = (1, 2, 4, 8)
@@ -24,7 +24,7 @@ def simulate(chooser: Chooser, chance: float, segments: int, seed: int = 0) -> l
         accepted = [int(np.cumprod(rng.random(draft.width - 1) < chance).sum()) for _ in range(8)]
         for count in accepted:
             text += range(len(text), len(text) + count + 1)
-        chooser.observe(draft, [count + 1 for count in accepted], [False] * 8, text)
+        chooser.observe(draft, [Seen([count + 1 for count in accepted], [False] * 8, text)])
     return drafts
 
 
@@ -58,7 +58,7 @@ class World:
             self.text += range(len(self.text), len(self.text) + sum(runs))
             self.tokens += sum(runs)
             self.spent_ms += 8 * COST.step_ms("drafter", draft.width) * (self.slower if draft.width > 1 else 1.0)
-            observe(draft, runs, [False] * 8, self.text)
+            observe(draft, [Seen(runs, [False] * 8, self.text)])
         return self.spent_ms / self.tokens
 
 
@@ -95,12 +95,12 @@ def test_copying_is_chosen_for_text_that_repeats():
     text = [5, 6, 7, 8, 9, 10, 11, 12] * 3
     for _ in range(6):
         text += [5, 6, 7, 8, 9, 10, 11, 12]
-        chooser.observe(chooser.pick(), [1] * 8, [False] * 8, text)
+        chooser.observe(chooser.pick(), [Seen([1] * 8, [False] * 8, text)])
     assert chooser.pick().copy
     for _ in range(40):  # and left where what is copied is never right
         fresh = range(len(text), len(text) + 4)
         text += [5, 6, *fresh[:2], 5, 6, *fresh[2:]]
-        chooser.observe(chooser.pick(), [1] * 8, [False] * 8, text)
+        chooser.observe(chooser.pick(), [Seen([1] * 8, [False] * 8, text)])
     assert chooser.pick() == SINGLE
 
 
@@ -148,7 +148,7 @@ def test_a_tree_is_drafted_where_verifying_it_is_cheap():
         chances = np.full(draft.width - 1, 0.25 if draft.tree else 0.75)
         runs = [int(np.cumprod(rng.random(len(chances)) < chances).sum()) + 1 for _ in range(8)]
         text += range(len(text), len(text) + sum(runs))
-        chooser.observe(draft, runs, [False] * 8, text)
+        chooser.observe(draft, [Seen(runs, [False] * 8, text)])
     assert np.mean([draft.width > 1 and not draft.tree for draft in picked[20:]]) > 0.8
 
 
@@ -180,7 +180,7 @@ def test_blocks_are_cut_where_that_pays():
         offered = [0 if draft.cuts and gone else draft.width - 1 for gone in lost]
         runs = [1 if gone else 1 + most for gone, most in zip(lost, offered, strict=True)]
         text += range(len(text), len(text) + sum(runs))
-        chooser.observe(draft, runs, [False] * 8, text, offered)
+        chooser.observe(draft, [Seen(runs, [False] * 8, text, offered)])
     assert sum(bool(draft.cuts) for draft in picked[10:]) > 40
     floors = chooser.floors(cutting)
     assert len(floors) == len(cutting.cuts)

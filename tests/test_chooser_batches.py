@@ -1,7 +1,7 @@
 """What is drafted for a batch goes by what steps of so many rows cost: where compute is the limit, nothing is."""
 
 from models.drafters import SINGLE, Draft
-from serve.choose import Chooser
+from serve.choose import Chooser, Seen
 from serve.cost import Cost
 
 ALONE = Cost(10.0, {1: 0.0, 2: 1.0, 4: 1.0, 8: 1.0}, {1: 10.0, 2: 10.5, 4: 11.0, 8: 12.0})
@@ -21,6 +21,20 @@ def test_width_by_rows():
     halves = Chooser(ALONE, [0.5], DRAFTS, batches={4: FOUR, 16: SIXTEEN})
     assert halves.pick(1).width > 1
     assert [halves.pick(rows) for rows in (5, 16, 20)] == [SINGLE] * 3
+
+
+def test_steps_that_take_longer_than_they_were_timed():
+    """Four rows pay at width 4 by the table; where such a step takes four fifths longer they do not, nor are they tried
+    again for many segments; where all steps do, they still pay."""
+    for slower, expected in (({4: 1.8}, SINGLE), (dict.fromkeys((1, 4), 1.8), DRAFTS[2])):
+        chooser, picked = Chooser(ALONE, [0.9], DRAFTS[:1] + DRAFTS[2:3], batches={4: FOUR}), []
+        for _ in range(60):
+            picked.append(draft := chooser.pick(4))
+            runs = [4, 4, 4, 1, 4, 4, 4, 1] if draft.width == 4 else [1] * 8
+            ms = 8 * FOUR.drafting_ms(draft) * slower.get(draft.width, 1.0)
+            chooser.observe(draft, [Seen(runs, [False] * 8, range(1000))] * 4, rows=4, ms=ms)
+        assert picked[0] == DRAFTS[2]
+        assert picked.count(expected) >= 52
 
 
 def test_without_batches_one_row_stands_for_all():
