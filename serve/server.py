@@ -15,6 +15,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from configs import schema
+from configs.console import say
 from configs.device import describe_device, keep_compiled_programs, share_one_heap
 from configs.errors import UserError
 from models.drafters import Draft
@@ -124,6 +125,8 @@ def open_service(
         batches = batch_costs(engine, artifact, capacity - artifact.config.width, rows)
         picks, plain_ms = Chooser(cost, artifact.acceptance, who=who, batches=batches), cost.verify_ms[1]
     scheduler = Scheduler(engine, tokenizer, rows=rows, capacity=capacity, queue=queue, draft=picks)
+    say(f"serve: compiling steps of up to {rows} rows (minutes the first time; kept on disk)")
+    scheduler.warm()
     served = Served(
         name=name or Path(target.split()[0]).name.removesuffix(".gguf").removesuffix(".yml"),
         drafter=str(drafter),
