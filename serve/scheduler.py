@@ -197,7 +197,7 @@ class Scheduler:
             )
 
     def warm(self) -> None:
-        """Compiles what requests may need, before there are any; but for top-k and top-p."""
+        """Compiles what greedy requests may need, before there are any; what sampling needs, when it first comes."""
         options: dict[str, Any] = {"chunk": self.chunk}
         nobody, nowhere = self._row([0], 1, 0, GREEDY), np.full(self._positions // self._page, device.NOWHERE, np.int32)
         for size in self.sizes:
@@ -205,7 +205,6 @@ class Scheduler:
                 self._resize()
             for draft in dict.fromkeys([SINGLE, *self._choices]):
                 self._advance(np.zeros(size, bool), 0, draft, None)
-                self._advance(np.zeros(size, bool), 0, _sampled(draft), False)
             self.state = device.seat(self.engine, self.state, self._table(), 0, nobody, 0, **options)
             self.state = device.prefill(self.engine, self.state, self._table(), 0, 0, **options)
             self.state = device.cleaned(self.state, nowhere)
@@ -362,7 +361,7 @@ class Scheduler:
             return SINGLE
         draft = self.chooser.pick(len(self.rows)) if self.chooser else self.drafts[0]
         drawn = not all(entry.request.sampling.greedy for entry in live)
-        return _sampled(draft) if drawn else draft
+        return dataclasses.replace(draft, tree=0) if drawn else draft  # trees are built at one temperature
 
     def _take_pages(self, steps: int, draft: Draft) -> int:
         """Gives every row that writes the pages of a segment, oldest first; how many steps it may take."""
@@ -498,11 +497,6 @@ class Scheduler:
         which = (taken + [0] * size)[:size]
         self.state = device.resized(self.state, jnp.array(which, jnp.int32))
         self.rows = [self.rows[row] for row in taken] + [None] * (size - len(taken))
-
-
-def _sampled(draft: Draft) -> Draft:
-    """Trees are built at one temperature."""
-    return dataclasses.replace(draft, tree=0)
 
 
 def _cut(runs: Sequence[int], count: int) -> list[int]:
