@@ -36,7 +36,7 @@ from serve.bench import parser_of
 from serve.child import ask, events, serving
 
 CONCURRENCY = (1, 2, 4, 8, 16)
-OFFLINE = 5  # prompts decoded alone too, one of each task
+OFFLINE = 10  # prompts decoded alone too, two of each task
 WAYS = {"plain": False, "ours": True}  # what "speculative" says
 
 

@@ -45,7 +45,7 @@ from serve.requests import GAUGES, MOST_LOGPROBS, Finish, Full, Progress, Reques
 from serve.writing import Writing
 
 SEGMENT = 8  # steps between looks at the rows
-BRIEF = 2  # the same while a prompt waits to be read, or pages are short
+BRIEF = 1  # the same while a prompt waits to be read: the sooner it writes too, the more share every step
 
 
 @dataclasses.dataclass(eq=False)

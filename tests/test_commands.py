@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from models.drafters.artifact import read_artifact
-from tests.tiny_run import Tiny, command, make_tiny
+from tests.tiny_run import Tiny, called, command, make_tiny
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +29,18 @@ def refused(done, *words: str) -> None:
         assert word in lines[0], lines[0]
 
 
-def evaluate(tiny: Tiny, *arguments: str, drafter: str = "artifact", target: str = "target", tasks: str | None = None):
+def evaluate(
+    tiny: Tiny,
+    *arguments: str,
+    drafter: str = "artifact",
+    target: str = "target",
+    tasks: str | None = None,
+    run=command,
+):
     tasks = tasks or str(tiny.root / "prompts.jsonl")
     call = ["serve", "eval", "--target", str(tiny.root / target), "--drafter", str(tiny.root / drafter)]
     call += ["--tasks", tasks, "--out", str(tiny.root / "report"), "--prompts", "2", "--max-new-tokens", "12"]
-    return command([*call, *arguments])
+    return run([*call, *arguments])
 
 
 def test_chain_and_its_report(tiny: Tiny):
@@ -61,9 +68,13 @@ def test_trees(tiny: Tiny):
     assert task["exact"] == task["prompts"] == 2
     assert {(way["drafts"], way["width"]) for way in task["ways"]} == {("tree of 16", 4)}
     assert "tree of 16" in (tiny.root / "report" / "report.html").read_text()
-    refused(evaluate(tiny, "--tree", "16"), "width: expected 1 to 4", "got 8; name one with --width")
-    refused(evaluate(tiny, "--tree", "32", "--drafts", "ngram", drafter="nowhere"), "--tree 32", "--drafts ngram")
-    refused(evaluate(tiny, "--tree", "32", "--width", "1", drafter="nowhere"), "--width 2 or more")
+    refused(evaluate(tiny, "--tree", "16", run=called), "width: expected 1 to 4", "got 8; name one with --width")
+    refused(
+        evaluate(tiny, "--tree", "32", "--drafts", "ngram", drafter="nowhere", run=called),
+        "--tree 32",
+        "--drafts ngram",
+    )
+    refused(evaluate(tiny, "--tree", "32", "--width", "1", drafter="nowhere", run=called), "--width 2 or more")
 
 
 def test_widths_chosen_while_decoding_and_reports_compared(tiny: Tiny):
@@ -74,7 +85,7 @@ def test_widths_chosen_while_decoding_and_reports_compared(tiny: Tiny):
     assert shown.returncode == 0, shown.stderr
     (average,) = [line.split() for line in shown.stdout.splitlines() if line.strip().startswith("average")]
     assert average[1:4] == average[4:7], "the same report twice"
-    refused(command(["serve", "compare", str(tiny.root)]), "no report.json")
+    refused(called(["serve", "compare", str(tiny.root)]), "no report.json")
 
 
 @pytest.mark.parametrize("flags", [[], ["--block-verification"], ["--deterministic", "--width", "4"]])
@@ -104,29 +115,29 @@ def test_chat_answers_as_the_plain_loop(tiny: Tiny):
 
 
 def test_recipe_mistakes(tiny: Tiny):
-    refused(tiny.train(tiny.root / "x", "train.stpes=3"), "train.stpes", "did you mean steps?")
-    refused(command(["train", "--config", "nowhere.yaml"]), "nowhere.yaml", "wide_block.yaml")
-    refused(command(["pipelines", "prepare", "--config", str(tiny.config), "batches.rows=two"]), "batches.rows", "int")
+    refused(tiny.refusal(tiny.root / "x", "train.stpes=3"), "train.stpes", "did you mean steps?")
+    refused(called(["train", "--config", "nowhere.yaml"]), "nowhere.yaml", "wide_block.yaml")
+    refused(called(["pipelines", "prepare", "--config", str(tiny.config), "batches.rows=two"]), "batches.rows", "int")
 
 
 def test_prompt_mistakes(tiny: Tiny, tmp_path: Path):
     (tmp_path / "empty.jsonl").write_text("")
-    refused(tiny.train(tiny.root / "x", f"prompts.sources=[{tmp_path}/empty.jsonl]"), "empty.jsonl")
-    refused(tiny.train(tiny.root / "x", f"prompts.sources=[{tmp_path}/none.jsonl]"), "none.jsonl")
-    refused(tiny.train(tiny.root / "x", "responses.max_new_tokens=250"), "context", "256")
-    refused(tiny.train(tiny.root / "x", "batches.row_length=30"), "batches.row_length=30")
-    refused(tiny.train(tiny.root / "x", "batches.rows=100"), "batches.rows=100")
+    refused(tiny.refusal(tiny.root / "x", f"prompts.sources=[{tmp_path}/empty.jsonl]"), "empty.jsonl")
+    refused(tiny.refusal(tiny.root / "x", f"prompts.sources=[{tmp_path}/none.jsonl]"), "none.jsonl")
+    refused(tiny.refusal(tiny.root / "x", "responses.max_new_tokens=250"), "context", "256")
+    refused(tiny.refusal(tiny.root / "x", "batches.row_length=30"), "batches.row_length=30")
+    refused(tiny.refusal(tiny.root / "x", "batches.rows=100"), "batches.rows=100")
 
 
 def test_drafter_mistakes(tiny: Tiny):
-    refused(tiny.train(tiny.root / "x", "drafter.target_layer_ids=[5]"), "drafter.target_layer_ids", "0 to 1")
-    refused(tiny.train(tiny.root / "x", "drafter.mask_token_id=9999"), "drafter.mask_token_id", "9999")
+    refused(tiny.refusal(tiny.root / "x", "drafter.target_layer_ids=[5]"), "drafter.target_layer_ids", "0 to 1")
+    refused(tiny.refusal(tiny.root / "x", "drafter.mask_token_id=9999"), "drafter.mask_token_id", "9999")
 
 
 def test_unwritable_places(tiny: Tiny):
     (tiny.root / "file").write_text("")
-    refused(tiny.train(tiny.root / "file" / "run"), "file")
-    refused(tiny.train(tiny.root / "y", f"run.data_dir={tiny.root}/file/data"), "file")
+    refused(tiny.refusal(tiny.root / "file" / "run"), "file")
+    refused(tiny.refusal(tiny.root / "y", f"run.data_dir={tiny.root}/file/data"), "file")
 
 
 def test_too_high_a_rate_names_what_to_lower(tiny: Tiny):
@@ -135,18 +146,18 @@ def test_too_high_a_rate_names_what_to_lower(tiny: Tiny):
 
 
 def test_export_mistakes(tiny: Tiny, tmp_path: Path):
-    refused(command(["train", "export", "--run", str(tmp_path), "--out", str(tmp_path / "a")]), "no drafter.json")
+    refused(called(["train", "export", "--run", str(tmp_path), "--out", str(tmp_path / "a")]), "no drafter.json")
     run = str(tiny.root / "run")
-    refused(command(["train", "export", "--run", run, "--out", str(tmp_path / "a"), "--checkpoint", "7"]), "step 7")
+    refused(called(["train", "export", "--run", run, "--out", str(tmp_path / "a"), "--checkpoint", "7"]), "step 7")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("precious")
-    refused(command(["train", "export", "--run", run, "--out", str(tmp_path / "mine")]), "not a drafter artifact")
+    refused(called(["train", "export", "--run", run, "--out", str(tmp_path / "mine")]), "not a drafter artifact")
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "precious"
     shutil.copytree(tiny.root / "target", tmp_path / "target")
-    refused(command(["train", "export", "--run", run, "--out", str(tmp_path / "target")]), "not a drafter artifact")
+    refused(called(["train", "export", "--run", run, "--out", str(tmp_path / "target")]), "not a drafter artifact")
     assert (tmp_path / "target" / "config.json").read_bytes() == (tiny.root / "target" / "config.json").read_bytes()
     assert command(["train", "export", "--run", run, "--out", str(tmp_path / "o"), "--format", "orbax"]).returncode == 0
-    refused(command(["train", "export", "--run", run, "--out", str(tmp_path / "o")]), "in another form (params)")
+    refused(called(["train", "export", "--run", run, "--out", str(tmp_path / "o")]), "in another form (params)")
 
 
 def test_card_and_plain_export(tiny: Tiny):
@@ -157,7 +168,7 @@ def test_card_and_plain_export(tiny: Tiny):
     own = tiny.train(tiny.root / "own", "drafter.markov_rank=8", "drafter.draft_vocab_size=20")
     assert own.returncode == 0, own.stderr
     export = ["train", "export", "--run", str(tiny.root / "own"), "--out"]
-    refused(command([*export, str(tiny.root / "p"), "--plain"]), "--plain", "markov_rank", "train without")
+    refused(called([*export, str(tiny.root / "p"), "--plain"]), "--plain", "markov_rank", "train without")
     assert command([*export, str(tiny.root / "own_artifact")]).returncode == 0
     assert "a draft vocabulary and a Markov head" in (tiny.root / "own_artifact" / "README.md").read_text()
 
@@ -166,7 +177,7 @@ def test_training_goes_on_from_an_artifact(tiny: Tiny):
     start = f"drafter.init_from={tiny.root}/artifact"
     done = tiny.train(tiny.root / "further", start, "drafter.markov_rank=8")
     assert done.returncode == 0, done.stderr
-    refused(tiny.train(tiny.root / "x", start, "drafter.causal=true"), "init_from", "causal: artifact (False")
+    refused(tiny.refusal(tiny.root / "x", start, "drafter.causal=true"), "init_from", "causal: artifact (False")
 
 
 def test_inspect_says_what_fits(tiny: Tiny):
@@ -184,22 +195,22 @@ def test_inspect_says_what_fits(tiny: Tiny):
     done = command(["serve", "inspect", str(tiny.root / "artifact"), str(tiny.root / "stranger" / "target")])
     assert done.returncode == 1
     assert "made for another target" in done.stdout
-    refused(command(["serve", "inspect", str(tiny.root)]), "directory with a config.json", "found none of them")
+    refused(called(["serve", "inspect", str(tiny.root)]), "directory with a config.json", "found none of them")
 
 
 def test_eval_mistakes(tiny: Tiny):
-    refused(evaluate(tiny, tasks="gsm9k"), "gsm9k")
-    refused(evaluate(tiny, "--width", "9"), "width", "1 to 4")
-    refused(evaluate(tiny, "--drafts", "both", "--width", "3"), "--width 3", "drafter or ngram")
-    refused(evaluate(tiny, "--temperature", "-1"), "temperature", "at least 0")
-    refused(evaluate(tiny, "--max-new-tokens", "250"), "--max-new-tokens", "256")
-    refused(evaluate(tiny, drafter="run"), "no config.json")
-    refused(evaluate(tiny, target="nowhere"), "nowhere")
+    refused(evaluate(tiny, tasks="gsm9k", run=called), "gsm9k")
+    refused(evaluate(tiny, "--width", "9", run=called), "width", "1 to 4")
+    refused(evaluate(tiny, "--drafts", "both", "--width", "3", run=called), "--width 3", "drafter or ngram")
+    refused(evaluate(tiny, "--temperature", "-1", run=called), "temperature", "at least 0")
+    refused(evaluate(tiny, "--max-new-tokens", "250", run=called), "--max-new-tokens", "256")
+    refused(evaluate(tiny, drafter="run", run=called), "no config.json")
+    refused(evaluate(tiny, target="nowhere", run=called), "nowhere")
     from tests.tiny_run import write_target
 
     write_target(tiny.root / "other" / "target", seed=7)  # of the same name: its weights alone are others
-    refused(evaluate(tiny, target="other/target"), "made for another target", "weights")
+    refused(evaluate(tiny, target="other/target", run=called), "made for another target", "weights")
     shutil.copytree(tiny.root / "artifact", tiny.root / "cut")
     file = tiny.root / "cut" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    refused(evaluate(tiny, drafter="cut"), "not a whole safetensors file")
+    refused(evaluate(tiny, drafter="cut", run=called), "not a whole safetensors file")

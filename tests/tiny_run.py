@@ -3,7 +3,10 @@
 Not tests: what the tests of training share. The target is a random Llama of two layers with a byte-level tokenizer.
 """
 
+import contextlib
 import dataclasses
+import importlib
+import io
 import json
 import os
 import signal
@@ -188,6 +191,10 @@ class Tiny:
         """`python -m train --config tiny.yaml run.dir=RUN ...`, to its end."""
         return command(["train", "--config", str(self.config), f"run.dir={run}", *arguments], **options)
 
+    def refusal(self, run: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The same in this process, of what ends before it trains."""
+        return called(["train", "--config", str(self.config), f"run.dir={run}", *arguments])
+
     def start(self, run: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
         """The same, not waited for."""
         return start(["train", "--config", str(self.config), f"run.dir={run}", *arguments], **options)
@@ -210,6 +217,15 @@ def command(arguments: Sequence[str], *, seconds: float = 180, **options: Any) -
     finally:
         process.kill()
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def called(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """The same in this process, which is sooner: for what is said, and no more."""
+    main = importlib.import_module(f"{arguments[0]}.__main__").main
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(list(arguments[1:]))
+    return subprocess.CompletedProcess(list(arguments), code, out.getvalue(), err.getvalue())
 
 
 def start(
