@@ -49,6 +49,7 @@ FADE = 0.9  # of older observations, per look with something new to see
 FORGET = 0.97  # the same, per look with nothing new: how soon drafts that failed are tried again
 MARGIN = 1.02  # a draft must promise this much over single tokens: a wrong guess costs more than a missed gain
 COPY_PRIOR = 0.75  # conditional acceptance of copied tokens
+FREE = 1.05  # plain steps: what no one has to wait for
 SLOWEST = 4.0  # times what was supposed: what takes longer is a hitch, and says nothing about the draft
 CUT_PRIOR = 1.05  # what choosing where blocks end is worth over the best width
 SHARE_PRIOR = 0.3  # of the tokens, those that are copied
@@ -140,12 +141,16 @@ class Chooser:
         self.tokens = np.array([SHARE_PRIOR, 1.0]) * PRIOR  # copied, and all
         self.paces = {(rows, draft): np.zeros(2) for rows in self.costs for draft in self._choices[rows]}
 
-    def pick(self, rows: int = 1) -> Draft:
+    def pick(self, rows: int = 1, *, hurry: bool = False) -> Draft:
         """The draft with the most expected tokens a second; SINGLE unless another beats it by MARGIN.
 
-        `rows` are written together. Steps are priced at what the next larger number of rows took that was timed.
+        `rows` are written together. Steps are priced at what the next larger number of rows took that was timed. In a
+        `hurry` others wait for the end of the step: only those are picked that take next to no longer than plain ones.
         """
-        best = min(self.choices(rows), key=lambda draft: self.token_ms(draft, rows))
+        cost, choices = self.cost(rows), [SINGLE, *self.choices(rows)]
+        if hurry:
+            choices = [draft for draft in choices if max(_times(cost, draft)) <= FREE * cost.verify_ms[1]]
+        best = min(choices, key=lambda draft: self.token_ms(draft, rows))
         return best if MARGIN * self.token_ms(best, rows) < self.token_ms(SINGLE, rows) else SINGLE
 
     def choices(self, rows: int) -> list[Draft]:

@@ -45,7 +45,7 @@ from serve.requests import GAUGES, MOST_LOGPROBS, Finish, Full, Progress, Reques
 from serve.writing import Writing
 
 SEGMENT = 8  # steps between looks at the rows
-BRIEF = 1  # the same while a prompt waits to be read: the sooner it writes too, the more share every step
+BRIEF = 1  # the same while a prompt waits to be read
 
 
 @dataclasses.dataclass(eq=False)
@@ -359,7 +359,8 @@ class Scheduler:
     def _pick(self, live: Sequence[Entry]) -> Draft:
         if not all(entry.request.speculative for entry in live):
             return SINGLE
-        draft = self.chooser.pick(len(self.rows)) if self.chooser else self.drafts[0]
+        unread = len(self._seated) - len(live)  # the sooner they write too, the more share every step
+        draft = self.chooser.pick(len(self.rows), hurry=unread > 1) if self.chooser else self.drafts[0]
         drawn = not all(entry.request.sampling.greedy for entry in live)
         return dataclasses.replace(draft, tree=0) if drawn else draft  # trees are built at one temperature
 

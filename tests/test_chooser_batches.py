@@ -23,6 +23,13 @@ def test_width_by_rows():
     assert [halves.pick(rows) for rows in (5, 16, 20)] == [SINGLE] * 3
 
 
+def test_a_hurry_leaves_what_is_free():
+    """Drafts that cost a sixth more than a plain step and up go; one that costs a fiftieth stays."""
+    assert Chooser(ALONE, [0.9], DRAFTS).pick(hurry=True) == SINGLE
+    free = Cost(10.0, {1: 0.0, 2: 0.1, 4: 0.1, 8: 0.1}, {1: 10.0, 2: 10.1, 4: 10.1, 8: 10.6})
+    assert Chooser(free, [0.9], DRAFTS).pick(hurry=True) == DRAFTS[2]
+
+
 def test_steps_that_take_longer_than_they_were_timed():
     """Four rows pay at width 4 by the table; where such a step takes four fifths longer they do not, nor are they tried
     again for many segments; where all steps do, they still pay."""
