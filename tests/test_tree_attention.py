@@ -1,6 +1,7 @@
 """A node of a tree sees what it would see at the end of its own branch, written as a text: hidden states agree, and a
 chain of nodes is what consecutive tokens are, to the bit."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,10 +22,15 @@ def branch(parents: list[int], node: int) -> list[int]:
     return [0] if node == 0 else [*branch(parents, parents[node - 1]), node]
 
 
+@jax.jit
+def read(target, tokens, where, cache=None):
+    return target(tokens, where, cache=cache)
+
+
 def prefilled(target, page: int | None, rows: np.ndarray):
     cache = target.empty_cache(len(rows), CAPACITY, page)
     positions = jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape)
-    return target(jnp.asarray(rows), Chain(positions), cache=cache)[2]
+    return read(target, jnp.asarray(rows), Chain(positions), cache)[2]
 
 
 @pytest.mark.parametrize("page", [None, 5])
@@ -33,13 +39,14 @@ def test_nodes_are_the_ends_of_their_branches(parents: list[list[int]], page: in
     target, rng = make_target(), np.random.default_rng(0)
     rows, nodes = (rng.integers(3, 60, (2, size)).astype(np.int32) for size in (12, 7))
     where = Tree(jnp.array(ROOTS), jnp.array(parents))
-    hidden, _, _ = target(jnp.asarray(nodes), where, cache=prefilled(target, page, rows))
+    hidden, _, _ = read(target, jnp.asarray(nodes), where, prefilled(target, page, rows))
     for row, root in enumerate(ROOTS):
         for node in range(7):
             path = branch(parents[row], node)
-            text = jnp.asarray([[*rows[row, :root], *nodes[row, path]]])
-            alone, _, _ = target(text, whole(text))
-            np.testing.assert_allclose(hidden[row, node], alone[0, -1], atol=2e-5)
+            text = np.zeros((1, CAPACITY), np.int32)  # what comes after the branch is not seen
+            text[0, : root + len(path)] = [*rows[row, :root], *nodes[row, path]]
+            alone, _, _ = read(target, jnp.asarray(text), whole(jnp.asarray(text)))
+            np.testing.assert_allclose(hidden[row, node], alone[0, root + len(path) - 1], atol=2e-5)
             assert int(where.positions[row, node]) == root + len(path) - 1
 
 
