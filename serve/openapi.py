@@ -82,7 +82,10 @@ def _operation(way: Way) -> dict[str, Any]:
 
     content: dict[str, Any] = as_json(way.answer) if way.answer else {"text/plain": {"schema": {"type": "string"}}}
     if way.chunk:
-        content["text/event-stream"] = {"schema": {"$ref": SCHEMAS + way.chunk.__name__}}
+        piece = {"contentMediaType": "application/json", "contentSchema": {"$ref": SCHEMAS + way.chunk.__name__}}
+        data = {"type": "string", "anyOf": [{"const": "[DONE]"}, piece]}
+        event = {"type": "object", "required": ["data"], "properties": {"data": data}}
+        content["text/event-stream"] = {"schema": event}
     responses = {"200": {"description": way.summary, "content": content}}
     responses |= {str(code): {"description": "refused", "content": as_json(api.Error)} for code in way.refusals}
     found: dict[str, Any] = {"summary": way.summary, "responses": responses}

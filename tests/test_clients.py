@@ -22,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.test_http_refusals import mutated, ways
 from tests.tiny_run import start
+from tests.tiny_server import serving
 
 pytestmark = pytest.mark.clients
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,6 +50,13 @@ def address() -> Iterator[str]:
         yield address
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
+
+
+@pytest.fixture(scope="module")
+def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The same server over a random target of two layers: thousands of answers, and what they say is no matter."""
+    with serving(tmp_path_factory.mktemp("tiny"), rows=4, queue=64) as running:
+        yield f"http://127.0.0.1:{running.port}"
 
 
 def run(*arguments: str, seconds: float = 600) -> str:
@@ -89,10 +97,10 @@ def test_guidellm(address: str, tmp_path: Path):
     print(json.dumps(benchmark["metrics"]["output_tokens_per_second"]["successful"], indent=1)[:400])
 
 
-def test_schemathesis(address: str):
+def test_schemathesis(fuzzed: str):
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     given = ["--checks", checks, "--max-examples", "60", "--seed", "1", "--request-timeout", "120"]
-    print(run(beside("schemathesis"), "run", f"{address}/openapi.json", *given)[-1500:])
+    print(run(beside("schemathesis"), "run", f"{fuzzed}/openapi.json", *given, seconds=1500)[-1500:])
 
 
 def test_prometheus_reads_the_metrics(address: str):
@@ -101,9 +109,9 @@ def test_prometheus_reads_the_metrics(address: str):
     assert families["vllm:spec_decode_num_accepted_tokens_per_pos"].samples[0].value > 0
 
 
-def test_a_thousand_mutated_bodies(address: str):
+def test_a_thousand_mutated_bodies(fuzzed: str):
     draw, seen = random.Random(1), []
-    with httpx.Client(base_url=address, timeout=120) as client:
+    with httpx.Client(base_url=fuzzed, timeout=120) as client:
         for path, body in ((path, body) for _ in range(500) for path, body in ways()):
             response = client.post(path, content=mutated(body, draw))
             seen.append(response.status_code)
@@ -141,9 +149,10 @@ def test_clients_that_retry_outlive_a_server_that_is_killed():
     process.kill()
     process.communicate()
     process, _ = serve(port)
-    for client in clients:
-        client.join()
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0
+    with process:
+        for client in clients:
+            client.join()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
     assert len(texts) == 8
     assert len(set(texts)) == 1
