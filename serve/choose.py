@@ -50,7 +50,7 @@ FORGET = 0.97  # the same, per look with nothing new: how soon drafts that faile
 MARGIN = 1.02  # a draft must promise this much over single tokens: a wrong guess costs more than a missed gain
 COPY_PRIOR = 0.75  # conditional acceptance of copied tokens
 FREE = 1.05  # plain steps: what no one has to wait for
-SLOWEST = 4.0  # times what was supposed: what takes longer is a hitch, and says nothing about the draft
+SLOWEST = 4.0  # times what was supposed: what takes longer, as a program's first step, says nothing of later ones
 CUT_PRIOR = 1.05  # what choosing where blocks end is worth over the best width
 SHARE_PRIOR = 0.3  # of the tokens, those that are copied
 Who = Literal["both", "drafter", "ngram"]  # may draft: the drafter beside copying, or one of them alone
@@ -235,10 +235,12 @@ class Chooser:
         by_step = [{bool(copy) for copy in step if copy is not None} for step in zip_longest(*(r.copied for r in seen))]
         supposed = sum(both if len(ways) > 1 else copying if True in ways else drafting for ways in by_step)
         here = self._timed(rows)
+        if ms > SLOWEST * supposed:
+            return
         for (size, other), sums in self.paces.items():
-            if size == here and other == draft and supposed:
+            if size == here and other == draft:
                 sums *= FADE
-                sums += len(by_step) * np.array([1.0, min(ms / supposed, SLOWEST)])
+                sums += len(by_step) * np.array([1.0, ms / supposed])
             elif size == here and other != SINGLE:
                 sums *= FORGET
 

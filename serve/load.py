@@ -53,10 +53,8 @@ def open_decoder(
     if draft is not None:
         check_draft(draft, engine.drafter, drafter)
         return Decoder(engine, tokenizer, draft, speculation)
-    cost, cuts = (
-        step_cost(engine, artifact, context, speculation),
-        getattr(engine.drafter, "temperature", None) is not None,
-    )
+    cost = step_cost(engine, artifact, context, speculation)
+    cuts = getattr(engine.drafter, "temperature", None) is not None
     return Decoder(engine, tokenizer, Chooser(cost, artifact.acceptance, who=who, cuts=cuts), speculation)
 
 

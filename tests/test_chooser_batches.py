@@ -44,6 +44,13 @@ def test_steps_that_take_longer_than_they_were_timed():
         assert picked.count(expected) >= 52
 
 
+def test_the_first_step_of_a_program_says_nothing_of_later_ones():
+    """Where requests sample, a draft's first segment compiles for seconds."""
+    chooser = Chooser(ALONE, [0.9], DRAFTS, batches={4: FOUR})
+    chooser.observe(draft := chooser.pick(4), [Seen([1] * 8, [False] * 8, range(1000))] * 4, rows=4, ms=10_000.0)
+    assert chooser.pace(draft, 4) == 1.0
+
+
 def test_without_batches_one_row_stands_for_all():
     chooser = Chooser(ALONE, [0.9], DRAFTS)
     assert chooser.pick(16) == chooser.pick(1)
