@@ -27,6 +27,7 @@ from models.layers import (
     full_precision,
     into_heads,
     logits,
+    product,
     rms_norm,
     rope_frequencies,
     rotary,
@@ -124,7 +125,7 @@ class Target(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b V"]:
         """Float32 logits of the hidden states after the last layer."""
-        return logits(self.normed(hidden), self.head)
+        return logits(self.normed(hidden), self.head, self.mesh)
 
     def normed(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
         """The final norm: what the LM head reads."""
@@ -163,7 +164,7 @@ class Target(nnx.Module):
             read.append(seen)
             mixed = attend(q, seen, where, mesh=self.mesh)
             out, gate, up, down = (self._weight(layer, name, where) for name in ("out", "gate", "up", "down"))
-            x = x + mixed.reshape(*x.shape[:2], -1) @ out
+            x = x + product(mixed.reshape(*x.shape[:2], -1), out, self.mesh)
             normed = rms_norm(x, layer.mlp_norm[...], self.config.rms_eps)
             x = x + swiglu(normed, gate, up, down, self.mesh)
             x = constrain(x, self.mesh, *STATES[isinstance(where, Packed)])
@@ -181,7 +182,7 @@ class Target(nnx.Module):
         """Rotated queries [B T N H], rotated keys [B K H T], values [B K T H]."""
         config = self.config
         normed = rms_norm(x, layer.attention_norm[...], config.rms_eps)
-        qkv = into_heads(normed, self._weight(layer, "qkv", where), config.num_kv_heads, config.head_dim)
+        qkv = into_heads(normed, self._weight(layer, "qkv", where), config.num_kv_heads, config.head_dim, self.mesh)
         if layer.qkv_bias is not None:
             qkv = qkv + layer.qkv_bias[...]
         q, k, v = qkv[..., :-2, :].reshape(*x.shape[:2], -1, config.head_dim), qkv[..., -2, :], qkv[..., -1, :]

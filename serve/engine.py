@@ -255,7 +255,7 @@ def logprobs(
     places = (begin - 1 + jnp.arange(count))[None]
     kept = engine.drafter.kept(Kept(None, _row(state.drafter.pages, row)), places)
     normed = kept[0, :, -engine.target.config.hidden_size :]
-    scores = jax.nn.log_softmax(logits(normed, engine.target.head))
+    scores = jax.nn.log_softmax(logits(normed, engine.target.head, engine.target.mesh))
     tokens = state.rows.tokens[row, jnp.minimum(places[0] + 1, state.rows.tokens.shape[1] - 1)]
     return jnp.take_along_axis(scores, tokens[:, None], axis=1)[:, 0], *jax.lax.top_k(scores, most)
 

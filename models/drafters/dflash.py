@@ -27,6 +27,7 @@ from models.layers import (
     apply_rotary,
     full_precision,
     into_heads,
+    product,
     rms_norm,
     rope_frequencies,
     rotary,
@@ -162,7 +163,7 @@ class Drafter(nnx.Module):
     @full_precision
     def context(self, features: Float[Array, "B S LE"], positions: Int[Array, "B S"]) -> Slots:
         """Keys and values of context positions, for every layer."""
-        fused = constrain(features.astype(self.dtype) @ self._cast(self.fc), self.mesh, "batch")
+        fused = constrain(product(features.astype(self.dtype), self._cast(self.fc), self.mesh), self.mesh, "batch")
         fused = rms_norm(fused, self._cast(self.hidden_norm), self.config.rms_eps)
         angles = rotary(positions, self.frequencies)
         pairs = [self._key_value(layer, fused, angles) for layer in self.layers]
@@ -201,7 +202,9 @@ class Drafter(nnx.Module):
             return hidden
         unit, eps = jnp.ones(hidden.shape[-1], self.dtype), self.config.rms_eps
         seen = jnp.concatenate([rms_norm(hidden, unit, eps), rms_norm(before.astype(self.dtype), unit, eps)], axis=-1)
-        change = jax.nn.silu(seen @ self._cast(self.markov.into)) @ self._cast(self.markov.out)
+        change = product(
+            jax.nn.silu(product(seen, self._cast(self.markov.into), self.mesh)), self._cast(self.markov.out), self.mesh
+        )
         return hidden + self._cast(self.norm) * change
 
     def transition(self, before: Int[Array, "*b"]) -> Float[Array, "*b R"]:
@@ -233,7 +236,7 @@ class Drafter(nnx.Module):
         k, v = self._key_value(layer, normed, angles)
         where = dataclasses.replace(where, causal=layer.causal, window=layer.window)
         mixed = attend(q, context, where, (k, v), self.mesh)
-        flat = flat + mixed.reshape(*flat.shape[:2], -1) @ self._cast(layer.out)
+        flat = flat + product(mixed.reshape(*flat.shape[:2], -1), self._cast(layer.out), self.mesh)
         normed = rms_norm(flat, self._cast(layer.mlp_norm), eps)
         gate, up, down = self._cast(layer.gate), self._cast(layer.up), self._cast(layer.down)
         flat = flat + swiglu(normed, gate, up, down, self.mesh)
@@ -246,7 +249,7 @@ class Drafter(nnx.Module):
         return apply_rotary(k, angles), kv[..., 1, :]
 
     def _into_heads(self, x: Array, param: nnx.Param) -> Array:
-        return into_heads(x, self._cast(param), self.config.num_kv_heads, self.config.head_dim)
+        return into_heads(x, self._cast(param), self.config.num_kv_heads, self.config.head_dim, self.mesh)
 
     def _cast(self, param: nnx.Param) -> Array:
         return gathered(param[...].astype(self.dtype), param.get_metadata().get("axes", ()), self.mesh)

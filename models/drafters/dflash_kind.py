@@ -127,7 +127,8 @@ class DFlash:
     def _states(self, hidden: Float[Array, "B W1 D"]) -> Float[Array, "B W1 _"]:
         """What `_slot_logits` needs of every slot: the LM head reads all of them at once, save under an MLP head, which
         changes what it reads."""
-        return hidden if self.network.markov is not None else logits(hidden, self.head)
+        mesh = self.network.mesh
+        return hidden if self.network.markov is not None else logits(hidden, self.head, mesh)
 
     def _slot_logits(
         self, target: Target, state: Float[Array, "*#b _"], before: Int[Array, "*#b"]
@@ -135,10 +136,12 @@ class DFlash:
         """A slot's logits given the token before it, or each of several; `state` is the slot's of `_states`."""
         if self.network.markov is not None:
             given = target.embed(before)
-            return logits(self.network.corrected(jnp.broadcast_to(state, given.shape), given), self.head)
+            return logits(
+                self.network.corrected(jnp.broadcast_to(state, given.shape), given), self.head, self.network.mesh
+            )
         if self.network.markov_w2 is None:
             return state
-        return state + logits(self.network.transition(before), self.network.markov_w2[...])
+        return state + logits(self.network.transition(before), self.network.markov_w2[...], self.network.mesh)
 
     def _token_ids(self, rows: Int[Array, "*b"]) -> Int[Array, "*b"]:
         return (rows if self.draft_vocab is None else self.draft_vocab[rows]).astype(jnp.int32)

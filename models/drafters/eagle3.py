@@ -27,6 +27,7 @@ from models.layers import (
     full_precision,
     into_heads,
     logits,
+    product,
     rms_norm,
     rope_frequencies,
     rotary,
@@ -113,7 +114,7 @@ class Eagle3Drafter(nnx.Module):
         features = features.astype(self.dtype)
         if self.input_norm is not None:
             features = self._norm(features, "input_norm")
-        return constrain(features @ self._cast("fc"), self.mesh, "batch")
+        return constrain(product(features, self._cast("fc"), self.mesh), self.mesh, "batch")
 
     @full_precision
     def context(
@@ -143,14 +144,14 @@ class Eagle3Drafter(nnx.Module):
         keys, values = (jnp.stack(parts, axis=2) for parts in zip(*steps, strict=True))
         keys, values = (part.reshape(part.shape[0], -1, *part.shape[3:]) for part in (keys, values))
         mixed = attend(apply_rotary(query, angles), context, where, (keys, values))
-        hidden = residual + mixed.reshape(*mixed.shape[:2], -1) @ self._cast("out")
+        hidden = residual + product(mixed.reshape(*mixed.shape[:2], -1), self._cast("out"), self.mesh)
         normed = self._norm(hidden, "mlp_norm")
         hidden = hidden + swiglu(normed, self._cast("gate"), self._cast("up"), self._cast("down"), self.mesh)
         return constrain(hidden, self.mesh, "batch"), steps
 
     def scored(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b V"]:
         """Float32 logits over the draft vocabulary."""
-        return logits(self._norm(hidden, "norm"), self._cast("lm_head"))
+        return logits(self._norm(hidden, "norm"), self._cast("lm_head"), self.mesh)
 
     def _seen(self, hidden: Array, embedded: Array) -> tuple[Array, Array]:
         """What queries, keys and values are made of [B T 2D], and the residual stream."""
@@ -163,7 +164,7 @@ class Eagle3Drafter(nnx.Module):
         return apply_rotary(kv[..., 0, :], angles), kv[..., 1, :]
 
     def _into_heads(self, x: Array, name: str) -> Array:
-        return into_heads(x, self._cast(name), self.config.num_kv_heads, self.config.head_dim)
+        return into_heads(x, self._cast(name), self.config.num_kv_heads, self.config.head_dim, self.mesh)
 
     def _norm(self, x: Array, name: str) -> Array:
         return rms_norm(x, self._cast(name), self.config.rms_eps)
