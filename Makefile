@@ -178,7 +178,7 @@ bench-trees: $(DRAFTER) setup
 bench-release: DRAFTER := $(RELEASED)
 bench-release: setup
 	@echo "bench-release: close other work first; this times the machine"
-	$(BIN)/python -m serve.bench_release $(BENCH_FLAGS)
+	$(BIN)/python -m serve.bench_release $(BENCH_FLAGS) $(RELEASE_FLAGS)
 
 # Training and serving do not import each other: each measures and prints {"peers": {...}}, the last line holds both.
 bench-peers: $(DRAFTER) $(PEERS_VENV)/.peers

@@ -1,9 +1,11 @@
 """The machine computation runs on: what it is called, and where its compiled programs are kept."""
 
 import contextlib
+import importlib.util
 import os
 import platform
 from collections.abc import Mapping
+from importlib.metadata import entry_points
 from pathlib import Path
 
 
@@ -31,6 +33,17 @@ def keep_compiled_programs() -> dict[str, int]:
 
     jax.monitoring.register_event_listener(count)
     return counts
+
+
+def round_as_written() -> None:
+    """Makes XLA round to bfloat16 wherever the program does, on a machine with no accelerator; before JAX computes.
+
+    By default it leaves out what falls inside a fusion, and programs for steps of other widths fuse other operations: a
+    token's logits would depend on how many are verified with it. An accelerator's fusions are left as they are.
+    """
+    if importlib.util.find_spec("libtpu") or entry_points(group="jax_plugins"):
+        return
+    os.environ["XLA_FLAGS"] = f"--xla_allow_excess_precision=false {os.environ.get('XLA_FLAGS', '')}".strip()
 
 
 def describe_device() -> str:

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import jax
@@ -19,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from models.sharding import platform
 
-MANY = 512  # tokens
+MANY, LEAST = 512, 8  # tokens
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -95,8 +96,9 @@ def product(
 ) -> Float[Array, "*b F"]:
     """`x @ weight`.
 
-    On a CPU bfloat16 is added up in float32 and rounded once: XLA has a kernel for that product alone (AMX, five times
-    the float32 speed where the CPU has it), turns any other into float32, and reads one row as slowly as hundreds.
+    On a CPU bfloat16 is added up in float32 and rounded once. XLA has a kernel for that product alone (AMX, five times
+    the float32 speed where the CPU has it), turns any other into float32, and reads one row as slowly as LEAST; so that
+    many are always multiplied, and a row's result does not depend on how many there are.
     """
     if platform(mesh) == "cpu" and x.dtype == weight.dtype == jnp.bfloat16:
         return _rounded_product(x, weight)
@@ -105,9 +107,7 @@ def product(
 
 @jax.custom_vjp
 def _rounded_product(x: Array, weight: Array) -> Array:
-    if x.size == x.shape[-1]:
-        return _rounded_product(_twice(x), weight)[:1].reshape(*x.shape[:-1], -1)
-    return _contracted(x, weight, (x.ndim - 1,), (0,))
+    return _by_rows(partial(_contracted, of_b=(0,)), x, weight).astype(x.dtype)
 
 
 def _rounded_product_forward(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -117,19 +117,29 @@ def _rounded_product_forward(x: Array, weight: Array) -> tuple[Array, tuple[Arra
 def _rounded_product_backward(seen: tuple[Array, Array], given: Array) -> tuple[Array, Array]:
     x, weight = seen
     leading = tuple(range(x.ndim - 1))
-    return _contracted(given, weight, (x.ndim - 1,), (1,)), _contracted(x, given, leading, leading)
+    by_x = _contracted(given, weight, of_b=(1,)).astype(x.dtype)
+    return by_x, _contracted(x, given, leading, leading).astype(weight.dtype)
 
 
 _rounded_product.defvjp(_rounded_product_forward, _rounded_product_backward)
 
 
-def _twice(x: Float[Array, "*b D"]) -> Float[Array, "2 D"]:
-    return jnp.tile(x.reshape(1, -1), (2, 1))
+def _contracted(a: Array, b: Array, of_a: tuple[int, ...] = (-1,), of_b: tuple[int, ...] = (-1,)) -> Array:
+    """Summed over the dimensions named, in float32."""
+    of_a = tuple(axis % a.ndim for axis in of_a)
+    of_b = tuple(axis % b.ndim for axis in of_b)
+    return jax.lax.dot_general(a, b, ((of_a, of_b), ((), ())), preferred_element_type=jnp.float32)
 
 
-def _contracted(a: Array, b: Array, of_a: tuple[int, ...], of_b: tuple[int, ...]) -> Array:
-    total = jax.lax.dot_general(a, b, ((of_a, of_b), ((), ())), preferred_element_type=jnp.float32)
-    return total.astype(a.dtype)
+def _by_rows(multiply: Callable[[Array, Array], Array], x: Float[Array, "*b D"], weight: Array) -> Float[Array, "*b F"]:
+    """`multiply(x, weight)` of at least LEAST rows, in three dimensions: of two, XLA would multiply float32."""
+    rows = x.size // x.shape[-1]
+    if x.ndim > 2 and rows >= LEAST:
+        return multiply(x, weight)
+    flat = x.reshape(1, rows, -1)
+    if rows < LEAST:
+        flat = jnp.concatenate([flat, jnp.zeros((1, LEAST - rows, x.shape[-1]), x.dtype)], axis=1)
+    return multiply(flat, weight)[:, :rows].reshape(*x.shape[:-1], -1)
 
 
 def into_heads(
@@ -172,12 +182,12 @@ def logits(
 ) -> Float[Array, "*b V"]:
     """Float32 logits of `hidden` under an LM head of V rows.
 
-    The head comes first: for a single state, XLA's CPU backend then reads it an eighth faster in float32; in bfloat16
-    it wants two (see `product`).
+    The head comes first: for a single state, XLA's CPU backend then reads it an eighth faster. In bfloat16 there see
+    `product`.
     """
+    if platform(mesh) == "cpu" and hidden.dtype == head.dtype == jnp.bfloat16:
+        return _by_rows(_contracted, hidden, head)
     flat = hidden.reshape(-1, hidden.shape[-1])
-    if len(flat) == 1 and hidden.dtype == jnp.bfloat16 and platform(mesh) == "cpu":
-        return logits(_twice(flat), head, mesh)[:1].reshape(*hidden.shape[:-1], -1)
     with matmul_precision(hidden.dtype):
         scores = jnp.einsum("vd,td->vt", head, flat, preferred_element_type=jnp.float32).T
     return scores.reshape(*hidden.shape[:-1], head.shape[0])

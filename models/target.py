@@ -18,9 +18,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from configs.errors import UserError
-from models.attention import Packed, Where, attend
+from models.attention import Chain, Packed, Where, attend
 from models.cache import Cache, Slots, empty_pages, empty_slots
 from models.layers import (
+    LEAST,
     Frozen,
     RopeScaling,
     apply_rotary,
@@ -33,7 +34,7 @@ from models.layers import (
     rotary,
     swiglu,
 )
-from models.sharding import constrain, gathered, looked_up
+from models.sharding import constrain, gathered, looked_up, platform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,35 +80,48 @@ AXES: dict[str, tuple[str | None, ...]] = {  # logical axes of the weights, [in,
 STATES: dict[bool, tuple[str | None, ...]] = {True: ("batch",), False: ("replica", None, "embed")}  # by: packed
 
 
-class TargetLayer(nnx.Module):
-    """One pre-norm decoder layer; weights come in as arrays (see `sources` for their names)."""
+MATRICES = ("qkv", "out", "gate", "up", "down")
 
-    def __init__(self, weights: dict[str, Any]):
+
+class TargetLayer(nnx.Module):
+    """One pre-norm decoder layer; weights come in as arrays (see `sources` for their names), matrices as they lie."""
+
+    def __init__(self, weights: dict[str, Any], *, turned: bool):
+        self.turned = turned
+        for name in MATRICES:
+            setattr(self, name, Frozen(weights[name], axes=AXES[name][::-1] if turned else AXES[name]))
         self.attention_norm = Frozen(weights["attention_norm"])
-        self.qkv = Frozen(weights["qkv"], axes=AXES["qkv"])
         bias = weights.get("qkv_bias")
         self.qkv_bias = None if bias is None else Frozen(bias, axes=AXES["qkv_bias"])
         self.q_norm = Frozen(weights["q_norm"]) if "q_norm" in weights else None
         self.k_norm = Frozen(weights["k_norm"]) if "k_norm" in weights else None
-        self.out = Frozen(weights["out"], axes=AXES["out"])
         self.mlp_norm = Frozen(weights["mlp_norm"])
-        self.gate = Frozen(weights["gate"], axes=AXES["gate"])
-        self.up = Frozen(weights["up"], axes=AXES["up"])
-        self.down = Frozen(weights["down"], axes=AXES["down"])
+
+    def matrix(self, name: str) -> Float[Array, "I O"]:
+        """One of MATRICES, to be multiplied with from the left."""
+        value = getattr(self, name)[...]
+        return value.T if self.turned else value
 
 
 class Target(nnx.Module):
     """The frozen LLM: embedding, layers, final norm, LM head ([V, D]; the embedding itself when tied).
 
-    `fingerprint` names what it computes, see the function of that name; `mesh` says where (`models.sharding`).
+    `fingerprint` names what it computes, see the function of that name; `mesh` says where (`models.sharding`). The
+    layers' matrices lie [in, out], or [out, in] where they are `turned`.
     """
 
     def __init__(
-        self, config: TargetConfig, weights: dict[str, Any], fingerprint: str, mesh: jax.sharding.Mesh | None = None
+        self,
+        config: TargetConfig,
+        weights: dict[str, Any],
+        fingerprint: str,
+        mesh: jax.sharding.Mesh | None = None,
+        *,
+        turned: bool = False,
     ):
         self.config, self.fingerprint, self.mesh = config, fingerprint, mesh
         self.embedding = Frozen(weights["embedding"], axes=AXES["embedding"])
-        self.layers = nnx.List([TargetLayer(layer) for layer in weights["layers"]])
+        self.layers = nnx.List([TargetLayer(layer, turned=turned) for layer in weights["layers"]])
         self.norm = Frozen(weights["norm"])
         self.untied_head = None if config.tied_head else Frozen(weights["head"], axes=AXES["head"])
         self.frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
@@ -153,11 +167,14 @@ class Target(nnx.Module):
         Without a cache the tokens are `Packed` rows. With one they are a `Chain` or `Tree`, whose keys and values are
         written at where.start..where.start + T - 1 of each row before anything is read.
         """
+        count = tokens.shape[1]
+        if isinstance(where, Chain):
+            tokens, where = self._enough(tokens, where)
         x, tapped, angles = self.embed(tokens), {}, rotary(where.positions, self.frequencies)
         read: list[Cache] = []
         for index, layer in enumerate(self.layers):
             q, k, v = self._project(layer, x, angles, where)
-            seen = Slots([k], [v])
+            seen = Slots([k[..., :count]], [v[:, :, :count]])
             if cache is not None:
                 assert not isinstance(where, Packed)
                 seen = cache.layer(index).write(seen, where.start)
@@ -171,11 +188,24 @@ class Target(nnx.Module):
             tapped[index] = x
         chosen = [tapped[tap] for tap in taps]
         features = jnp.concatenate(chosen, axis=-1) if chosen else jnp.zeros((*x.shape[:2], 0), x.dtype)
+        x, features = x[:, :count], features[:, :count]
         return x, features, None if cache is None else cache.of(read)
+
+    def _enough(self, tokens: Int[Array, "B T"], where: Chain) -> tuple[Int[Array, "B T2"], Chain]:
+        """Some more of the last token where a CPU computes in bfloat16 and tokens are fewer than LEAST.
+
+        They take no more time (`models.layers.product`), and no sum over a row is then taken in another order for their
+        being few: with it, a token's logits have the same bits whatever the width of the step.
+        """
+        more = -(-LEAST // len(tokens)) - tokens.shape[1]
+        if more <= 0 or self.dtype != jnp.bfloat16 or platform(self.mesh) != "cpu":
+            return tokens, where
+        wider = ((0, 0), (0, more))
+        return jnp.pad(tokens, wider, mode="edge"), Chain(jnp.pad(where.positions, wider, mode="edge"))
 
     def _weight(self, layer: TargetLayer, name: str, where: Where) -> Array:
         """A matrix as it is multiplied with: brought together for the many tokens of packed rows."""
-        weight = getattr(layer, name)[...]
+        weight = layer.matrix(name)
         return gathered(weight, AXES[name], self.mesh) if isinstance(where, Packed) else weight
 
     def _project(self, layer: TargetLayer, x: Array, angles: Array, where: Where) -> tuple[Array, Array, Array]:

@@ -16,7 +16,7 @@ from models.attention import Chain
 from models.cache import Cache
 from models.decode import DecodeState, Engine, forward, prefill, segment
 from models.drafters import Draft
-from models.layers import into_heads, logits
+from models.layers import into_heads, logits, product
 from models.target import Target
 from serve.cost import candidate_widths, draft_segment
 
@@ -135,9 +135,9 @@ def _matmuls(target: Target, x: jax.Array) -> jax.Array:
     def layers(_: jax.Array, first: jax.Array) -> jax.Array:
         x = first
         for layer in target.layers:
-            q = into_heads(x, layer.qkv[...], target.config.num_kv_heads, target.config.head_dim)[:, :, :-2]
-            mixed = q.reshape(len(x), -1) @ layer.out[...]
-            x = (mixed @ layer.gate[...] + mixed @ layer.up[...]) @ layer.down[...]
+            q = into_heads(x, layer.matrix("qkv"), target.config.num_kv_heads, target.config.head_dim)[:, :, :-2]
+            mixed = product(q.reshape(len(x), -1), layer.matrix("out"))
+            x = product(product(mixed, layer.matrix("gate")) + product(mixed, layer.matrix("up")), layer.matrix("down"))
         return first + 1e-9 * logits(x, target.head)[:, : x.shape[1]]  # so that nothing is left out
 
     return jax.lax.fori_loop(0, STEPS, layers, x)

@@ -7,10 +7,10 @@ Two tables, and as the last line one JSON object with, greedily,
                their 95 % intervals over prompts; exact the answers of `prompts` that equal the plain loop's both ways,
                with mismatches the target's logit gaps where one does not; repetition the share of answers that repeat
                themselves, tau_without_repetition the tau of the others
-    average    means over tasks, exact and prompts summed
+    average    means over tasks, exact and prompts summed; plain_ms the plain loop's milliseconds a token
     sampled    the same object at temperature 1, where no answer is expected to equal another
 
-Batch 1, float32, drafts chosen while decoding; a plain answer, both speculative ones and a second plain one take turns.
+Batch 1, drafts chosen while decoding; a plain answer, both speculative ones and a second plain one take turns.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from serve.bench import in_turn, parser_of
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = parser_of("bench_release", "What a drafter gains.", prompts=20)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="(default %(default)s)")
     print(json.dumps(measure(parser.parse_args(arguments))))
     return 0
 
@@ -44,7 +45,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     share_one_heap()
     keep_compiled_programs()
     tasks = load_tasks(options.tasks, options.task_dir, options.prompts)
-    engine, tokenizer, artifact = load_engine(options.target, options.drafter, "float32")
+    engine, tokenizer, artifact = load_engine(options.target, options.drafter, options.dtype)
     tokens = needed_context(tasks, engine.target, tokenizer, options.max_new_tokens)
     known = {"prior": artifact.acceptance, "capacity": context_capacity(tokens, artifact.config.width)}
     found = []
@@ -56,7 +57,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         ways = {"alone": evaluator(who="drafter"), "beside copies": evaluator(who="both")}
         found.append(per_task(ways, tasks, "greedy" if sampling.greedy else "temperature 1"))
     greedy, sampled = found
-    return {"device": describe_device(), "drafter": str(options.drafter), **greedy, "sampled": sampled}
+    return {
+        "device": describe_device(),
+        "dtype": options.dtype,
+        "drafter": str(options.drafter),
+        **greedy,
+        "sampled": sampled,
+    }
 
 
 def per_task(ways: Mapping[str, Any], tasks: Mapping[str, Sequence[Any]], title: str) -> dict[str, Any]:
@@ -82,6 +89,7 @@ def per_task(ways: Mapping[str, Any], tasks: Mapping[str, Sequence[Any]], title:
     average: dict[str, Any] = {
         key: round(float(np.mean([task[key] for task in found.values()])), 3) for key in ("tau", "alone", "speedup")
     }
+    average["plain_ms"] = round(float(np.mean([task["plain_ms"] for task in found.values()])), 2)
     exact = [task["exact"] for task in found.values()]
     average |= {"exact": None if None in exact else sum(exact), "prompts": sum(t["prompts"] for t in found.values())}
     table.add_row("average", f"{average['tau']:.2f}", "", f"{average['alone']:.2f}x", f"{average['speedup']:.2f}x")
@@ -110,6 +118,7 @@ def measure_task(ways: Mapping[str, Any], prompts: Sequence[Any]) -> dict[str, A
         "alone_spread": [round(value, 3) for value in alone["speedup_interval"]],
         "speedup": round(both["speedup"], 3),
         "speedup_spread": [round(value, 3) for value in both["speedup_interval"]],
+        "plain_ms": round(both["plain_ms_per_token"]["median"], 2),
         "exact": equal,
         "mismatches": alone["mismatches"] + both["mismatches"],
         "prompts": both["prompts"],

@@ -14,7 +14,7 @@ The last line is one JSON object with
                   target's GGUF file, one request at a time, prefill apart, beside us on as many tokens; a sentence
                   where it is not there
 
-Greedy, float32, over HTTP, the server in a process of its own. Prompts of every task take turns, so that a batch is
+Greedy, over HTTP, the server in a process of its own. Prompts of every task take turns, so that a batch is
 mixed; every run has a salt of its own, so that none finds what another read.
 """
 
@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from configs.console import command, say
+from configs.errors import UserError
 from serve.bench import parser_of
 from serve.child import ask, events, serving
 
@@ -43,6 +44,7 @@ WAYS = {"plain": False, "ours": True}  # what "speculative" says
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = parser_of("bench_server", "Speed of the server.", prompts=8, new=64)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="(default %(default)s)")
     parser.add_argument("--concurrency", default=",".join(map(str, CONCURRENCY)), help="(default %(default)s)")
     print(json.dumps(measure(parser.parse_args(arguments))))
     return 0
@@ -54,13 +56,16 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from serve.load import open_decoder
 
     tasks = load_tasks(options.tasks, options.task_dir, options.prompts)
-    sizes, new = [int(size) for size in options.concurrency.split(",")], options.max_new_tokens
-    given = ["--target", options.target, "--drafter", str(options.drafter)]
-    plain = open_decoder(options.target, options.drafter, draft=SINGLE)
+    sizes, new = concurrencies(options.concurrency), options.max_new_tokens
+    given = ["--target", options.target, "--drafter", str(options.drafter), "--dtype", options.dtype]
+    plain = open_decoder(options.target, options.drafter, dtype=options.dtype, draft=SINGLE)
     by_task = [[encode_prompt(plain.tokenizer, prompt) for prompt in prompts] for prompts in tasks.values()]
     prompts = [ids for turn in itertools.zip_longest(*by_task) for ids in turn if ids is not None]
     context = max(map(len, prompts)) + new
-    offline = {"plain": plain, "ours": open_decoder(options.target, options.drafter, context=context)}
+    offline = {
+        "plain": plain,
+        "ours": open_decoder(options.target, options.drafter, dtype=options.dtype, context=context),
+    }
     with serving([*given, "--rows", str(max(sizes)), "--context", str(context)]) as (_, port):
         beside = {way: beside_offline(port, way, offline[way], prompts[:OFFLINE], new) for way in WAYS}
         found: dict[str, dict[str, Any]] = {"throughput": {}, "vs_plain": {}, "tau": {}}
@@ -77,6 +82,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             found["tau"][str(size)] = round(sum(len(s) for s in ours) / sum(stream.steps for stream in ours), 2)
             say(f"bench: {size} at a time: " + ", ".join(f"{name} {found[name][str(size)]}" for name in found))
     return {
+        "dtype": options.dtype,
         **found,
         "ttft_ms": percentiles(first),
         "inter_token_ms": percentiles(waits),
@@ -84,6 +90,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "plain_vs_offline": round(beside["plain"]["ratio"], 3),
         "llama_cpp": beside_llama_cpp(options.target, prompts[:OFFLINE], new, beside),
     }
+
+
+def concurrencies(text: str) -> list[int]:
+    """Raises UserError for what is no list of whole numbers above 0."""
+    sizes = text.split(",")
+    if not all(size.strip().isdecimal() and int(size) for size in sizes):
+        raise UserError(f"--concurrency: expected whole numbers above 0 with commas between them, got {text!r}")
+    return [int(size) for size in sizes]
 
 
 class Stream:

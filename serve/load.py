@@ -6,7 +6,7 @@ from typing import Any
 
 from configs import schema
 from configs.console import say
-from configs.device import describe_device, keep_compiled_programs
+from configs.device import describe_device, keep_compiled_programs, round_as_written
 from configs.errors import UserError
 from configs.paths import path
 from models.decode import Engine, make_engine
@@ -71,6 +71,8 @@ def load_engine(
     Raises:
       UserError: no such target or drafter, or one that does not fit the other or the mesh.
     """
+    if dtype == "bfloat16":
+        round_as_written()
     artifact = read_artifact(drafter)
     say(f"serve: loading {target} and {drafter}")
     loaded = load_target(target, dtype, make_mesh(mesh))

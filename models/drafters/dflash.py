@@ -337,8 +337,11 @@ def _from_target_layer(layer: Any, common: Array, config: DrafterConfig) -> dict
     def wide(variable: Any) -> Array:
         return jnp.asarray(variable[...], jnp.float32)
 
+    def matrix(name: str) -> Array:
+        return jnp.asarray(layer.matrix(name), jnp.float32)
+
     excess = wide(layer.attention_norm) / jnp.where(common == 0, 1.0, common)
-    qkv = (excess[:, None] * wide(layer.qkv)).reshape(len(common), config.num_kv_heads, -1, config.head_dim)
+    qkv = (excess[:, None] * matrix("qkv")).reshape(len(common), config.num_kv_heads, -1, config.head_dim)
     q, kv = qkv[:, :, :-2], qkv[:, :, -2:]
 
     def head_norm(norm: Any, matrix: Array) -> Array:
@@ -351,9 +354,9 @@ def _from_target_layer(layer: Any, common: Array, config: DrafterConfig) -> dict
         "kv": kv.reshape(len(common), -1),
         "q_norm": head_norm(layer.q_norm, q),
         "k_norm": head_norm(layer.k_norm, kv[:, :, :1]),
-        "out": wide(layer.out),
+        "out": matrix("out"),
         "mlp_norm": wide(layer.mlp_norm),
-        "gate": wide(layer.gate),
-        "up": wide(layer.up),
-        "down": wide(layer.down),
+        "gate": matrix("gate"),
+        "up": matrix("up"),
+        "down": matrix("down"),
     }
