@@ -94,6 +94,15 @@ def test_from_grid_to_table(
     assert [answer.ids for answer in decoded] == [list(text.response_ids) for text in texts]
     assert [len(answer.runs) for answer in decoded] == found["wide.0"]["decoding_steps"]
 
+    drafters = [word for name in found for word in ("--drafter", str(out / name / "artifact"))]
+    asked = ["--tasks", ",".join(load_study(str(grid)).tasks), "--prompts", "2", "--max-prompt-tokens", "40"]
+    walk = ["walk", "--config", str(tiny.config), *drafters, *asked, "--max-new-tokens", "24"]
+    assert commands.main(walk) == 0
+    walked = json.loads(capsys.readouterr().out.splitlines()[-1])["drafters"]
+    assert [drafter["tasks"] for drafter in walked] == [result["tasks"]["tasks"] for result in found.values()]
+    assert commands.main([*walk, "--prompts", "0"]) == 2
+    assert "--prompts: expected at least 1, got 0" in capsys.readouterr().err
+
     assert commands.main(["study", "--grid", str(grid), "--out", str(out)]) == 2
     assert "--resume" in capsys.readouterr().err
     (out / "narrow.0" / "result.json").unlink()

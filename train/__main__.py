@@ -5,6 +5,7 @@ python -m train study --grid GRID [section.field=value ...] [--out DIR] [--resum
 python -m train compile --config RECIPE --topology v5p:2x2x1 [section.field=value ...]
 python -m train plan --config RECIPE --topologies v5p:2x2x1,v5p:2x4x4 [section.field=value ...]
 python -m train calibrate --config RECIPE --drafter DIR [section.field=value ...]
+python -m train walk --config RECIPE --drafter DIR [--drafter DIR ...] --tasks TASK,... [section.field=value ...]
 python -m train export (--run RUN | --drafter DIR) --out DIR [--format orbax]
 python -m train export (--run RUN | --drafter DIR) --out FILE.gguf --format gguf [--target TARGET.gguf]
 """
@@ -33,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run_export(arguments[1:])
     if arguments[:1] == ["calibrate"]:
         return run_calibrate(arguments[1:])
+    if arguments[:1] == ["walk"]:
+        return run_walk(arguments[1:])
     if arguments[:1] == ["study"]:
         return run_grid(arguments[1:])
     if arguments[:1] == ["compile"]:
@@ -47,7 +50,7 @@ def run_train(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m train",
         description=text,
-        epilog="see also: python -m train {export,study,compile,plan} --help",
+        epilog="see also: python -m train {export,study,walk,calibrate,compile,plan} --help",
     )
     parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value")
@@ -145,6 +148,31 @@ def run_calibrate(arguments: Sequence[str]) -> int:
     from train.calibrate import calibrate
 
     calibrate(recipe, options.drafter)
+    return 0
+
+
+def run_walk(arguments: Sequence[str]) -> int:
+    text = "Tau of finished drafters over the target's own greedy answers to task prompts, with nothing timed."
+    parser = argparse.ArgumentParser(prog="python -m train walk", description=text)
+    parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/: target and data")
+    parser.add_argument("--drafter", required=True, type=path, action="append", help="an artifact; may be repeated")
+    parser.add_argument("--tasks", required=True, help="comma-separated, as for python -m serve eval")
+    parser.add_argument("--task-dir", type=path)
+    parser.add_argument("--prompts", type=int, default=20, help="of each task (default %(default)s)")
+    parser.add_argument("--max-prompt-tokens", type=int, default=512, help="longer ones are left out (default 512)")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="(default %(default)s)")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
+    options = parser.parse_intermixed_args(arguments)
+    for name, least in (("prompts", 1), ("max_prompt_tokens", 1), ("max_new_tokens", 2)):
+        if getattr(options, name) < least:
+            raise UserError(f"--{name.replace('_', '-')}: expected at least {least}, got {getattr(options, name)}")
+    recipe = load_recipe(options.config, options.overrides)
+
+    from train.walk import Questions, walk_drafters
+
+    folder = None if options.task_dir is None else str(options.task_dir)
+    asked = (options.tasks.split(","), folder, options.prompts, options.max_prompt_tokens, options.max_new_tokens)
+    print(json.dumps(walk_drafters(recipe, options.drafter, Questions(*asked))))
     return 0
 
 

@@ -38,12 +38,9 @@ from configs.study import Study
 from models.decode import make_engine
 from models.drafters.artifact import read_artifact
 from models.target import Target
-from models.tokenizer import load_tokenizer
 from pipelines.batches import RowSource, stages, train_batches
 from pipelines.prepare import draft_vocabulary
-from pipelines.prompt_files import Prompt, load_tasks
 from pipelines.records import Responses
-from pipelines.responses import prepare_responses
 from pipelines.supervision import supervision
 from train.acceptance import task_acceptance
 from train.checkpoint import read_metadata, whole_steps
@@ -51,6 +48,7 @@ from train.export import export
 from train.metrics import read_metrics
 from train.run import gather, run, target_of
 from train.study_table import summary, table
+from train.walk import Questions, task_answers
 
 COUNTED = 64  # batches whose supervised slots are counted
 
@@ -68,7 +66,8 @@ def run_study(study: Study, out: Path, *, overrides: Sequence[str], resume: bool
         keep_freed_memory()
         first = next(iter(recipes.values()))
         target = target_of(first)
-        answers = task_answers(study, first, target)
+        questions = Questions(**{field.name: getattr(study, field.name) for field in dataclasses.fields(Questions)})
+        answers = task_answers(questions, first, target)
         for number, ((variant, seed), recipe) in enumerate(recipes.items(), start=1):
             file = out / f"{variant}.{seed}" / "result.json"
             say(f"study: {number} of {len(recipes)}: {variant}, seed {seed}{': done' if file.is_file() else ''}")
@@ -101,33 +100,6 @@ def _asked(study: Study, recipe: Recipe) -> dict[str, Any]:
     names = ("positions", "tasks", "task_dir", "task_prompts", "max_prompt_tokens", "max_new_tokens")
     asked = {"recipe": recipe.to_dict()} | {name: getattr(study, name) for name in names}
     return json.loads(json.dumps(asked))
-
-
-def task_answers(study: Study, recipe: Recipe, target: Target) -> Responses:
-    """The target's greedy answers to the first open turn of every task prompt, written where missing."""
-    asked = dataclasses.replace(
-        recipe.responses,
-        regenerate=True,
-        server=None,
-        temperatures=(0.0,),
-        max_prompt_tokens=study.max_prompt_tokens,
-        max_new_tokens=study.max_new_tokens,
-    )
-    folder = None if study.task_dir is None else Path(study.task_dir)
-    tasks = load_tasks(",".join(study.tasks), folder, study.task_prompts)
-    prompts = [_first_turn(prompt, name) for name, prompts in tasks.items() for prompt in prompts]
-    tokenizer = load_tokenizer(recipe.target.source, recipe.target.chat_template_args)
-    by_recipe = dataclasses.replace(recipe, responses=asked)
-    return Responses(prepare_responses(by_recipe, target, tokenizer, {"tasks": prompts}) / "tasks")
-
-
-def _first_turn(prompt: Prompt, task: str) -> Prompt:
-    """`prompt` up to its first user turn that no answer follows, of the task of that name."""
-    roles = [message.role for message in prompt.messages]
-    ends = [
-        end for end in range(1, len(roles) + 1) if roles[end - 1] == "user" and roles[end : end + 1] != ["assistant"]
-    ]
-    return dataclasses.replace(prompt, task=task, messages=prompt.messages[: ends[0]])
 
 
 def _measured(study: Study, recipe: Recipe, target: Target, answers: Responses) -> dict[str, Any] | int:
