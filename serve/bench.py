@@ -19,7 +19,7 @@ The last line is one JSON object with
     llama_cpp          where xllamacpp is installed: {f32_ms_per_token, file_ms_per_token, plain_ms_per_token, prompts,
                        equal_outputs} on a few prompts of every task, in turn (`serve.bench_llama_cpp`); null elsewhere
 
-Batch 1, greedy, float32. Every ratio is of medians taken in turn within this process.
+Batch 1, greedy. Every ratio is of medians taken in turn within this process.
 """
 
 import argparse
@@ -47,10 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser_of(
-    name: str, text: str, *, prompts: int, new: int = 128, tasks: str | None = None
+    name: str, text: str, *, prompts: int, new: int = 128, tasks: str | None = None, typed: bool = True
 ) -> argparse.ArgumentParser:
     """The options of the benches that decode tasks, by the names that python -m serve eval has for them; `tasks` are
-    those that need not be named."""
+    those that need not be named, --dtype is there where it is `typed`."""
     parser = argparse.ArgumentParser(prog=f"python -m serve.{name}", description=text)
     parser.add_argument("--target", default="smollm2-135m")
     parser.add_argument("--drafter", type=Path, required=True)
@@ -60,6 +60,8 @@ def parser_of(
     parser.add_argument("--task-dir", type=Path)
     parser.add_argument("--prompts", type=int, default=prompts, help="of each task (default %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=new, help="(default %(default)s)")
+    if typed:
+        parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="(default %(default)s)")
     return parser
 
 
@@ -72,7 +74,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     keep_compiled_programs()
     tasks = load_tasks(options.tasks, options.task_dir, options.prompts)
-    engine, tokenizer, artifact = load_engine(options.target, options.drafter, "float32")
+    engine, tokenizer, artifact = load_engine(options.target, options.drafter, options.dtype)
     say("bench: plain, draft and verify steps, alone and in their loops")
     parts = time_parts(engine) | time_over_matmuls(engine)
     if not tasks:

@@ -33,7 +33,7 @@ from serve.bench import parser_of
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = parser_of("bench_peers", "Against other decoders.", prompts=3, new=96)
+    parser = parser_of("bench_peers", "Against other decoders.", prompts=3, new=96, typed=False)
     parser.add_argument("--width", type=int, default=8, help="block size of all (default %(default)s)")
     options = parser.parse_args(arguments)
     print(json.dumps({"peers": measure(options)}))

@@ -28,7 +28,6 @@ from serve.bench import in_turn, parser_of
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = parser_of("bench_release", "What a drafter gains.", prompts=20)
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="(default %(default)s)")
     print(json.dumps(measure(parser.parse_args(arguments))))
     return 0
 

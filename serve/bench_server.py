@@ -44,7 +44,6 @@ WAYS = {"plain": False, "ours": True}  # what "speculative" says
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = parser_of("bench_server", "Speed of the server.", prompts=8, new=64)
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="(default %(default)s)")
     parser.add_argument("--concurrency", default=",".join(map(str, CONCURRENCY)), help="(default %(default)s)")
     print(json.dumps(measure(parser.parse_args(arguments))))
     return 0

@@ -24,7 +24,6 @@ CHAINS = (4, 8, 16)
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = parser_of("bench_trees", "Draft trees against chains.", prompts=2)
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="(default %(default)s)")
     print(json.dumps(measure(parser.parse_args(arguments))))
     return 0
 
