@@ -193,3 +193,14 @@ def test_floors_by_hand():
     chooser.cut[cutting] = np.array([1e9, 20e9, 2e9])
     cost = COST.verify_ms
     assert np.allclose(chooser.floors(cutting), [0.1 * (cost[2] - cost[1]), 0.1 * (cost[4] - cost[2]) / 1.5])
+
+
+def test_what_is_copied_in_vain_is_drafted_instead():
+    """A text full of words that were there before and go on differently: the drafter, which does well, alone."""
+    chooser = Chooser(COST, [0.9])
+    assert chooser.pick().copy
+    chooser.copied.observe([(0, 8)] * 200)
+    chooser.tokens = np.array([60.0, 100.0])
+    picked = chooser.pick()
+    assert picked.width > 1
+    assert not picked.copy
