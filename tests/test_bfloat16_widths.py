@@ -1,5 +1,5 @@
-"""bfloat16 on a CPU: a token's logits have the same bits however many are computed with it, so that speculative
-decoding writes what the plain loop writes, as it does in float32."""
+"""bfloat16 on a CPU: a token's logits have the same bits however many are computed with it, which keeps
+speculative decoding near what the plain loop writes."""
 
 import os
 import subprocess
