@@ -41,9 +41,10 @@ def round_as_written() -> None:
     By default it leaves out what falls inside a fusion, and programs for steps of other widths fuse other operations: a
     token's logits would depend on how many are verified with it. An accelerator's fusions are left as they are.
     """
-    if importlib.util.find_spec("libtpu") or entry_points(group="jax_plugins"):
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_allow_excess_precision" in flags or importlib.util.find_spec("libtpu") or entry_points(group="jax_plugins"):
         return
-    os.environ["XLA_FLAGS"] = f"--xla_allow_excess_precision=false {os.environ.get('XLA_FLAGS', '')}".strip()
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_allow_excess_precision=false".strip()
 
 
 def describe_device() -> str:

@@ -87,7 +87,10 @@ def time_over_matmuls(engine: Any, capacity: int = 512) -> dict[str, Any]:
     widths = [w for w in candidate_widths(engine.drafter.width) if w in (1, 2, 3, 4, 8, 16, 32)]
     for width in widths:
         loops["verify", width] = (partial(_verifications, engine), (jnp.zeros((1, width), jnp.int32), state))
-        loops["matmuls", width] = (partial(_matmuls, target), jnp.ones((width, target.config.hidden_size)))
+        loops["matmuls", width] = (
+            partial(_matmuls, target),
+            jnp.ones((1, width, target.config.hidden_size), target.dtype),
+        )
 
     def num_steps(name: Any, end: Any) -> int:
         return int(end.rows.num_steps[0]) if name[0] == "plain" else STEPS
@@ -130,15 +133,16 @@ def _verifications(engine: Engine, given: tuple[jax.Array, DecodeState]) -> tupl
 
 @jax.jit
 def _matmuls(target: Target, x: jax.Array) -> jax.Array:
-    """STEPS passes of states [T, D] through every matrix of the target, LM head included, and nothing between."""
+    """STEPS passes of states [1, T, D] through every matrix of the target, LM head included, and nothing between."""
 
     def layers(_: jax.Array, first: jax.Array) -> jax.Array:
         x = first
         for layer in target.layers:
-            q = into_heads(x, layer.matrix("qkv"), target.config.num_kv_heads, target.config.head_dim)[:, :, :-2]
-            mixed = product(q.reshape(len(x), -1), layer.matrix("out"))
+            q = into_heads(x, layer.matrix("qkv"), target.config.num_kv_heads, target.config.head_dim)[..., :-2, :]
+            mixed = product(q.reshape(*x.shape[:2], -1), layer.matrix("out"))
             x = product(product(mixed, layer.matrix("gate")) + product(mixed, layer.matrix("up")), layer.matrix("down"))
-        return first + 1e-9 * logits(x, target.head)[:, : x.shape[1]]  # so that nothing is left out
+        said = logits(x, target.head)[..., : x.shape[-1]]
+        return first + (1e-9 * said).astype(first.dtype)  # so that nothing is left out
 
     return jax.lax.fori_loop(0, STEPS, layers, x)
 

@@ -24,7 +24,7 @@ def test_parts_have_the_promised_names(monkeypatch: pytest.MonkeyPatch):
 
 def test_bare_matmuls_are_the_targets():
     """Five a layer and the LM head."""
-    target, given = make_target(), jax.numpy.ones((2, 32))
+    target, given = make_target(), jax.numpy.ones((1, 2, 32))
     leaves, tree = jax.tree.flatten(target)
     jaxpr = jax.make_jaxpr(lambda leaves: bench_parts._matmuls(jax.tree.unflatten(tree, leaves), given))(leaves)
     assert str(jaxpr).count("dot_general[") == 5 * target.config.num_layers + 1
