@@ -12,8 +12,10 @@ write finite logits are known from then on, and prompts that begin with the same
 
 Rows. The batch has as many rows as it needs, a power of two: one request is not slowed down by room for sixteen.
 
-Faults. A row whose logits are not finite ends alone. An error on the device ends all rows that are running, each told
-so; those that wait start on a fresh state. Pages are zeroed before another row has them: 0 x NaN is NaN.
+Faults. A row whose logits are not finite ends alone. An error on the device, out of memory or other, takes the state of
+all rows with it and ends one request: the one the device was working for or, where that was all of them, the row
+admitted last. The others wait at the head of the queue and are made again on a fresh state. As each error ends a
+request, none comes for ever. Pages are zeroed before another row has them: 0 x NaN is NaN.
 """
 
 import dataclasses
@@ -120,6 +122,7 @@ class Scheduler:
         self._cancelled: set[str] = set()
         self._out: list[tuple[Entry, Progress]] = []
         self._numbers = itertools.count()
+        self._served: Entry | None = None  # whom the device works for, where that is not all rows
         self._counts = dict.fromkeys([field.name for field in dataclasses.fields(Stats) if field.name not in GAUGES], 0)
         self._accepted_at = np.zeros(widest - 1, np.int64)
         self.state: Any = None
@@ -175,7 +178,7 @@ class Scheduler:
             self._admit()
             worked = self._read_chunk()
             worked = self._write() or worked or ended
-        except Exception:  # noqa: BLE001  whatever it is, it is these requests' and not the server's end
+        except Exception:  # noqa: BLE001  whatever it is, it is a request's end and not the server's
             traceback.print_exc()
             self._fail()
             worked = True
@@ -269,7 +272,7 @@ class Scheduler:
     def _admit(self) -> None:
         """Seats those at the head of the queue, as long as there are rows and pages."""
         while len(self._seated) < self.sizes[-1] and self._waiting:
-            entry = self._waiting[0]
+            self._served = entry = self._waiting[0]
             length = len(entry.tokens)
             found = self.pages.find(entry.tokens[: length - 1], entry.request.cache_salt)
             room = min(length + self._reserve, self.capacity + self._reserve)
@@ -278,7 +281,7 @@ class Scheduler:
             more = None if needed + spare > self.pages.available else self.pages.take(needed)
             if more is None:
                 self.pages.release(found)
-                return
+                break
             if None not in self.rows:
                 self._resize()
             with self._changed:
@@ -291,6 +294,7 @@ class Scheduler:
                 entry.cached_tokens = entry.read
                 self._counts["prompt_tokens"] += length
             self._seat(entry)
+        self._served = None
 
     @property
     def _reserve(self) -> int:
@@ -316,11 +320,12 @@ class Scheduler:
         waiting = [entry for entry in self._seated if not entry.live]
         if not waiting:
             return False
-        entry = min(waiting, key=lambda entry: entry.number)
+        self._served = entry = min(waiting, key=lambda entry: entry.number)
         row = self.rows.index(entry)
         self.state = device.prefill(self.engine, self.state, self._table(), row, entry.read, chunk=self.chunk)
         entry.read = min(entry.read + self.chunk, len(entry.tokens) - 1)
         self._mark_read(entry)
+        self._served = None
         return True
 
     def _mark_read(self, entry: Entry) -> None:
@@ -389,6 +394,7 @@ class Scheduler:
     def _take_news(self, live: Sequence[Entry], news: device.News, draft: Draft, ms: float) -> None:
         seen, size = [], len(self.rows)
         for row, entry in [(self.rows.index(entry), entry) for entry in live]:
+            self._served = entry
             if news.fault[row]:
                 what = "the target's logits" if news.fault[row] > 0 else "the drafter's states"
                 self._leave(entry)
@@ -414,6 +420,7 @@ class Scheduler:
                 self._leave(entry)
             text = entry.writing.take(ended=finished is not None)
             self._tell(entry, tuple(ids), text, tuple(runs), tuple(drafted), scores, finished)
+        self._served = None
         if self.chooser is not None:
             self.chooser.observe(draft, seen, rows=size, ms=ms)
 
@@ -472,10 +479,20 @@ class Scheduler:
         return Timing(queued, prefill, first, now - read, entry.cached_tokens, entry.preemptions)
 
     def _fail(self) -> None:
-        """All that run end in a fault; a state of nobody's."""
-        for entry in self._seated:
-            what = f"request {entry.request.id}: the device failed while it ran; try again"
-            self._tell(entry, finished="fault", fault=what)
+        """One request ends in a fault, those that were seated beside it wait to be made again; a state of nobody's."""
+        seated = sorted(self._seated, key=lambda entry: entry.number)
+        ended, self._served = self._served or (seated[-1] if seated else None), None
+        with self._changed:
+            self._waiting.extendleft(entry for entry in reversed(seated) if entry is not ended)
+            if ended in self._waiting:
+                self._waiting.remove(ended)
+            self._counts["preemptions"] += sum(entry is not ended for entry in seated)
+        for entry in seated:
+            entry.pages, entry.known, entry.read = [], 0, 0
+            entry.preemptions += 1
+        if ended is not None:
+            what = f"request {ended.request.id}: the device failed while it ran; try again"
+            self._tell(ended, finished="fault", fault=what)
         self.state = None  # its memory may be what the next one needs
         self._begin()
 

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import pytest
 
+import serve.engine
 from models.decode import Engine
 from models.drafters import Draft
 from serve.session import Decoder
@@ -46,6 +48,38 @@ def test_sentinels_and_faults(tmp_path: Path):
             ids = {line["id"] for line in server.log if line["status"] == 500}
             assert all(any(id in error["message"] for id in ids) for error in wrong)
             assert not any("secret" in error["message"] for error in wrong)
+        assert server.settles(lambda: server.idle)
+        stats = server.service.scheduler.stats()
+        assert stats.free_pages == stats.pages
+
+
+@pytest.mark.parametrize("program", ["advance", "prefill"])
+def test_a_device_without_memory_is_one_requests_misfortune(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
+):
+    """Twice among eight clients the device says that it is out of memory: two get a 500 with their ids, six their answers."""
+    real, calls = getattr(serve.engine, program), iter(range(1, 10_000))
+
+    def now_and_then(*given: Any, **options: Any) -> Any:
+        if next(calls) in (4, 7):
+            raise RuntimeError("RESOURCE_EXHAUSTED: out of memory while trying to allocate A-secret-of-A")
+        return real(*given, **options)
+
+    with serving(tmp_path, rows=4, queue=8) as server:
+        encode = server.service.tokenizer.encode
+        decoder = Decoder(server.engine, server.service.tokenizer, Draft("drafter", 4))
+        prompts = [encode(f"{letter}-secret-of-{letter} " * 3) for letter in "ABCDEFGH"]
+        expected = [decoder.generate([prompt], max_new_tokens=25)[0].text for prompt in prompts]
+        with monkeypatch.context() as broken:
+            broken.setattr(serve.engine, program, now_and_then)
+            responses = answers(server, [{"prompt": prompt} for prompt in prompts])
+        failed = [one.json()["error"] for one in responses if one.status_code == 500]
+        ids = [line["id"] for line in server.log if line["status"] == 500]
+        assert len(failed) == len(ids) == 2
+        assert all(any(id in error["message"] for id in ids) for error in failed)
+        assert not any("secret" in error["message"] for error in failed)
+        for one, text in zip(responses, expected, strict=True):
+            assert one.status_code == 500 or one.json()["choices"][0]["text"] == text
         assert server.settles(lambda: server.idle)
         stats = server.service.scheduler.stats()
         assert stats.free_pages == stats.pages

@@ -42,27 +42,42 @@ def test_a_row_that_is_not_finite_ends_alone(engine):
     assert bool(jnp.isfinite(server.state.drafter.pages.values[0]).all())
 
 
-def test_an_error_on_the_device_ends_those_that_run(engine, monkeypatch: pytest.MonkeyPatch):
-    """Who waits is answered afterwards, and so is who comes again."""
+def out_of_memory(*_, **__):
+    raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+
+@pytest.mark.parametrize(
+    ("program", "turns", "ended"),
+    [("advance", 2, "1"), ("prefill", 1, "1"), ("seat", 0, "0"), ("resized", 0, "1"), ("logprobs", 2, "0")],
+)
+def test_an_error_on_the_device_ends_one(engine, monkeypatch: pytest.MonkeyPatch, program: str, turns: int, ended: str):
+    """Whom it was working for, the youngest where that was all; the others write on as if nothing had been."""
+    asked = Asked(server := scheduler(engine, draft=Draft("drafter", 4), rows=2))
+    for n in range(4):
+        asked.ask(str(n), clean(n, 30 if n != 1 else 100), 30, logprobs=0 if n == 0 else None)
+    for _ in range(turns):
+        server.turn()
+    with monkeypatch.context() as broken:
+        broken.setattr(serve.engine, program, out_of_memory)
+        assert server.turn()
+        server.check()
+    assert asked.last(ended).finished == "fault"
+    assert f"request {ended}: the device failed" in str(asked.last(ended).fault)
+    asked.ask("again", clean(int(ended), 30), 30)
+    asked.finish()
+    for id, n in [(str(n), n) for n in range(4) if str(n) != ended] + [("again", int(ended))]:
+        assert asked.ids(id) == offline(engine, clean(n, 30 if id != "1" else 100), 30).ids
+    assert server.pages.available == server.pages.num
+
+
+def test_a_device_that_goes_on_failing_ends_them_all(engine, monkeypatch: pytest.MonkeyPatch):
     asked = Asked(server := scheduler(engine, draft=Draft("drafter", 4), rows=2))
     for n in range(4):
         asked.ask(str(n), clean(n, 30), 30)
-    server.turn()
-    server.turn()
-
-    def out_of_memory(*_, **__):
-        raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(serve.engine, "advance", out_of_memory)
-        assert server.turn()
-        server.check()
-    assert [asked.last(id).finished for id in ("0", "1")] == ["fault", "fault"]
-    assert "request 0" in str(asked.last("0").fault)
-    asked.ask("again", clean(0, 30), 30)
+    monkeypatch.setattr(serve.engine, "advance", out_of_memory)
     asked.finish()
-    for id, n in (("2", 2), ("3", 3), ("again", 0)):
-        assert asked.ids(id) == offline(engine, clean(n, 30), 30).ids
+    assert {asked.last(str(n)).finished for n in range(4)} == {"fault"}
+    assert server.pages.available == server.pages.num
 
 
 def test_who_cancels_leaves_within_a_segment(engine):
