@@ -17,6 +17,7 @@ apart.
 import dataclasses
 import importlib.metadata
 import importlib.util
+import itertools
 import math
 import os
 import pickle
@@ -39,6 +40,7 @@ from models.sharding import MESH
 FITS = 0.9  # of a chip's memory: the rest is the runtime's, and what fragments
 SILENT = 0.5  # of the peak, assumed of kernels that do not say what they do
 LARGEST = 6  # arrays that are named where a program does not fit
+COSTLIEST = 12  # operations named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +146,7 @@ class Report:
     # is assumed of those
     compiler: float  # the compiler's own optimal_seconds, loops counted once; may be nonsense
     largest: list[tuple[str, float, str]]  # the largest temporary arrays: shape, bytes, origin
+    costliest: dict[str, float]  # operations of the program: seconds, most first
 
     @property
     def peak(self) -> float:
@@ -221,6 +224,7 @@ def report(
         kernels=kernels,
         compiler=float(costs.get("optimal_seconds", 0.0)),
         largest=[(str(shape), shape.bytes, origin) for shape, origin in module.largest(LARGEST)],
+        costliest=dict(itertools.islice(module.costliest(seconds).items(), COSTLIEST)),
     )
 
 
@@ -299,6 +303,7 @@ def describe(found: Report | Refusal) -> list[str]:
             "collectives: " + (", ".join(exchanged) or "none"),
             f"estimate: {found.estimate:.4f} s (compiler estimate, {kind}; floors: {floors} s; the compiler's own sum "
             f"with loops counted once: {found.compiler:.4f} s)",
+            "of which: " + ", ".join(f"{name} {1e3 * seconds:.2f} ms" for name, seconds in found.costliest.items()),
         ]
     if not found.fits:
         lines += [f"largest: {shape} {size / GiB:.2f} GiB {origin}".rstrip() for shape, size, origin in found.largest]

@@ -13,7 +13,7 @@ HloCostAnalysis. Kernels (custom calls) count what they say of themselves.
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -23,6 +23,7 @@ _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "c64": 8, "c128": 16}
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "partition-id", "replica-id", "after-all"}
 _FREE |= {"optimization-barrier", "add-dependency", "iota"}
 _SLICES = {"dynamic-slice", "slice", "gather"}
+_UPDATES = {"dynamic-update-slice": 1, "scatter": -1}  # in place, by which operand
 _LINE = re.compile(r"\s+(ROOT )?%(\S+) = (.*?) ([a-z][\w-]*)\((.*)$")
 _SHAPE = re.compile(r"([a-z]\w*)\[([^\]]*)\](?:\{([^}]*)\})?")
 
@@ -251,6 +252,16 @@ class Module:
                     seen.setdefault(key, Collective(kind, times, _received(kind, each), hidden))
         return list(seen.values())
 
+    def costliest(self, seconds: Callable[[Work], float]) -> dict[str, float]:
+        """Seconds by the operations of the program they go to, most first; `seconds` says what a work takes."""
+        found: dict[str, float] = {}
+        for each in self.work:
+            known = each.instruction.origin != each.instruction.name
+            operation = each.instruction.origin if known else each.instruction.opcode
+            operation = re.sub(r"(jit\([^)]*\)|while|body|cond|branch_\d+_fun)/", "", operation)
+            found[operation] = found.get(operation, 0.0) + seconds(each)
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
+
     def largest(self, count: int) -> list[tuple[Shape, str]]:
         """The largest arrays the program makes in main memory, with where they come from, each shape once."""
         found: dict[str, tuple[Shape, str]] = {}
@@ -285,16 +296,16 @@ class Module:
             return _said(instruction, "bytes_accessed")
         operands = [computation.instructions[name].shapes for name in instruction.operands]
         if opcode in ("copy-start", "slice-start"):  # (to, from, context) or ((from), to, context)
-            moved = min((shape.bytes for shape in shapes if shape.bytes > 4), default=4.0)
-            return moved * (operands[0][0].main + any(shape.main for shape in shapes if shape.bytes == moved))
+            to = shapes[0 if opcode == "copy-start" else 1]
+            return to.bytes * (operands[0][0].main + to.main)
         if opcode == "fusion":
             return self._fusion_bytes(instruction, operands)
         read = [sum(shape.bytes for shape in each if shape.main) for each in operands]
         written = sum(shape.bytes for shape in shapes if shape.main)
         if opcode in _SLICES and read:
             read[0] = min(read[0], written)
-        if opcode in ("dynamic-update-slice", "scatter"):
-            update = operands[1 if opcode == "dynamic-update-slice" else -1][0].bytes
+        if opcode in _UPDATES:
+            update = operands[_UPDATES[opcode]][0].bytes
             return 2 * update if shapes[0].main else 0.0
         return sum(read) + written
 
@@ -309,7 +320,7 @@ class Module:
         for output, shape in zip(outputs, fusion.shapes, strict=False):
             if not shape.main or output.opcode.removesuffix("-start") in (*COLLECTIVES, "custom-call", "parameter"):
                 continue
-            update = output.operands[1] if output.opcode == "dynamic-update-slice" else None
+            update = output.operands[_UPDATES[output.opcode]] if output.opcode in _UPDATES else None
             total += shape.bytes if update is None else inside.instructions[update].shapes[0].bytes
         return total
 
@@ -325,7 +336,7 @@ class Module:
                 total += read or math.inf  # one that only renames it gives all of it to others
             elif user.opcode in _SLICES and places == [0]:
                 total += user.shapes[0].bytes
-            elif user.opcode == "dynamic-update-slice" and places == [0]:
+            elif user.opcode in _UPDATES and places == [0]:
                 continue
             elif user.opcode.removesuffix("-start") not in (*COLLECTIVES, "custom-call", "tuple"):
                 return math.inf

@@ -53,6 +53,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from models.drafters import SINGLE
     from pipelines.prompt_files import encode_prompt, load_tasks
     from serve.load import open_decoder
+    from serve.session import context_capacity
 
     tasks = load_tasks(options.tasks, options.task_dir, options.prompts)
     sizes, new = concurrencies(options.concurrency), options.max_new_tokens
@@ -65,6 +66,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "plain": plain,
         "ours": open_decoder(options.target, options.drafter, dtype=options.dtype, context=context),
     }
+    for decoder in offline.values():  # as much room as the server has: one shape to compile
+        decoder.capacity = context_capacity(context, decoder.widest)
     with serving([*given, "--rows", str(max(sizes)), "--context", str(context)]) as (_, port):
         beside = {way: beside_offline(port, way, offline[way], prompts[:OFFLINE], new) for way in WAYS}
         found: dict[str, dict[str, Any]] = {"throughput": {}, "vs_plain": {}, "tau": {}}

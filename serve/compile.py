@@ -69,6 +69,9 @@ def compile_decoding(
             say(f"  {line}")
         if isinstance(found, Report) and steps["plain"].get("estimate"):
             steps[name]["over_plain"] = found.estimate / steps["plain"]["estimate"]
+            plain = steps["plain"]["costliest"]
+            more = {key: 1e3 * (seconds - plain.get(key, 0.0)) for key, seconds in found.costliest.items()}
+            steps[name]["beyond_plain_ms"] = dict(sorted(more.items(), key=lambda item: -item[1]))
             say(f"  so: {steps[name]['over_plain']:.2f} of a plain step (estimated)")
         if name == drafters[-1] and save is not None and program is not None:
             save_program(program, save)

@@ -57,7 +57,7 @@ def test_sentinels_and_faults(tmp_path: Path):
 def test_a_device_without_memory_is_one_requests_misfortune(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
 ):
-    """Twice among eight clients the device says that it is out of memory: two get a 500 with their ids, six their answers."""
+    """Twice among eight clients there is none left on the device: two get a 500 with their ids, six their answers."""
     real, calls = getattr(serve.engine, program), iter(range(1, 10_000))
 
     def now_and_then(*given: Any, **options: Any) -> Any:
