@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+from configs.device import begin_in_huge_pages
 from configs.errors import UserError
 
 ADVICE = {
@@ -30,10 +31,13 @@ ADVICE = {
 
 
 def command(main: Callable[..., int | None]) -> Callable[..., int]:
-    """`main` with user errors reported as one line and exit code 2, Ctrl-C as one line and 130."""
+    """`main` with user errors reported as one line and exit code 2, Ctrl-C as one line and 130; in huge pages where it
+    is the process's own."""
 
     @functools.wraps(main)
     def guarded(*args: object, **kwargs: object) -> int:
+        if main.__module__ == "__main__":
+            begin_in_huge_pages()
         try:
             return main(*args, **kwargs) or 0
         except (UserError, OSError, KeyboardInterrupt) as error:

@@ -4,9 +4,12 @@ import contextlib
 import importlib.util
 import os
 import platform
+import sys
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
+
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def cache_directory() -> Path:
@@ -79,6 +82,20 @@ def peak_memory_bytes() -> int:
 def share_one_heap() -> None:
     """Makes all threads allocate from one heap, where the C library is glibc: XLA's own keep 100 MB apart otherwise."""
     _mallopt({"M_ARENA_MAX": 1})
+
+
+def begin_in_huge_pages() -> None:
+    """Starts the process over with memory in pages of 2 MB, where Linux gives them to who asks and nobody has decided.
+
+    A CPU that reads all weights for every token waits for the addresses of 4 KB pages a fifth to a quarter of the time.
+    glibc's allocator asks for larger ones only if its environment said so before the process began (`GLIBC_TUNABLES`,
+    `glibc.malloc.hugetlb`, since 2.35; an older one passes over it).
+    """
+    given = os.environ.get("GLIBC_TUNABLES", "")
+    if "glibc.malloc.hugetlb" in given or not HUGE_PAGES.is_file() or "[madvise]" not in HUGE_PAGES.read_text():
+        return
+    os.environ["GLIBC_TUNABLES"] = ":".join([*filter(None, [given]), "glibc.malloc.hugetlb=1"])
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def keep_freed_memory() -> None:

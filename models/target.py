@@ -80,16 +80,12 @@ AXES: dict[str, tuple[str | None, ...]] = {  # logical axes of the weights, [in,
 STATES: dict[bool, tuple[str | None, ...]] = {True: ("batch",), False: ("replica", None, "embed")}  # by: packed
 
 
-MATRICES = ("qkv", "out", "gate", "up", "down")
-
-
 class TargetLayer(nnx.Module):
-    """One pre-norm decoder layer; weights come in as arrays (see `sources` for their names), matrices as they lie."""
+    """One pre-norm decoder layer; weights come in as arrays (see `sources` for their names)."""
 
-    def __init__(self, weights: dict[str, Any], *, turned: bool):
-        self.turned = turned
-        for name in MATRICES:
-            setattr(self, name, Frozen(weights[name], axes=AXES[name][::-1] if turned else AXES[name]))
+    def __init__(self, weights: dict[str, Any]):
+        for name in ("qkv", "out", "gate", "up", "down"):
+            setattr(self, name, Frozen(weights[name], axes=AXES[name]))
         self.attention_norm = Frozen(weights["attention_norm"])
         bias = weights.get("qkv_bias")
         self.qkv_bias = None if bias is None else Frozen(bias, axes=AXES["qkv_bias"])
@@ -97,17 +93,11 @@ class TargetLayer(nnx.Module):
         self.k_norm = Frozen(weights["k_norm"]) if "k_norm" in weights else None
         self.mlp_norm = Frozen(weights["mlp_norm"])
 
-    def matrix(self, name: str) -> Float[Array, "I O"]:
-        """One of MATRICES, to be multiplied with from the left."""
-        value = getattr(self, name)[...]
-        return value.T if self.turned else value
-
 
 class Target(nnx.Module):
     """The frozen LLM: embedding, layers, final norm, LM head ([V, D]; the embedding itself when tied).
 
-    `fingerprint` names what it computes, see the function of that name; `mesh` says where (`models.sharding`). The
-    layers' matrices lie [in, out], or [out, in] where they are `turned`.
+    `fingerprint` names what it computes, see the function of that name; `mesh` says where (`models.sharding`).
     """
 
     def __init__(
@@ -116,12 +106,10 @@ class Target(nnx.Module):
         weights: dict[str, Any],
         fingerprint: str,
         mesh: jax.sharding.Mesh | None = None,
-        *,
-        turned: bool = False,
     ):
         self.config, self.fingerprint, self.mesh = config, fingerprint, mesh
         self.embedding = Frozen(weights["embedding"], axes=AXES["embedding"])
-        self.layers = nnx.List([TargetLayer(layer, turned=turned) for layer in weights["layers"]])
+        self.layers = nnx.List([TargetLayer(layer) for layer in weights["layers"]])
         self.norm = Frozen(weights["norm"])
         self.untied_head = None if config.tied_head else Frozen(weights["head"], axes=AXES["head"])
         self.frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
@@ -205,7 +193,7 @@ class Target(nnx.Module):
 
     def _weight(self, layer: TargetLayer, name: str, where: Where) -> Array:
         """A matrix as it is multiplied with: brought together for the many tokens of packed rows."""
-        weight = layer.matrix(name)
+        weight = getattr(layer, name)[...]
         return gathered(weight, AXES[name], self.mesh) if isinstance(where, Packed) else weight
 
     def _project(self, layer: TargetLayer, x: Array, angles: Array, where: Where) -> tuple[Array, Array, Array]:

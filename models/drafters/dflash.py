@@ -338,7 +338,7 @@ def _from_target_layer(layer: Any, common: Array, config: DrafterConfig) -> dict
         return jnp.asarray(variable[...], jnp.float32)
 
     def matrix(name: str) -> Array:
-        return jnp.asarray(layer.matrix(name), jnp.float32)
+        return jnp.asarray(getattr(layer, name)[...], jnp.float32)
 
     excess = wide(layer.attention_norm) / jnp.where(common == 0, 1.0, common)
     qkv = (excess[:, None] * matrix("qkv")).reshape(len(common), config.num_kv_heads, -1, config.head_dim)

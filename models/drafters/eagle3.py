@@ -206,11 +206,11 @@ def target_weights(config: Eagle3Config, target: Target, head: Float[Array, "V D
         return jnp.asarray(variable[...], jnp.float32)
 
     weights, d = random_weights(config, rng), config.hidden_size
-    qkv = jnp.asarray(layer.matrix("qkv"), jnp.float32).reshape(d, config.num_kv_heads, -1, config.head_dim)
+    qkv = jnp.asarray(layer.qkv[...], jnp.float32).reshape(d, config.num_kv_heads, -1, config.head_dim)
     for name, part in (("q", qkv[:, :, :-2]), ("kv", qkv[:, :, -2:])):
         weights[name] = weights[name].at[d:].set(part.reshape(d, -1))
     last = jnp.eye(config.target_hidden_size, d)
     weights["fc"] = jnp.concatenate([jnp.zeros_like(last)] * (len(config.target_layer_ids) - 1) + [last])
-    weights |= {name: jnp.asarray(layer.matrix(name), jnp.float32) for name in ("out", "gate", "up", "down")}
+    weights |= {name: jnp.asarray(getattr(layer, name)[...], jnp.float32) for name in ("out", "gate", "up", "down")}
     taken = {"mlp_norm": wide(layer.mlp_norm), "hidden_norm": wide(layer.attention_norm), "norm": wide(target.norm)}
     return weights | taken | {"lm_head": jnp.asarray(head, jnp.float32)}
