@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, TypeVar, cast
 
 import jax
@@ -97,17 +96,24 @@ def product(
     """`x @ weight`.
 
     On a CPU bfloat16 is added up in float32 and rounded once. XLA has a kernel for that product alone (AMX, five times
-    the float32 speed where the CPU has it), turns any other into float32, and reads one row as slowly as LEAST; so that
-    many are always multiplied, and a row's result does not depend on how many there are.
+    the float32 speed where the CPU has it) and turns any other into float32. Few rows are multiplied with the weight
+    first, which that kernel reads as it is if it lies [F, D] (it packs what comes second; `reads_turned`); and at least
+    LEAST of them, which takes no longer than one, so that a row's result does not depend on how many there are.
     """
-    if platform(mesh) == "cpu" and x.dtype == weight.dtype == jnp.bfloat16:
+    if x.dtype == weight.dtype and reads_turned(x.dtype, mesh):
         return _rounded_product(x, weight)
     return x @ weight
 
 
+def reads_turned(dtype: Any, mesh: jax.sharding.Mesh | None) -> bool:
+    """Whether weights that decode in `dtype` should lie [out, in] (see `product`)."""
+    return platform(mesh) == "cpu" and jnp.dtype(dtype) == jnp.bfloat16
+
+
 @jax.custom_vjp
 def _rounded_product(x: Array, weight: Array) -> Array:
-    return _by_rows(partial(_contracted, of_b=(0,)), x, weight).astype(x.dtype)
+    few = x.ndim < 3 or x.size // x.shape[-1] <= MANY
+    return (_weight_first(weight.T, x) if few else _contracted(x, weight, of_b=(0,))).astype(x.dtype)
 
 
 def _rounded_product_forward(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -131,15 +137,11 @@ def _contracted(a: Array, b: Array, of_a: tuple[int, ...] = (-1,), of_b: tuple[i
     return jax.lax.dot_general(a, b, ((of_a, of_b), ((), ())), preferred_element_type=jnp.float32)
 
 
-def _by_rows(multiply: Callable[[Array, Array], Array], x: Float[Array, "*b D"], weight: Array) -> Float[Array, "*b F"]:
-    """`multiply(x, weight)` of at least LEAST rows, in three dimensions: of two, XLA would multiply float32."""
-    rows = x.size // x.shape[-1]
-    if x.ndim > 2 and rows >= LEAST:
-        return multiply(x, weight)
-    flat = x.reshape(1, rows, -1)
-    if rows < LEAST:
-        flat = jnp.concatenate([flat, jnp.zeros((1, LEAST - rows, x.shape[-1]), x.dtype)], axis=1)
-    return multiply(flat, weight)[:, :rows].reshape(*x.shape[:-1], -1)
+def _weight_first(weight: Float[Array, "F D"], x: Float[Array, "*b D"]) -> Float[Array, "*b F"]:
+    """`weight @ x` of every row of `x` and of as many more as make LEAST."""
+    flat = x.reshape(-1, x.shape[-1])
+    padded = jnp.pad(flat, ((0, max(0, LEAST - len(flat))), (0, 0)))
+    return _contracted(weight, padded)[:, : len(flat)].T.reshape(*x.shape[:-1], -1)
 
 
 def into_heads(
@@ -186,7 +188,7 @@ def logits(
     `product`.
     """
     if platform(mesh) == "cpu" and hidden.dtype == head.dtype == jnp.bfloat16:
-        return _by_rows(_contracted, hidden, head)
+        return _weight_first(head, hidden)
     flat = hidden.reshape(-1, hidden.shape[-1])
     with matmul_precision(hidden.dtype):
         scores = jnp.einsum("vd,td->vt", head, flat, preferred_element_type=jnp.float32).T

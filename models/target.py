@@ -80,12 +80,16 @@ AXES: dict[str, tuple[str | None, ...]] = {  # logical axes of the weights, [in,
 STATES: dict[bool, tuple[str | None, ...]] = {True: ("batch",), False: ("replica", None, "embed")}  # by: packed
 
 
-class TargetLayer(nnx.Module):
-    """One pre-norm decoder layer; weights come in as arrays (see `sources` for their names)."""
+MATRICES = ("qkv", "out", "gate", "up", "down")
 
-    def __init__(self, weights: dict[str, Any]):
-        for name in ("qkv", "out", "gate", "up", "down"):
-            setattr(self, name, Frozen(weights[name], axes=AXES[name]))
+
+class TargetLayer(nnx.Module):
+    """One pre-norm decoder layer; weights come in as arrays (see `sources` for their names), matrices as they lie."""
+
+    def __init__(self, weights: dict[str, Any], *, turned: bool):
+        self.turned = turned
+        for name in MATRICES:
+            setattr(self, name, Frozen(weights[name], axes=AXES[name][::-1] if turned else AXES[name]))
         self.attention_norm = Frozen(weights["attention_norm"])
         bias = weights.get("qkv_bias")
         self.qkv_bias = None if bias is None else Frozen(bias, axes=AXES["qkv_bias"])
@@ -93,11 +97,17 @@ class TargetLayer(nnx.Module):
         self.k_norm = Frozen(weights["k_norm"]) if "k_norm" in weights else None
         self.mlp_norm = Frozen(weights["mlp_norm"])
 
+    def matrix(self, name: str) -> Float[Array, "I O"]:
+        """One of MATRICES, to be multiplied with from the left."""
+        value = getattr(self, name)[...]
+        return value.T if self.turned else value
+
 
 class Target(nnx.Module):
     """The frozen LLM: embedding, layers, final norm, LM head ([V, D]; the embedding itself when tied).
 
-    `fingerprint` names what it computes, see the function of that name; `mesh` says where (`models.sharding`).
+    `fingerprint` names what it computes, see the function of that name; `mesh` says where (`models.sharding`). The
+    layers' matrices lie [in, out], or [out, in] where they are `turned`.
     """
 
     def __init__(
@@ -106,10 +116,12 @@ class Target(nnx.Module):
         weights: dict[str, Any],
         fingerprint: str,
         mesh: jax.sharding.Mesh | None = None,
+        *,
+        turned: bool = False,
     ):
         self.config, self.fingerprint, self.mesh = config, fingerprint, mesh
         self.embedding = Frozen(weights["embedding"], axes=AXES["embedding"])
-        self.layers = nnx.List([TargetLayer(layer) for layer in weights["layers"]])
+        self.layers = nnx.List([TargetLayer(layer, turned=turned) for layer in weights["layers"]])
         self.norm = Frozen(weights["norm"])
         self.untied_head = None if config.tied_head else Frozen(weights["head"], axes=AXES["head"])
         self.frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
@@ -193,7 +205,7 @@ class Target(nnx.Module):
 
     def _weight(self, layer: TargetLayer, name: str, where: Where) -> Array:
         """A matrix as it is multiplied with: brought together for the many tokens of packed rows."""
-        weight = getattr(layer, name)[...]
+        weight = layer.matrix(name)
         return gathered(weight, AXES[name], self.mesh) if isinstance(where, Packed) else weight
 
     def _project(self, layer: TargetLayer, x: Array, angles: Array, where: Where) -> tuple[Array, Array, Array]:

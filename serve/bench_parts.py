@@ -138,9 +138,9 @@ def _matmuls(target: Target, x: jax.Array) -> jax.Array:
     def layers(_: jax.Array, first: jax.Array) -> jax.Array:
         x = first
         for layer in target.layers:
-            q = into_heads(x, layer.qkv[...], target.config.num_kv_heads, target.config.head_dim)[..., :-2, :]
-            mixed = product(q.reshape(*x.shape[:2], -1), layer.out[...])
-            x = product(product(mixed, layer.gate[...]) + product(mixed, layer.up[...]), layer.down[...])
+            q = into_heads(x, layer.matrix("qkv"), target.config.num_kv_heads, target.config.head_dim)[..., :-2, :]
+            mixed = product(q.reshape(*x.shape[:2], -1), layer.matrix("out"))
+            x = product(product(mixed, layer.matrix("gate")) + product(mixed, layer.matrix("up")), layer.matrix("down"))
         said = logits(x, target.head)[..., : x.shape[-1]]
         return first + (1e-9 * said).astype(first.dtype)  # so that nothing is left out
 

@@ -191,12 +191,12 @@ def torch_target(target: Any) -> Any:
     tensors = {name: np.asarray(value[...]) for name, value in named.items()}
     for index, layer in enumerate(target.layers):
         base = f"model.layers.{index}"
-        qkv = np.asarray(layer.qkv[...]).reshape(shape.hidden_size, shape.num_kv_heads, -1, shape.head_dim)
+        qkv = np.asarray(layer.matrix("qkv")).reshape(shape.hidden_size, shape.num_kv_heads, -1, shape.head_dim)
         heads = np.split(qkv, [-2, -1], axis=2)
         parts = {part: value.reshape(len(value), -1) for part, value in zip("qkv", heads, strict=True)}
-        parts["o"] = np.asarray(layer.out[...])
+        parts["o"] = np.asarray(layer.matrix("out"))
         tensors |= {f"{base}.self_attn.{part}_proj.weight": value.T for part, value in parts.items()}
-        mlp = {part: np.asarray(getattr(layer, part)[...]) for part in ("gate", "up", "down")}
+        mlp = {part: np.asarray(layer.matrix(part)) for part in ("gate", "up", "down")}
         tensors |= {f"{base}.mlp.{part}_proj.weight": value.T for part, value in mlp.items()}
         tensors[f"{base}.input_layernorm.weight"] = np.asarray(layer.attention_norm[...])
         tensors[f"{base}.post_attention_layernorm.weight"] = np.asarray(layer.mlp_norm[...])

@@ -45,8 +45,9 @@ from models.drafters.artifact_config import (
     plain_config,
     read_config,
 )
-from models.drafters.dflash import Drafter, DrafterConfig
+from models.drafters.dflash import Drafter, DrafterConfig, turned_weights
 from models.drafters.dflash_kind import DFlash
+from models.layers import reads_turned
 from models.sharding import constrain, shard
 from models.target import AXES, FINGERPRINT, Target
 
@@ -85,9 +86,12 @@ class Artifact:
         return cls(config, _from_tensors(config, tensors, path), draft_vocab, origin_of(raw, path))
 
     def drafter(self, dtype: str, mesh: jax.sharding.Mesh | None = None) -> Any:
-        """The network on `mesh`, computing in `dtype`, which its weights are kept in: a step need not cast them."""
+        """The network on `mesh`, computing in `dtype`, which its weights are kept in and as it reads them: a step need
+        not cast or turn them."""
         weights = jax.tree.map(lambda weight: weight.astype(dtype), self.weights)
-        drafter = Drafter(self.config, weights, dtype, mesh)
+        if turned := mesh is None and reads_turned(dtype, mesh):
+            weights = turned_weights(weights)
+        drafter = Drafter(self.config, weights, dtype, mesh, turned=turned)
         shard(drafter, mesh)
         return drafter
 

@@ -108,16 +108,10 @@ class DrafterLayer(nnx.Module):
 
     def __init__(self, weights: dict[str, Any], *, causal: bool, window: int | None):
         self.causal, self.window = causal, window
-        self.attention_norm = nnx.Param(weights["attention_norm"])
-        self.q = nnx.Param(weights["q"], axes=AXES["q"])
-        self.kv = nnx.Param(weights["kv"], axes=AXES["kv"])
-        self.q_norm = nnx.Param(weights["q_norm"])
-        self.k_norm = nnx.Param(weights["k_norm"])
-        self.out = nnx.Param(weights["out"], axes=AXES["out"])
-        self.mlp_norm = nnx.Param(weights["mlp_norm"])
-        self.gate = nnx.Param(weights["gate"], axes=AXES["gate"])
-        self.up = nnx.Param(weights["up"], axes=AXES["up"])
-        self.down = nnx.Param(weights["down"], axes=AXES["down"])
+        for name in ("attention_norm", "q_norm", "k_norm", "mlp_norm"):
+            setattr(self, name, nnx.Param(weights[name]))
+        for name in ("q", "kv", "out", "gate", "up", "down"):
+            setattr(self, name, nnx.Param(weights[name], axes=AXES[name]))
 
 
 class MLPHead(nnx.Module):
@@ -137,7 +131,10 @@ class ConfidenceHead(nnx.Module):
 
 
 class Drafter(nnx.Module):
-    """Parameters float32, computation in `dtype`, on `mesh` (`models.sharding`)."""
+    """Parameters float32, computation in `dtype`, on `mesh` (`models.sharding`).
+
+    Matrices lie [in, out], or all of them [out, in] where they are `turned`, to decode with (`models.layers.product`).
+    """
 
     def __init__(
         self,
@@ -145,8 +142,10 @@ class Drafter(nnx.Module):
         weights: dict[str, Any],
         dtype: str = "float32",
         mesh: jax.sharding.Mesh | None = None,
+        *,
+        turned: bool = False,
     ):
-        self.config, self.dtype, self.mesh = config, dtype, mesh
+        self.config, self.dtype, self.mesh, self.turned = config, dtype, mesh, turned
         self.fc = nnx.Param(weights["fc"], axes=AXES["fc"])
         self.hidden_norm = nnx.Param(weights["hidden_norm"])
         kinds = zip(weights["layers"], config.causal, config.windows, strict=True)
@@ -252,7 +251,17 @@ class Drafter(nnx.Module):
         return into_heads(x, self._cast(param), self.config.num_kv_heads, self.config.head_dim, self.mesh)
 
     def _cast(self, param: nnx.Param) -> Array:
-        return gathered(param[...].astype(self.dtype), param.get_metadata().get("axes", ()), self.mesh)
+        value = param[...].astype(self.dtype)
+        return value.T if self.turned else gathered(value, param.get_metadata().get("axes", ()), self.mesh)
+
+
+def turned_weights(weights: dict[str, Any]) -> dict[str, Any]:
+    """A drafter's weights with the matrices that are multiplied with lying [out, in]."""
+
+    def turn(path: tuple[Any, ...], weight: Array) -> Array:
+        return weight.T if path[0].key not in ("markov_w1", "markov_w2") else weight
+
+    return jax.tree_util.tree_map_with_path(turn, weights)
 
 
 def block_tokens(anchors: Int[Array, "*b"], width: int, mask_token_id: int) -> Int[Array, "*b W"]:
@@ -338,7 +347,7 @@ def _from_target_layer(layer: Any, common: Array, config: DrafterConfig) -> dict
         return jnp.asarray(variable[...], jnp.float32)
 
     def matrix(name: str) -> Array:
-        return jnp.asarray(getattr(layer, name)[...], jnp.float32)
+        return jnp.asarray(layer.matrix(name), jnp.float32)
 
     excess = wide(layer.attention_norm) / jnp.where(common == 0, 1.0, common)
     qkv = (excess[:, None] * matrix("qkv")).reshape(len(common), config.num_kv_heads, -1, config.head_dim)

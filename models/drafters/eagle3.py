@@ -91,7 +91,10 @@ Step = tuple[Float[Array, "B A K H"], Float[Array, "B A K H"]]  # the key and va
 
 
 class Eagle3Drafter(nnx.Module):
-    """Parameters float32, computation in `dtype`, on `mesh` (`models.sharding`)."""
+    """Parameters float32, computation in `dtype`, on `mesh` (`models.sharding`).
+
+    Matrices lie [in, out], or all of them [out, in] where they are `turned`, to decode with (`models.layers.product`).
+    """
 
     def __init__(
         self,
@@ -99,8 +102,10 @@ class Eagle3Drafter(nnx.Module):
         weights: dict[str, Any],
         dtype: str = "float32",
         mesh: jax.sharding.Mesh | None = None,
+        *,
+        turned: bool = False,
     ):
-        self.config, self.dtype, self.mesh = config, dtype, mesh
+        self.config, self.dtype, self.mesh, self.turned = config, dtype, mesh, turned
         self.input_norm = nnx.Param(weights["input_norm"]) if config.norm_before_fc else None
         for name in NORMS:
             setattr(self, name, nnx.Param(weights[name]))
@@ -170,7 +175,13 @@ class Eagle3Drafter(nnx.Module):
         return rms_norm(x, self._cast(name), self.config.rms_eps)
 
     def _cast(self, name: str) -> Array:
-        return getattr(self, name)[...].astype(self.dtype)
+        value = getattr(self, name)[...].astype(self.dtype)
+        return value.T if self.turned and name != "lm_head" else value
+
+
+def turned_weights(weights: dict[str, Any]) -> dict[str, Any]:
+    """A drafter's weights with the matrices that are multiplied with lying [out, in]."""
+    return {name: weight if name == "lm_head" else weight.T for name, weight in weights.items()}
 
 
 def random_weights(config: Eagle3Config, rng: jax.Array) -> dict[str, Any]:
@@ -206,11 +217,11 @@ def target_weights(config: Eagle3Config, target: Target, head: Float[Array, "V D
         return jnp.asarray(variable[...], jnp.float32)
 
     weights, d = random_weights(config, rng), config.hidden_size
-    qkv = jnp.asarray(layer.qkv[...], jnp.float32).reshape(d, config.num_kv_heads, -1, config.head_dim)
+    qkv = jnp.asarray(layer.matrix("qkv"), jnp.float32).reshape(d, config.num_kv_heads, -1, config.head_dim)
     for name, part in (("q", qkv[:, :, :-2]), ("kv", qkv[:, :, -2:])):
         weights[name] = weights[name].at[d:].set(part.reshape(d, -1))
     last = jnp.eye(config.target_hidden_size, d)
     weights["fc"] = jnp.concatenate([jnp.zeros_like(last)] * (len(config.target_layer_ids) - 1) + [last])
-    weights |= {name: jnp.asarray(getattr(layer, name)[...], jnp.float32) for name in ("out", "gate", "up", "down")}
+    weights |= {name: jnp.asarray(layer.matrix(name), jnp.float32) for name in ("out", "gate", "up", "down")}
     taken = {"mlp_norm": wide(layer.mlp_norm), "hidden_norm": wide(layer.attention_norm), "norm": wide(target.norm)}
     return weights | taken | {"lm_head": jnp.asarray(head, jnp.float32)}

@@ -28,8 +28,9 @@ import numpy as np
 from configs.errors import UserError
 from models.drafters.artifact import Artifact, Tensors, pop_vocabulary, read_tensors
 from models.drafters.artifact_config import origin_of, rope_of, rope_scaling_of
-from models.drafters.eagle3 import Eagle3Config, Eagle3Drafter
+from models.drafters.eagle3 import Eagle3Config, Eagle3Drafter, turned_weights
 from models.drafters.eagle3_kind import Eagle3
+from models.layers import reads_turned
 from models.sharding import shard
 from models.target import Target
 
@@ -68,7 +69,9 @@ class Eagle3Artifact(Artifact):
 
     def drafter(self, dtype: str, mesh: jax.sharding.Mesh | None = None) -> Eagle3Drafter:
         weights = jax.tree.map(lambda weight: weight.astype(dtype), self.weights)
-        drafter = Eagle3Drafter(self.config, weights, dtype, mesh)
+        if turned := mesh is None and reads_turned(dtype, mesh):
+            weights = turned_weights(weights)
+        drafter = Eagle3Drafter(self.config, weights, dtype, mesh, turned=turned)
         shard(drafter, mesh)
         return drafter
 

@@ -23,13 +23,14 @@ import jax.numpy as jnp
 
 from configs.errors import UserError
 from configs.paths import at_home
+from models.layers import reads_turned
 from models.sharding import check_divides, placed
 from models.sources.directory import directory_config, directory_weights, eos_ids
 from models.sources.gguf import embedded_file, gguf_target
 from models.sources.layout import arranged, target_weights
 from models.sources.maxtext import maxtext_config, read_settings
 from models.sources.orbax import orbax_weights
-from models.target import Target, check_ids, fingerprint
+from models.target import MATRICES, Target, check_ids, fingerprint
 
 EMBEDDED = "smollm2-135m"
 SHAPES = Path(str(resources.files("models"))) / "sources" / "shapes"  # config.json of well-known targets, as published
@@ -69,7 +70,12 @@ def load_target(source: str, dtype: str, mesh: jax.sharding.Mesh | None = None) 
     check_divides("kv_heads", config.num_kv_heads, mesh)  # their columns may divide where they do not
     check_ids(config.eos_ids, config, f"target {config.name}: ids that end an answer")
     weights, digests = target_weights(config, checkpoint, jnp.dtype(dtype), mesh)
-    return Target(config, weights, fingerprint(config, digests), mesh)
+    turned = mesh is None and reads_turned(dtype, mesh)
+    if turned:  # one after the other, so that none is held twice
+        for layer in weights["layers"]:
+            for name in MATRICES:
+                layer[name] = layer[name].T
+    return Target(config, weights, fingerprint(config, digests), mesh, turned=turned)
 
 
 def abstract_target(source: str, dtype: str, mesh: jax.sharding.Mesh) -> Target:
