@@ -12,7 +12,7 @@ from models.rows import Rows
 from models.target import Target
 from models.verify import Speculation
 
-COPY_LEAST, COPY_MOST = 2, 3  # a row can copy where its last so many tokens occurred before; no more are compared
+COPY_LEAST, COPY_MOST = 2, 8  # a row can copy where its last so many tokens occurred before; no more are compared
 
 
 @struct.dataclass
