@@ -16,13 +16,14 @@ not finite do; a row whose write fits never notices.
 import abc
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from models.sharding import constrain
+from models.sharding import constrain, platform
 
 
 class Cache(abc.ABC):
@@ -204,6 +205,12 @@ class Pages(Cache):
 
         keys, values = scattered(self.keys, new.keys, (0, 3, 1, 2)), scattered(self.values, new.values, (0, 2, 1, 3))
         return dataclasses.replace(self, keys=keys, values=values)
+
+
+def kept_dtype(dtype: Any, mesh: jax.sharding.Mesh | None) -> jnp.dtype:
+    """The type in which what tokens in `dtype` leave is kept: on a CPU, whose XLA writes into bfloat16 by turning the
+    whole buffer into float32 and back, float32, which holds it exactly."""
+    return jnp.dtype(jnp.float32) if platform(mesh) == "cpu" else jnp.dtype(dtype)
 
 
 def empty_slots(num_layers: int, shape: Sequence[int], dtype: jnp.dtype) -> Slots:

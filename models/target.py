@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from configs.errors import UserError
 from models.attention import Chain, Packed, Where, attend
-from models.cache import Cache, Slots, empty_pages, empty_slots
+from models.cache import Cache, Slots, empty_pages, empty_slots, kept_dtype
 from models.layers import (
     LEAST,
     Frozen,
@@ -148,10 +148,10 @@ class Target(nnx.Module):
     def empty_cache(self, batch: int, capacity: int, page: int | None = None) -> Cache:
         """Room for `capacity` positions of `batch` rows: slots, or pages of `page` positions."""
         config = self.config
-        shape = (batch, config.num_kv_heads, capacity, config.head_dim)
+        shape, dtype = (batch, config.num_kv_heads, capacity, config.head_dim), kept_dtype(self.dtype, self.mesh)
         if page is None:
-            return empty_slots(config.num_layers, shape, self.dtype).held(self.mesh)
-        return empty_pages(config.num_layers, shape, self.dtype, page=page).held(self.mesh)
+            return empty_slots(config.num_layers, shape, dtype).held(self.mesh)
+        return empty_pages(config.num_layers, shape, dtype, page=page).held(self.mesh)
 
     @full_precision
     def __call__(

@@ -20,7 +20,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from models.attention import TPU_PAGE, Chain
-from models.cache import Pages, Slots
+from models.cache import Pages, Slots, kept_dtype
 from models.decode import DecodeState, Engine, forward, segment
 from models.drafters import Draft, Proposal
 from models.layers import logits
@@ -121,7 +121,7 @@ def empty_state(engine: Engine, batch: int, capacity: int, *, pages: int, page: 
     cache = target.empty_cache(1, size, page)
     assert isinstance(cache, Pages)
     heads, width = cache.num_kv_heads, (len(kind.taps) + 1) * target.config.hidden_size
-    pool = jnp.zeros((pages + 1, page, heads, width // heads), target.dtype)
+    pool = jnp.zeros((pages + 1, page, heads, width // heads), kept_dtype(target.dtype, target.mesh))
     kept = Kept(kind.init_state(batch, capacity), Pages([], [pool], table))
     return DecodeState(rows, Pages(cache.keys, cache.values, table), kept)
 
@@ -254,7 +254,7 @@ def logprobs(
     """
     places = (begin - 1 + jnp.arange(count))[None]
     kept = engine.drafter.kept(Kept(None, _row(state.drafter.pages, row)), places)
-    normed = kept[0, :, -engine.target.config.hidden_size :]
+    normed = kept[0, :, -engine.target.config.hidden_size :].astype(engine.target.dtype)
     scores = jax.nn.log_softmax(logits(normed, engine.target.head, engine.target.mesh))
     tokens = state.rows.tokens[row, jnp.minimum(places[0] + 1, state.rows.tokens.shape[1] - 1)]
     return jnp.take_along_axis(scores, tokens[:, None], axis=1)[:, 0], *jax.lax.top_k(scores, most)

@@ -6,7 +6,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
 from models.attention import Block
-from models.cache import Slots, empty_slots
+from models.cache import Slots, empty_slots, kept_dtype
 from models.drafters import Proposal
 from models.drafters.confidence import odds_of_likeliest
 from models.drafters.dflash import Drafter, block_tokens
@@ -39,7 +39,7 @@ class DFlash:
     def init_state(self, batch: int, capacity: int) -> Slots:
         config = self.network.config
         shape = (batch, config.num_kv_heads, capacity, config.head_dim)
-        return empty_slots(config.num_layers, shape, jnp.dtype(self.network.dtype))
+        return empty_slots(config.num_layers, shape, kept_dtype(self.network.dtype, self.network.mesh))
 
     def read(
         self,

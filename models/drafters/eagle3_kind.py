@@ -6,7 +6,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
 from models.attention import Block
-from models.cache import Slots, empty_slots
+from models.cache import Slots, empty_slots, kept_dtype
 from models.drafters import Proposal
 from models.drafters.eagle3 import Eagle3Drafter
 from models.rows import Rows
@@ -47,7 +47,8 @@ class Eagle3:
 
     def init_state(self, batch: int, capacity: int) -> Pairs:
         config, dtype = self.network.config, jnp.dtype(self.network.dtype)
-        cache = empty_slots(1, (batch, config.num_kv_heads, capacity, config.head_dim), dtype)
+        shape = (batch, config.num_kv_heads, capacity, config.head_dim)
+        cache = empty_slots(1, shape, kept_dtype(dtype, self.network.mesh))
         return Pairs(cache, jnp.zeros((batch, capacity, config.hidden_size), dtype))
 
     def read(
