@@ -140,9 +140,30 @@ def looked_up(
     table: Float[Array, "V D"], tokens: Int[Array, "*b"], mesh: jax.sharding.Mesh | None
 ) -> Float[Array, "*b D"]:
     """Rows of an embedding: every device looks up its part of D, which costs less than bringing the table together."""
+    if table.dtype == jnp.bfloat16 and platform(mesh) == "cpu":
+        return _rows_by_their_bits(table, tokens)
     rest = (None,) * (tokens.ndim - 1)
     parts = constrain(table[constrain(tokens, mesh, "replica")], mesh, "replica", *rest, "embed")
     return constrain(parts, mesh, "batch")
+
+
+@jax.custom_vjp
+def _rows_by_their_bits(table: Float[Array, "V D"], tokens: Int[Array, "*b"]) -> Float[Array, "*b D"]:
+    """`table[tokens]`; of a bfloat16 table XLA's CPU backend turns all of it into float32 before it takes a row."""
+    table, tokens = jax.lax.optimization_barrier((table, tokens))  # or the table's bits are copied, outside of a loop
+    return jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(table, jnp.uint16)[tokens], table.dtype)
+
+
+def _rows_forward(table: Array, tokens: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _rows_by_their_bits(table, tokens), (table, tokens)
+
+
+def _rows_backward(seen: tuple[Array, Array], given: Array) -> tuple[Array, None]:
+    table, tokens = seen
+    return jnp.zeros_like(table).at[tokens].add(given), None
+
+
+_rows_by_their_bits.defvjp(_rows_forward, _rows_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
