@@ -36,7 +36,7 @@ MAXTEXT_NEEDS := jax flax orbax-checkpoint google-tunix transformers pydantic om
 # The compiler for TPUs, and what it compiles: recipes of configs/tpu/ (all, when empty), and decoding.
 LIBTPU := .libtpu
 RECIPES ?=
-DECODED := --target qwen3-8b --drafter dflash/16 --drafter dflash/64
+DECODED := --target qwen3-8b --page 128 --drafter dflash/16 --drafter dflash/16/vocab=32768 --drafter dflash/64
 # Programs made for other servers, to try on ours.
 CLIENTS_VENV := .venv-clients
 CLIENTS := openai==3.57.0 guidellm==0.8.1 schemathesis==4.32.5 requests tqdm
