@@ -298,7 +298,9 @@ def describe(found: Report | Refusal) -> list[str]:
             f"{name} {each['count']:.0f} ({each['bytes'] / 1e9:.2f} GB)" for name, each in found.collectives.items()
         ]
         floors = ", ".join(f"{name} {seconds:.4f}" for name, seconds in found.floors.items())
-        most = [f"{name} {1e3 * took:.2f} ms" for name, took in found.costliest.items() if took > 0.005 * found.estimate]
+        most = [
+            f"{name} {1e3 * took:.2f} ms" for name, took in found.costliest.items() if took > 0.005 * found.estimate
+        ]
         lines += [
             f"work: {found.flops / 1e12:.2f} TFLOP, {found.bytes / 1e9:.1f} GB; {kernels}",
             "collectives: " + (", ".join(exchanged) or "none"),
