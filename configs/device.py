@@ -87,8 +87,8 @@ def share_one_heap() -> None:
 def begin_in_huge_pages() -> None:
     """Starts the process over with memory in pages of 2 MB, where Linux gives them to who asks and nobody has decided.
 
-    A CPU that reads all weights for every token waits for the addresses of 4 KB pages a fifth to a quarter of the time.
-    glibc's allocator asks for larger ones only if its environment said so before the process began (`GLIBC_TUNABLES`,
+    A CPU that reads all weights for every token looks up fewer addresses then: 1 to 6 % of a step (docs/decoding.md).
+    glibc's allocator asks for such pages only if its environment said so before the process began (`GLIBC_TUNABLES`,
     `glibc.malloc.hugetlb`, since 2.35; an older one passes over it).
     """
     given = os.environ.get("GLIBC_TUNABLES", "")
