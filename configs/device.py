@@ -92,10 +92,10 @@ def begin_in_huge_pages() -> None:
     `glibc.malloc.hugetlb`, since 2.35; an older one passes over it).
     """
     given = os.environ.get("GLIBC_TUNABLES", "")
-    if "glibc.malloc.hugetlb" in given or not HUGE_PAGES.is_file() or "[madvise]" not in HUGE_PAGES.read_text():
-        return
-    os.environ["GLIBC_TUNABLES"] = ":".join([*filter(None, [given]), "glibc.malloc.hugetlb=1"])
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    with contextlib.suppress(OSError):  # no such file, or a system that lets nobody read it or start over: as it is
+        if "glibc.malloc.hugetlb" not in given and "[madvise]" in HUGE_PAGES.read_text():
+            os.environ["GLIBC_TUNABLES"] = ":".join([*filter(None, [given]), "glibc.malloc.hugetlb=1"])
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def keep_freed_memory() -> None:

@@ -456,6 +456,7 @@ class Scheduler:
 
     def _leave(self, entry: Entry) -> None:
         """Takes an entry's row and pages away, which are clean for the next."""
+        self._served = entry
         self.rows[self.rows.index(entry)] = None
         freed = self.pages.release(entry.pages)
         entry.pages, entry.known, entry.read = [], 0, 0
@@ -464,6 +465,7 @@ class Scheduler:
             pages = np.full(size, device.NOWHERE, np.int32)
             pages[: len(freed[begin : begin + size])] = freed[begin : begin + size]
             self.state = device.cleaned(self.state, pages)
+        self._served = None
 
     def _tell(self, entry: Entry, *what: Any, **named: Any) -> None:
         progress = Progress(*what, **named)

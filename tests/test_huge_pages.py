@@ -37,6 +37,18 @@ def test_not_where_asking_changes_nothing(started: Started, said: str | None):
     assert started == []
 
 
+def test_a_system_that_refuses_is_left_as_it_is(started: Started, monkeypatch: pytest.MonkeyPatch):
+    def refused(*_: object) -> None:
+        raise PermissionError("execv")
+
+    monkeypatch.setattr(os, "execv", refused)
+    device.begin_in_huge_pages()
+    monkeypatch.setattr(device, "HUGE_PAGES", device.HUGE_PAGES.parent)
+    monkeypatch.setenv("GLIBC_TUNABLES", "")
+    device.begin_in_huge_pages()
+    assert started == []
+
+
 def test_not_against_what_the_user_said(started: Started, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
     device.begin_in_huge_pages()

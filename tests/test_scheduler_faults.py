@@ -70,6 +70,22 @@ def test_an_error_on_the_device_ends_one(engine, monkeypatch: pytest.MonkeyPatch
     assert server.pages.available == server.pages.num
 
 
+def test_who_leaves_while_the_device_fails_is_told(engine, monkeypatch: pytest.MonkeyPatch):
+    """A row whose pages could not be cleaned is no longer seated, and not lost."""
+    asked = Asked(server := scheduler(engine, draft=Draft("drafter", 4), rows=2))
+    for n in range(2):
+        asked.ask(str(n), clean(n, 30), 30)
+    server.turn()
+    server.turn()
+    server.cancel("0")
+    with monkeypatch.context() as broken:
+        broken.setattr(serve.engine, "cleaned", out_of_memory)
+        assert server.turn()
+    asked.finish()
+    assert asked.last("0").finished == "fault"
+    assert asked.ids("1") == offline(engine, clean(1, 30), 30).ids
+
+
 def test_a_device_that_goes_on_failing_ends_them_all(engine, monkeypatch: pytest.MonkeyPatch):
     asked = Asked(server := scheduler(engine, draft=Draft("drafter", 4), rows=2))
     for n in range(4):
