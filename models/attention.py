@@ -22,7 +22,7 @@ from flax import struct
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from models.cache import Cache, Pages
+from models.cache import Cache, Pages, Slots
 
 CHUNK = 256  # positions of a cache read together
 FEW = 8  # rows; more of them are read whole: a piece is a copy, which costs many rows more than what it leaves out
@@ -392,13 +392,13 @@ def _over_cache(
     reach: Int[Array, ""],
     visible: Callable[[Array], Array],
 ) -> Partial:
-    """Attention over positions below `reach`, CHUNK at a time where rows are FEW or lie in pages, copied anyway.
+    """Attention over positions below `reach`, CHUNK at a time where rows are FEW, or a server's: of rooms mostly empty.
 
     `visible` maps positions [C] to a mask [B T C]. Where CHUNK does not divide the capacity the last piece begins
     earlier; what it holds of the one before is hidden.
     """
     capacity = seen.capacity
-    size = min(CHUNK, capacity) if grouped.shape[0] <= FEW or isinstance(seen, Pages) else capacity
+    size = min(CHUNK, capacity) if grouped.shape[0] <= FEW or not isinstance(seen, Slots) else capacity
 
     def read(index: Array, before: Partial) -> Partial:
         begin = jnp.minimum(index * size, capacity - size)

@@ -1,7 +1,7 @@
 """Keys and values of past positions: what a row's tokens left for those after them. Nothing else knows how they lie.
 
-Two kinds answer alike. `Slots` gives every row one buffer of positions. `Pages` cuts rows into pages that lie anywhere
-in a pool shared by all of them, as a table says.
+Three kinds answer alike. `Slots` gives every row one buffer of positions. `Pages` cuts rows into pages that lie
+anywhere in a pool shared by all of them, as a table says. `Mirrored` is pages whose rows are read from slots.
 
 A row is valid for positions below its length and nowhere else. Whatever a rejected draft left above is masked until the
 next write covers it, so a chain of drafts is accepted or rejected by the length alone; only what a tree accepts out of
@@ -205,6 +205,54 @@ class Pages(Cache):
 
         keys, values = scattered(self.keys, new.keys, (0, 3, 1, 2)), scattered(self.values, new.values, (0, 2, 1, 3))
         return dataclasses.replace(self, keys=keys, values=values)
+
+
+@struct.dataclass
+class Mirrored(Cache):
+    """Pages, and what rows have in them once more in slots: both are written, the slots are read.
+
+    For CPUs, where gathering what lies in pages takes several times what attention over it does. A row whose pages were
+    written as `Pages` is brought over before it is read (`bring`).
+    """
+
+    pages: Pages
+    near: Slots
+
+    @property
+    def capacity(self) -> int:
+        return self.near.capacity
+
+    @property
+    def num_kv_heads(self) -> int:
+        return self.near.num_kv_heads
+
+    def read(self, begin: int | Int[Array, ""], size: int) -> tuple[Float[Array, "B K H C"], Float[Array, "B K C H"]]:
+        return self.near.read(begin, size)
+
+    def write(self, new: Slots, at: Int[Array, " B"]) -> "Mirrored":
+        return Mirrored(self.pages.write(new, at), self.near.write(new, at))
+
+    def insert(self, new: Slots, rows: Int[Array, " R"]) -> "Mirrored":
+        return Mirrored(self.pages.insert(new, rows), self.near.insert(new, rows))
+
+    def held(self, mesh: jax.sharding.Mesh | None) -> "Mirrored":
+        return Mirrored(self.pages.held(mesh), self.near.held(mesh))
+
+    def slots(self, places: Int[Array, "B C"]) -> Slots:
+        return self.near.slots(places)
+
+    def layer(self, index: int) -> "Mirrored":
+        return Mirrored(self.pages.layer(index), self.near.layer(index))  # pyright: ignore
+
+    def of(self, layers: Sequence[Cache]) -> "Mirrored":
+        pages, near = zip(*[(layer.pages, layer.near) for layer in layers], strict=True)  # pyright: ignore
+        return Mirrored(self.pages.of(pages), self.near.of(near))  # pyright: ignore
+
+    def bring(self, row: Int[Array, ""] | int) -> "Mirrored":
+        """Itself with all that is in a row's pages in its slots, zeros where it has none."""
+        own = dataclasses.replace(self.pages, table=self.pages.table[row][None])
+        found = own.slots(jnp.arange(self.capacity)[None])
+        return Mirrored(self.pages, jax.tree.map(lambda to, part: to.at[row].set(part[0]), self.near, found))
 
 
 def kept_dtype(dtype: Any, mesh: jax.sharding.Mesh | None) -> jnp.dtype:

@@ -141,7 +141,7 @@ class Module:
             if begin and not line.startswith(" "):
                 name, lines, root = begin[2], {}, None
                 self.entry = name if begin[1] else self.entry
-            elif line.startswith("}") and lines:
+            elif re.match(r"\}(, execution_thread|$)", line) and lines:  # instructions of several lines end otherwise
                 last = list(lines.values())[-1]
                 self.computations[name] = Computation(lines, root or last)
                 lines = {}

@@ -3,8 +3,9 @@
 The last line is one JSON object with
 
     throughput    {concurrency: output tokens a second}, prompts' reading included, while so many requests are on their
-                  way: when one ends the next is sent, until all prompts are
-    vs_plain      {concurrency: that over the same of the same server with "speculative": false}
+                  way: when one ends the next is sent, until all prompts are; median over rounds
+    vs_plain      {concurrency: that over the same of the same server with "speculative": false}, which take turns;
+                  median over rounds, vs_plain_range the lowest and the highest
     tau           {concurrency: tokens a row's step}
     ttft_ms       {p50, p99} from sending a request to its first token, over all concurrencies, speculation on
     inter_token_ms  the same of the wait for a piece of the stream, shared by the tokens it brought
@@ -45,6 +46,7 @@ WAYS = {"plain": False, "ours": True}  # what "speculative" says
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = parser_of("bench_server", "Speed of the server.", prompts=8, new=64)
     parser.add_argument("--concurrency", default=",".join(map(str, CONCURRENCY)), help="(default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="of every concurrency (default %(default)s)")
     print(json.dumps(measure(parser.parse_args(arguments))))
     return 0
 
@@ -57,6 +59,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     tasks = load_tasks(options.tasks, options.task_dir, options.prompts)
     sizes, new = concurrencies(options.concurrency), options.max_new_tokens
+    if options.rounds < 1:
+        raise UserError(f"--rounds: expected at least 1, got {options.rounds}")
     given = ["--target", options.target, "--drafter", str(options.drafter), "--dtype", options.dtype]
     plain = open_decoder(options.target, options.drafter, dtype=options.dtype, draft=SINGLE)
     by_task = [[encode_prompt(plain.tokenizer, prompt) for prompt in prompts] for prompts in tasks.values()]
@@ -70,17 +74,23 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         decoder.capacity = context_capacity(context, decoder.widest)
     with serving([*given, "--rows", str(max(sizes)), "--context", str(context)]) as (_, port):
         beside = {way: beside_offline(port, way, offline[way], prompts[:OFFLINE], new) for way in WAYS}
-        found: dict[str, dict[str, Any]] = {"throughput": {}, "vs_plain": {}, "tau": {}}
+        found: dict[str, dict[str, Any]] = {"throughput": {}, "vs_plain": {}, "vs_plain_range": {}, "tau": {}}
         first: list[float] = []
         waits: list[float] = []
         for size in sizes:
-            loads = {way: Load(port, way, prompts, new) for way in WAYS}
-            speed = {way: load.run(size) for way, load in loads.items()}
-            ours = loads["ours"].streams
+            speeds: dict[str, list[float]] = {way: [] for way in WAYS}
+            ours: list[Stream] = []
+            for turn in range(options.rounds):
+                for way in list(WAYS)[:: 1 if turn % 2 else -1]:
+                    load = Load(port, way, prompts, new)
+                    speeds[way].append(load.run(size))
+                    ours += load.streams if way == "ours" else []
             first += [stream.first_ms for stream in ours]
             waits += [wait for stream in ours for wait in stream.waits_ms]
-            found["throughput"][str(size)] = round(speed["ours"], 1)
-            found["vs_plain"][str(size)] = round(speed["ours"] / speed["plain"], 3)
+            ratios = [one / other for one, other in zip(speeds["ours"], speeds["plain"], strict=True)]
+            found["throughput"][str(size)] = round(float(np.median(speeds["ours"])), 1)
+            found["vs_plain"][str(size)] = round(float(np.median(ratios)), 3)
+            found["vs_plain_range"][str(size)] = [round(min(ratios), 3), round(max(ratios), 3)]
             found["tau"][str(size)] = round(sum(len(s) for s in ours) / sum(stream.steps for stream in ours), 2)
             say(f"bench: {size} at a time: " + ", ".join(f"{name} {found[name][str(size)]}" for name in found))
     return {

@@ -8,6 +8,8 @@ row that outgrows its pages would write nothing and read nothing in silence; the
 
 Beside keys and values a page holds what the target's layers said of its tokens, which `Keeping` writes as the drafter
 reads it. Where a prompt begins with pages that are known, the drafter reads those again instead of the target.
+
+On a CPU rows that write are read from slots (`models.cache.Mirrored`): `bring` takes them there when a prompt is read.
 """
 
 import dataclasses
@@ -16,11 +18,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from models.attention import TPU_PAGE, Chain
-from models.cache import Pages, Slots, kept_dtype
+from models.cache import Cache, Mirrored, Pages, Slots, kept_dtype
 from models.decode import DecodeState, Engine, forward, segment
 from models.drafters import Draft, Proposal
 from models.layers import logits
@@ -123,13 +126,20 @@ def empty_state(engine: Engine, batch: int, capacity: int, *, pages: int, page: 
     heads, width = cache.num_kv_heads, (len(kind.taps) + 1) * target.config.hidden_size
     pool = jnp.zeros((pages + 1, page, heads, width // heads), kept_dtype(target.dtype, target.mesh))
     kept = Kept(kind.init_state(batch, capacity), Pages([], [pool], table))
-    return DecodeState(rows, Pages(cache.keys, cache.values, table), kept)
+    paged = Pages(cache.keys, cache.values, table)
+    if platform(target.mesh) != "cpu":
+        return DecodeState(rows, paged, kept)
+    near = target.empty_cache(batch, capacity)
+    assert isinstance(near, Slots)
+    return DecodeState(rows, Mirrored(paged, near), kept)
 
 
 def resized(state: DecodeState, which: Int[Array, " B"]) -> DecodeState:
     """The rows of these numbers, in that order, over the same pages."""
-    rows, own, table = _picked((state.rows, state.drafter.rows, _pages(state).table), which)
-    return _with_table(DecodeState(rows, state.cache, Kept(own, state.drafter.pages)), table)
+    near = state.cache.near if isinstance(state.cache, Mirrored) else None
+    rows, own, table, near = _picked((state.rows, state.drafter.rows, _pages(state).table, near), which)
+    cache = state.cache if near is None else Mirrored(_pages(state), near)
+    return _with_table(DecodeState(rows, cache, Kept(own, state.drafter.pages)), table)
 
 
 @jax.jit
@@ -169,30 +179,54 @@ def seat(
     return dataclasses.replace(state, drafter=Kept(put, state.drafter.pages))
 
 
-@partial(jax.jit, static_argnames="chunk", donate_argnames="state")
 def prefill(
-    engine: Engine, state: DecodeState, table: Int[Array, "B R"], row: Int[Array, ""], begin: Array, chunk: int
+    engine: Engine, state: DecodeState, table: Int[np.ndarray, "B R"], row: int, begin: int, chunk: int
 ) -> DecodeState:
     """`state` after target and drafter read `chunk` tokens of `row`, from position `begin` on.
 
     Positions past the row's length - 2 are read too; they count for nothing until they are read again.
     """
+    rows, own = _picked((state.rows, state.drafter.rows), jnp.array([row]))
+    pages = dataclasses.replace(_pages(state), table=jnp.asarray(table[row])[None])
+    kept = dataclasses.replace(state.drafter.pages, table=jnp.array(pages.table))
+    one = _read(engine, DecodeState(rows, pages, Kept(own, kept)), begin, chunk)  # the same program for any batch
+    own = _put(state.drafter.rows, one.drafter.rows, row)
+    read = DecodeState(state.rows, _with_pages(state.cache, _pages(one)), Kept(own, one.drafter.pages))
+    return _with_table(read, jnp.asarray(table))
+
+
+@partial(jax.jit, static_argnames="chunk", donate_argnames="one")
+def _read(engine: Engine, one: DecodeState, begin: Array | int, chunk: int) -> DecodeState:
+    """`prefill` of a batch of one."""
 
     def read(at: tuple[Array, DecodeState]) -> tuple[Array, DecodeState]:
         state = at[1]
-        tokens = jax.lax.dynamic_slice(state.rows.tokens, (row, begin), (1, chunk))
+        tokens = jax.lax.dynamic_slice(state.rows.tokens, (0, begin), (1, chunk))
         positions = (begin + jnp.arange(chunk))[None]
-        own = jax.tree.map(lambda part: part[row][None], state.drafter.rows)
-        _, features, cache = forward(engine, tokens, Chain(positions), _row(_pages(state), row))
-        kept = engine.drafter.read(Kept(own, _row(state.drafter.pages, row)), features, tokens, positions)
-        assert isinstance(cache, Pages)
-        put = jax.tree.map(lambda whole, part: whole.at[row].set(part[0]), state.drafter.rows, kept.rows)
-        new = DecodeState(state.rows, cache, Kept(put, kept.pages))
-        return jnp.array(False), _with_table(new, table)
+        _, features, cache = forward(engine, tokens, Chain(positions), state.cache)
+        return jnp.array(False), DecodeState(
+            state.rows, cache, engine.drafter.read(state.drafter, features, tokens, positions)
+        )
 
     # A loop of one round: outside of one, XLA's CPU backend copies every buffer that is read and written.
-    begun = jnp.array(True), _with_table(state, table)
-    return jax.lax.while_loop(lambda at: at[0], read, begun)[1]
+    return jax.lax.while_loop(lambda at: at[0], read, (jnp.array(True), one))[1]
+
+
+@partial(jax.jit, donate_argnames="parts")
+def _put(parts: Any, one: Any, row: Array | int) -> Any:
+    return jax.tree.map(lambda whole, part: whole.at[row].set(part[0]), parts, one)
+
+
+@partial(jax.jit, donate_argnames="cache")
+def _brought(cache: Mirrored, row: Array | int) -> Mirrored:
+    return cache.bring(row)
+
+
+def brought(state: DecodeState, row: int) -> DecodeState:
+    """`state` with a row whose prompt is read where it is read from while it writes."""
+    if not isinstance(state.cache, Mirrored):
+        return state
+    return dataclasses.replace(state, cache=_brought(state.cache, row))
 
 
 @partial(jax.jit, static_argnames=("draft", "speculation", "most", "ordered"), donate_argnames="state")
@@ -241,7 +275,7 @@ def cleaned(state: DecodeState, pages: Int[Array, " R"]) -> DecodeState:
         return Pages(keys, values, cache.table)
 
     drafter = dataclasses.replace(state.drafter, pages=zero(state.drafter.pages))
-    return dataclasses.replace(state, cache=zero(_pages(state)), drafter=drafter)
+    return dataclasses.replace(state, cache=_with_pages(state.cache, zero(_pages(state))), drafter=drafter)
 
 
 @partial(jax.jit, static_argnames=("count", "most"))
@@ -261,8 +295,13 @@ def logprobs(
 
 
 def _pages(state: DecodeState) -> Pages:
-    assert isinstance(state.cache, Pages)
-    return state.cache
+    cache = state.cache.pages if isinstance(state.cache, Mirrored) else state.cache
+    assert isinstance(cache, Pages)
+    return cache
+
+
+def _with_pages(cache: Cache, pages: Pages) -> Cache:
+    return dataclasses.replace(cache, pages=pages) if isinstance(cache, Mirrored) else pages
 
 
 def _row(pages: Pages, row: Array) -> Pages:
@@ -271,6 +310,6 @@ def _row(pages: Pages, row: Array) -> Pages:
 
 
 def _with_table(state: DecodeState, table: Array) -> DecodeState:
-    cache = dataclasses.replace(_pages(state), table=table)
+    pages = dataclasses.replace(_pages(state), table=table)
     kept = Kept(state.drafter.rows, dataclasses.replace(state.drafter.pages, table=jnp.array(table)))
-    return DecodeState(state.rows, cache, kept)
+    return DecodeState(state.rows, _with_pages(state.cache, pages), kept)

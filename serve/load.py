@@ -12,7 +12,7 @@ from configs.paths import path
 from models.decode import Engine, make_engine
 from models.drafters import Draft
 from models.drafters.artifact import Artifact, check_fit, read_artifact
-from models.sharding import make_mesh
+from models.sharding import make_mesh, platform
 from models.sources import load_target
 from models.tokenizer import TemplateArgs, Tokenizer, load_tokenizer
 from models.verify import GREEDILY, Speculation
@@ -97,9 +97,11 @@ def check_draft(draft: Draft, kind: Any, drafter: Path) -> None:
 
 
 def batch_costs(engine: Engine, artifact: Artifact, tokens: int, rows: int) -> dict[int, Cost]:
-    """What greedy steps of more than one row cost by how many they are, up to `rows`, over pages; measured once."""
+    """What greedy steps of more than one row cost by how many they are, up to `rows`, over pages, or over slots where
+    rows that write are read from those (`serve.engine`); measured once."""
     sizes = [size for size in batch_sizes(rows, engine.target.mesh) if size > 1]
-    few, page = min(tokens, BATCH_TOKENS), page_size(engine.target.mesh)
+    mesh = engine.target.mesh
+    few, page = min(tokens, BATCH_TOKENS), None if platform(mesh) == "cpu" else page_size(mesh)
     return {size: step_cost(engine, artifact, few, rows=size, page=page) for size in sizes}
 
 

@@ -48,6 +48,8 @@ from serve.writing import Writing
 
 SEGMENT = 8  # steps between looks at the rows
 BRIEF = 1  # the same while a prompt waits to be read
+CHUNKS = (64, 128)  # positions of a prompt read at once on a CPU: the fewest that hold what is left, or the most
+CHUNKS_ELSEWHERE = (512,)
 
 
 @dataclasses.dataclass(eq=False)
@@ -106,9 +108,9 @@ class Scheduler:
         self.chooser = draft if isinstance(draft, Chooser) else None
         self.drafts = draft.drafts if isinstance(draft, Chooser) else [draft or SINGLE]
         page = page or device.page_size(engine.target.mesh)
-        self.chunk = 64 if platform(engine.target.mesh) == "cpu" else 512
+        self.chunks = CHUNKS if platform(engine.target.mesh) == "cpu" else CHUNKS_ELSEWHERE
         widest = max(draft.widest for draft in self.drafts)
-        self._positions = -(-(self.capacity + max(self.chunk, widest)) // page) * page
+        self._positions = -(-(self.capacity + max(*self.chunks, widest)) // page) * page
         self.sizes = device.batch_sizes(rows, engine.target.mesh)
         least = -(-(self.capacity + widest) // page)
         self._num_pages, self._page = least * rows if pages is None else pages, page
@@ -200,20 +202,31 @@ class Scheduler:
             )
 
     def warm(self) -> None:
-        """Compiles what greedy requests may need, before there are any; what sampling needs, when it first comes."""
-        options: dict[str, Any] = {"chunk": self.chunk}
-        nobody, nowhere = self._row([0], 1, 0, GREEDY), np.full(self._positions // self._page, device.NOWHERE, np.int32)
+        """Compiles what greedy requests may need, and runs it once; what sampling needs, when it first comes.
+
+        On a CPU the first run of a program takes a second more than those after it, and so does every loop in it.
+        """
         for size in self.sizes:
             if len(self.rows) < size:
                 self._resize()
             for draft in dict.fromkeys([SINGLE, *self._choices]):
-                self._advance(np.zeros(size, bool), 0, draft, None)
-            self.state = device.seat(self.engine, self.state, self._table(), 0, nobody, 0, **options)
-            self.state = device.prefill(self.engine, self.state, self._table(), 0, 0, **options)
-            self.state = device.cleaned(self.state, nowhere)
+                for copying in (0, -(-size // 2)) if draft.copy else (0,):
+                    self._try(draft, copying)
+        for chunk in self.chunks:
+            self.state = device.prefill(self.engine, self.state, self._table(), 0, 0, chunk)
         while len(self.rows) > self.sizes[0]:
             self._resize(-1)
         self.forget()
+
+    def _try(self, draft: Draft, copying: int) -> None:
+        """A step of rows that own nothing, so many of which may copy."""
+        for row in range(len(self.rows)):
+            ids = [0] * (8 if row < copying else 1)
+            new = self._row(ids, len(ids) + draft.widest, 0, GREEDY)
+            self.state = device.seat(self.engine, self.state, self._table(), row, new, 1, chunk=self.chunks[0])
+            self.state = device.brought(self.state, row)
+        self._advance(np.ones(len(self.rows), bool), 1, draft, None)
+        self.state = device.cleaned(self.state, np.full(self._positions // self._page, device.NOWHERE, np.int32))
 
     def forget(self) -> None:
         """Forgets all known pages, and all there is; nobody may be seated."""
@@ -305,7 +318,7 @@ class Scheduler:
         row = self.rows.index(None)
         self.rows[row] = entry
         new = self._row(entry.tokens, entry.stop, entry.request.seed, entry.request.sampling)
-        self.state = device.seat(self.engine, self.state, self._table(), row, new, entry.read, chunk=self.chunk)
+        self.state = device.seat(self.engine, self.state, self._table(), row, new, entry.read, chunk=self.chunks[0])
         self._mark_read(entry)
 
     def _row(self, ids: Sequence[int], stop: int, seed: int, sampling: Sampling) -> Rows:
@@ -321,15 +334,19 @@ class Scheduler:
         if not waiting:
             return False
         self._served = entry = min(waiting, key=lambda entry: entry.number)
-        row = self.rows.index(entry)
-        self.state = device.prefill(self.engine, self.state, self._table(), row, entry.read, chunk=self.chunk)
-        entry.read = min(entry.read + self.chunk, len(entry.tokens) - 1)
+        row, left = self.rows.index(entry), len(entry.tokens) - 1 - entry.read
+        chunk = next((chunk for chunk in self.chunks if chunk >= left), self.chunks[-1])
+        self.state = device.prefill(self.engine, self.state, self._table(), row, entry.read, chunk)
+        entry.read += min(chunk, left)
         self._mark_read(entry)
         self._served = None
         return True
 
     def _mark_read(self, entry: Entry) -> None:
-        if entry.live and not entry.prompt_read:
+        if not entry.live:
+            return
+        self.state = device.brought(self.state, self.rows.index(entry))
+        if not entry.prompt_read:
             jax.block_until_ready(self.state.rows.length)
             entry.prompt_read = time.perf_counter()
 

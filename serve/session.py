@@ -137,11 +137,17 @@ class Decoder:
         yield rows, [self._answer(row, prefill_ms, decode_ms) for row in rows]
 
     def warm(self, prompt: Sequence[int], max_new_tokens: int) -> None:
-        """Compiles everything an answer of this shape may use."""
-        row = Row(list(prompt))
+        """Compiles everything an answer of this shape may use, and runs it once.
+
+        On a CPU the first run of a loop takes a second more than those after it, and steps that copy are loops of
+        their own.
+        """
+        repeats, size = list(prompt[-1:]) * len(prompt), self.engine.target.config.vocab_size
+        varied = [number % size for number in range(len(prompt))]
         for draft in self.drafts:
-            jax.block_until_ready(self._advance(self._prefill([row], max_new_tokens, [0]), draft))
-            return_unused_heap()
+            for ids in (varied, repeats) if draft.copy else (varied,):
+                jax.block_until_ready(self._advance(self._prefill([Row(ids)], max_new_tokens, [0]), draft))
+                return_unused_heap()
 
     def context_for(self, tokens: int) -> int:
         """Positions of the context buffers of rows that reach `tokens`: what decides which programs an answer needs."""

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from models.attention import Chain
-from models.cache import Slots, empty_pages, empty_slots
+from models.cache import Mirrored, Slots, empty_pages, empty_slots
 from models.decode import insert, make_engine, prefill, segment
 from models.drafters import Draft
 from tests.tiny import make_artifact, make_target
 
 KINDS = {"slots": empty_slots, "pages": lambda *about: empty_pages(*about, page=4)}
+KINDS["mirrored"] = lambda *about: Mirrored(KINDS["pages"](*about), KINDS["slots"](*about))
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)

@@ -94,6 +94,18 @@ def test_loops_are_multiplied_out():
     assert Module(COUNTED).flops == 5 * PRODUCT + BATCHES + 700
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "  %table = s32[2,2]{1,0} constant({\n  { 0, 1 },\n  { 2, 3 }\n}), metadata={}\n",
+        '  %said = s32[2]{0} custom-call(%at), custom_call_target="x", frontend_attributes={kernel_metadata={\n}}, metadata={}\n',
+    ],
+)
+def test_an_instruction_of_several_lines_ends_no_computation(lines: str):
+    before, loop, after = COUNTED.partition("  %loop = ")
+    assert Module(before + lines + loop + after).flops == 5 * PRODUCT + BATCHES + 700
+
+
 def test_a_loop_of_dynamic_length_runs_as_often_as_said():
     dynamic = PROGRAM.replace("LIMIT", "add(%counter.1, %counter.1)")
     assert Module(dynamic, trips=(7,)).flops == 7 * PRODUCT + BATCHES + 700

@@ -45,7 +45,7 @@ def test_sentinels_and_faults(tmp_path: Path):
             assert right == expected
             wrong = [one.json()["error"] for one in responses if one.status_code != 200]
             assert [error["type"] for error in wrong] == ["server_error"] * 2
-            ids = {line["id"] for line in server.log if line["status"] == 500}
+            ids = {line["id"] for line in map(server.line, responses) if line["status"] == 500}
             assert all(any(id in error["message"] for id in ids) for error in wrong)
             assert not any("secret" in error["message"] for error in wrong)
         assert server.settles(lambda: server.idle)
@@ -74,7 +74,7 @@ def test_a_device_without_memory_is_one_requests_misfortune(
             broken.setattr(serve.engine, program, now_and_then)
             responses = answers(server, [{"prompt": prompt} for prompt in prompts])
         failed = [one.json()["error"] for one in responses if one.status_code == 500]
-        ids = [line["id"] for line in server.log if line["status"] == 500]
+        ids = [line["id"] for line in map(server.line, responses) if line["status"] == 500]
         assert len(failed) == len(ids) == 2
         assert all(any(id in error["message"] for id in ids) for error in failed)
         assert not any("secret" in error["message"] for error in failed)

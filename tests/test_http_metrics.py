@@ -82,9 +82,7 @@ def test_counters_and_histograms_add_up(server):
 
 
 def test_a_request_is_one_line_of_the_log_without_its_text(server):
-    server.log.clear()
-    server.post("/v1/completions", prompt="Twice", max_tokens=7, temperature=0, speculative=False)
-    (line,) = server.log
+    line = server.line(server.post("/v1/completions", prompt="Twice", max_tokens=7, temperature=0, speculative=False))
     assert (line["status"], line["completion_tokens"], line["steps"], line["tau"]) == (200, 7, 7, 1.0)
     assert line["finish_reasons"] == ["length"]
     assert "Twice" not in json.dumps(line)

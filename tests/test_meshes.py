@@ -1,5 +1,6 @@
-"""A train step, features, held-out acceptance, the writing of responses and decoding, from slots and from pages, give
-on meshes of eight devices what they give on one, and a size that a mesh does not divide is refused by name."""
+"""A train step, features, held-out acceptance, the writing of responses and decoding, from slots, from pages and by a
+server, give on meshes of eight devices what they give on one, and a size that a mesh does not divide is refused by
+name."""
 
 import json
 import os
@@ -33,6 +34,7 @@ from serve.__main__ import mesh_of
 from serve.session import Decoder
 from tests.tiny import Letters, make_artifact, make_target
 from tests.tiny_run import EIGHT, on_disk, write_target
+from tests.tiny_scheduler import Asked, prompt, scheduler
 from train.acceptance import heldout_acceptance
 from train.objectives import objective_of
 from train.objectives.dflash import LossSettings, Trainee, block_loss
@@ -115,6 +117,17 @@ def from_pages(target: Target) -> list[list[int]]:
     return np.asarray(segment(engine, state, 12, Draft("drafter", 4)).rows.tokens)[:, :17].tolist()
 
 
+def served(target: Target) -> list[list[int]]:
+    """Six requests to a server of up to four rows, one with a prompt of several chunks, some behind known pages."""
+    engine = make_engine(target, make_artifact(**SHAPE, **DRAFTER, width=4))
+    asked = Asked(scheduler(engine, rows=4, draft=Draft("drafter", 4)))
+    first = prompt(7, 200)
+    for number in range(6):
+        asked.ask(str(number), first[: 20 * number] + prompt(number, 6) if number else first, 12)
+    asked.finish()
+    return [list(asked.ids(str(number))) for number in range(6)]
+
+
 def on_mesh(data: int, fsdp: int, tensor: int) -> Target:
     target = make_target(num_layers=2, **SHAPE)
     shard(target, make_mesh(Mesh(data=data, fsdp=fsdp, tensor=tensor)))
@@ -125,7 +138,7 @@ def differences() -> dict[str, Any]:
     """What differs on each mesh; run in a process of eight devices."""
     found, one = {}, on_mesh(1, 1, 1)
     values, texts, decoded = train_step(one), responses(one), answers(one)
-    read, walked, paged = features(one), accepted(one), from_pages(one)
+    read, walked, paged, asked = features(one), accepted(one), from_pages(one), served(one)
     assert max(map(max, walked)) > 1
     for sizes in MESHES:
         target = on_mesh(*sizes)
@@ -138,6 +151,7 @@ def differences() -> dict[str, Any]:
             "features": float(np.abs(features(target) - read).max() / np.abs(read).max()),
             "accepted": accepted(target) == walked,
             "pages": from_pages(target) == paged,
+            "served": sizes[:2] != (1, 1) or served(target) == asked,  # a server's rows are not split
             "parts": max(parts),
         }
     return found | {"tokens": sum(map(len, texts.values())) + sum(map(len, decoded))}
@@ -161,6 +175,7 @@ def test_equal_to_one_device(found: dict[str, Any], sizes: tuple[int, int, int])
     assert here["features"] <= 1e-5
     assert here["accepted"]
     assert here["pages"]
+    assert here["served"]
     assert here["parts"] == sizes[1] * sizes[2]  # matrices are split over both, by as much
     assert found["tokens"] > 100
 

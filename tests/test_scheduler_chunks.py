@@ -1,7 +1,11 @@
-"""A long prompt holds those who write up for one chunk at a time: their segments go on between its chunks."""
+"""A long prompt holds those who write up for one chunk at a time: their segments go on between its chunks. Nobody waits
+for a program's first run."""
+
+import pytest
 
 from models.decode import make_engine
-from models.drafters import Draft
+from models.drafters import SINGLE, Draft
+from serve import engine as device
 from tests.tiny import make_artifact, make_target
 from tests.tiny_scheduler import Asked, offline, prompt, scheduler
 
@@ -12,13 +16,33 @@ def test_segments_go_on_between_chunks():
     asked.ask("writes", prompt(0, 10), 200)
     server.turn()
     asked.ask("long", prompt(1, 330), 30)
-    for chunk in range(1, 6):
+    for chunk in range(1, 3):
         before = len(asked.ids("writes"))
         server.turn()
         assert len(asked.ids("writes")) > before, f"it wrote after chunk {chunk}"
         assert asked.ids("long") == []
     server.turn()
-    assert len(asked.ids("long")) > 0, "330 tokens are six chunks of 64"
+    assert len(asked.ids("long")) > 0, "330 tokens are chunks of 128, 128 and, of what is left, 128"
     asked.finish()
     assert asked.ids("writes") == offline(engine, prompt(0, 10), 200).ids
     assert asked.ids("long") == offline(engine, prompt(1, 330), 30).ids
+
+
+def test_every_program_has_run_before_anybody_comes(monkeypatch: pytest.MonkeyPatch):
+    """With copies and without, which are loops of their own, at every number of rows; nothing is left of it."""
+    ran, advance = set(), device.advance
+
+    def counted(engine, state, table, live, num_steps, *, draft: Draft, **how):
+        state, news = advance(engine, state, table, live, num_steps, draft=draft, **how)
+        if news.num_steps.any():
+            ran.add((len(live), draft, bool(news.copied.any())))
+        return state, news
+
+    monkeypatch.setattr(device, "advance", counted)
+    draft = Draft("drafter", 3, copy=5)
+    server = scheduler(make_engine(make_target(eos_ids=()), make_artifact()), rows=3, draft=draft)
+    server.warm()
+    every = {(size, each, copied) for size in server.sizes for each, copied in [(SINGLE, False), (draft, False)]}
+    assert ran == every | {(size, draft, True) for size in server.sizes}
+    server.check()
+    assert server.stats().free_pages == server.stats().pages

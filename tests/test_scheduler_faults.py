@@ -38,7 +38,8 @@ def test_a_row_that_is_not_finite_ends_alone(engine):
     broken = [asked.last(f"broken {n}") for n in range(6)]
     assert {(last.finished, last.ids) for last in broken} == {("fault", ())}
     assert all("not finite" in str(last.fault) for last in broken)
-    assert all(bool(jnp.isfinite(pool).all()) for pool in [*server.state.cache.keys, *server.state.cache.values])
+    pages = server.state.cache.pages
+    assert all(bool(jnp.isfinite(pool).all()) for pool in [*pages.keys, *pages.values])
     assert bool(jnp.isfinite(server.state.drafter.pages.values[0]).all())
 
 

@@ -10,6 +10,7 @@ from models.decode import make_engine
 from models.drafters import Draft
 from models.sampling import Sampling
 from models.verify import Speculation
+from serve import session
 from serve.choose import Chooser
 from serve.cost import Cost
 from serve.session import Decoder
@@ -143,6 +144,20 @@ def test_nothing_is_compiled_twice(engine):
     before = prefill._cache_size(), segment._cache_size()
     drafted.generate(PROMPTS[2:4], max_new_tokens=25, seeds=[4, 5])
     assert (prefill._cache_size(), segment._cache_size()) == before
+
+
+def test_every_loop_has_run_before_anything_is_timed(engine, monkeypatch: pytest.MonkeyPatch):
+    """Steps that copy and steps that draft, of every draft that does both, whatever the prompt holds."""
+    ran, segment = set(), session.segment
+
+    def seen(engine, state, steps, draft, *how):
+        state = segment(engine, state, steps, draft, *how)
+        ran.add((draft, bool(state.rows.copied[0, 0])))
+        return state
+
+    monkeypatch.setattr(session, "segment", seen)
+    (warmed := chosen(engine)).warm(PROMPTS[4], 20)
+    assert ran == {(draft, copied) for draft in warmed.drafts for copied in ((False, True) if draft.copy else (False,))}
 
 
 def test_pieces_of_an_answer_arrive_in_order(engine):

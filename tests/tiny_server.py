@@ -42,6 +42,18 @@ class Running:
             time.sleep(0.01)
         return fine()
 
+    def line(self, response: httpx.Response) -> dict[str, Any]:
+        """The line of the log about a request, which is written after its answer is sent."""
+        found: list[dict[str, Any]] = []
+
+        def there() -> bool:
+            found[:] = [line for line in list(self.log) if line["id"] == response.headers["x-request-id"]]
+            return bool(found)
+
+        assert self.settles(there), "a request without a line in the log"
+        (line,) = found
+        return line
+
     @property
     def idle(self) -> bool:
         stats = self.service.scheduler.stats()

@@ -55,7 +55,7 @@ def compiled(name: str) -> dict[str, object]:
         with open(f"{kept}.log", "a") as log:
             done = subprocess.run([sys.executable, *call], stdout=subprocess.PIPE, stderr=log, text=True)
             log.write(done.stdout)
-        if done.returncode not in (0, 1):
+        if done.returncode not in (0, 1) or not done.stdout:  # 1: it does not fit, or Python gave up
             raise UserError(f"{name}: expected it to compile for {topology}; why it does not: {kept}.log")
         write_atomic(result, done.stdout.splitlines()[-1])
     (whole,) = json.loads(result.read_text()).values()
