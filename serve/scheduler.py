@@ -347,7 +347,7 @@ class Scheduler:
             return
         self.state = device.brought(self.state, self.rows.index(entry))
         if not entry.prompt_read:
-            jax.block_until_ready(self.state.rows.length)
+            jax.block_until_ready(self.state.cache)
             entry.prompt_read = time.perf_counter()
 
     def _write(self) -> bool:

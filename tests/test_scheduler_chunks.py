@@ -1,6 +1,7 @@
 """A long prompt holds those who write up for one chunk at a time: their segments go on between its chunks. Nobody waits
 for a program's first run."""
 
+import jax
 import pytest
 
 from models.decode import make_engine
@@ -46,3 +47,24 @@ def test_every_program_has_run_before_anybody_comes(monkeypatch: pytest.MonkeyPa
     assert ran == every | {(size, draft, True) for size in server.sizes}
     server.check()
     assert server.stats().free_pages == server.stats().pages
+
+
+def test_a_prompt_is_read_when_its_keys_and_values_are_there(monkeypatch: pytest.MonkeyPatch):
+    """What is waited for before the clock stops is what reading made: an error of it is that request's alone."""
+    made, waited, brought, wait = [], [], device.brought, jax.block_until_ready
+
+    def bringing(*given):
+        made.append(state := brought(*given))
+        return state
+
+    def waiting(tree):
+        waited.extend(map(id, jax.tree.leaves(tree)))
+        return wait(tree)
+
+    monkeypatch.setattr(device, "brought", bringing)
+    monkeypatch.setattr(jax, "block_until_ready", waiting)
+    asked = Asked(server := scheduler(make_engine(make_target(), make_artifact())))
+    asked.ask("reads", prompt(0, 100), 5)
+    server.turn()
+    (state,) = made
+    assert {id(leaf) for leaf in (*state.cache.pages.keys, *state.cache.near.values)} <= set(waited)
