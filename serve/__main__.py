@@ -275,7 +275,7 @@ def add_http(parser: argparse.ArgumentParser) -> None:
     for name, default, text in (
         ("rows", 8, "answers written at once"),
         ("context", 1024, "tokens of one prompt and its answer"),
-        ("queue", 64, "requests that may wait for a row; more get 429"),
+        ("queue", 64, "requests that may wait for others to end; more get 429"),
         ("connections", 256, "that may be open; more get 503"),
         ("max-body-bytes", 2 * 2**20, "of a request"),
         ("peer-seconds", 20, "a client may take to send its headers, its body, or to go on reading"),

@@ -10,7 +10,8 @@ row admitted last gives its own back and waits at the head of the queue with wha
 draws are named by its seed and its positions, so it goes on as if nothing had been. Full pages whose row went on to
 write finite logits are known from then on, and prompts that begin with the same tokens begin behind them.
 
-Rows. The batch has as many rows as it needs, a power of two: one request is not slowed down by room for sixteen.
+Rows. The batch has as many rows as it needs, a power of two: one request is not slowed down by room for sixteen. One
+prompt is read at a time, and whose turn to be read has not come waits without a row.
 
 Faults. A row whose logits are not finite ends alone. An error on the device, out of memory or other, takes the state of
 all rows with it and ends one request: the one the device was working for or, where that was all of them, the row
@@ -86,7 +87,8 @@ class Scheduler:
     """Answers requests with one engine, up to `rows` at a time, each of up to `capacity` positions.
 
     `draft` says what steps draft, a chooser picks it as it goes, None is the plain loop. All rows share `pages` pages
-    of `page` positions: what they could fill and what suits the device, unless it is said. Up to `queue` requests wait.
+    of `page` positions: what they could fill and what suits the device, unless it is said. Up to `queue` requests wait
+    for others to end.
     One thread calls `turn` or `run`; every other method may be called from any.
     """
 
@@ -124,6 +126,7 @@ class Scheduler:
         self._cancelled: set[str] = set()
         self._out: list[tuple[Entry, Progress]] = []
         self._numbers = itertools.count()
+        self._short = False  # whether the head of the queue waits for pages
         self._served: Entry | None = None  # whom the device works for, where that is not all rows
         self._counts = dict.fromkeys([field.name for field in dataclasses.fields(Stats) if field.name not in GAUGES], 0)
         self._accepted_at = np.zeros(widest - 1, np.int64)
@@ -145,7 +148,7 @@ class Scheduler:
         with self._changed:
             if any(other.request.id == request.id for other in [*self._waiting, *self._seated]):
                 raise UserError(f"id: {request.id!r} is in use; choose another")
-            if len(self._waiting) >= self.queue:
+            if len(self._waiting) >= self.queue + self._free:
                 raise Full(f"{self.queue} requests are waiting")
             self._waiting.append(entry)
             self._changed.notify()
@@ -241,6 +244,17 @@ class Scheduler:
     def _seated(self) -> list[Entry]:
         return [entry for entry in self.rows if entry is not None]
 
+    @property
+    def _free(self) -> int:
+        """How many more may be seated."""
+        return self.sizes[-1] - len(self._seated)
+
+    @property
+    def _unread(self) -> int:
+        """Prompts that are read, or can be, before anybody ends."""
+        coming = 0 if self._short else min(len(self._waiting), self._free)
+        return coming + sum(not entry.live for entry in self._seated)
+
     def _begin(self) -> None:
         """Nothing known, nobody seated."""
         self.rows: list[Entry | None] = [None] * self.sizes[0]
@@ -283,8 +297,12 @@ class Scheduler:
         return bool(gone)
 
     def _admit(self) -> None:
-        """Seats those at the head of the queue, as long as there are rows and pages."""
-        while len(self._seated) < self.sizes[-1] and self._waiting:
+        """Seats the head of the queue where there is a row, pages, and no other prompt to read first.
+
+        So steps run at as many rows as write, and a prompt finds the pages of the one that was read before it.
+        """
+        self._short = False
+        while self._free and self._waiting and all(entry.live for entry in self._seated):
             self._served = entry = self._waiting[0]
             length = len(entry.tokens)
             found = self.pages.find(entry.tokens[: length - 1], entry.request.cache_salt)
@@ -294,6 +312,7 @@ class Scheduler:
             more = None if needed + spare > self.pages.available else self.pages.take(needed)
             if more is None:
                 self.pages.release(found)
+                self._short = True
                 break
             if None not in self.rows:
                 self._resize()
@@ -329,11 +348,11 @@ class Scheduler:
         return dataclasses.replace(rows, sampling=sampling_rows([sampling]))
 
     def _read_chunk(self) -> bool:
-        """A chunk of the prompt that was admitted first; False where all are read."""
-        waiting = [entry for entry in self._seated if not entry.live]
-        if not waiting:
+        """A chunk of the prompt that is being read; False where there is none."""
+        entry = next((entry for entry in self._seated if not entry.live), None)
+        if entry is None:
             return False
-        self._served = entry = min(waiting, key=lambda entry: entry.number)
+        self._served = entry
         row, left = self.rows.index(entry), len(entry.tokens) - 1 - entry.read
         chunk = next((chunk for chunk in self.chunks if chunk >= left), self.chunks[-1])
         self.state = device.prefill(self.engine, self.state, self._table(), row, entry.read, chunk)
@@ -357,7 +376,7 @@ class Scheduler:
         if not live:
             return False
         draft = self._pick(live)
-        steps = self._take_pages(BRIEF if len(live) < len(self._seated) else SEGMENT, draft)
+        steps = self._take_pages(BRIEF if self._unread else SEGMENT, draft)
         live = [entry for entry in self._seated if entry.live]  # without those that gave theirs back
         if not live:
             return True
@@ -381,8 +400,8 @@ class Scheduler:
     def _pick(self, live: Sequence[Entry]) -> Draft:
         if not all(entry.request.speculative for entry in live):
             return SINGLE
-        unread = len(self._seated) - len(live)  # the sooner they write too, the more share every step
-        draft = self.chooser.pick(len(self.rows), hurry=unread > 1) if self.chooser else self.drafts[0]
+        hurry = self._unread > 1  # the sooner they write too, the more share every step
+        draft = self.chooser.pick(len(self.rows), hurry=hurry) if self.chooser else self.drafts[0]
         drawn = not all(entry.request.sampling.greedy for entry in live)
         return dataclasses.replace(draft, tree=0) if drawn else draft  # trees are built at one temperature
 

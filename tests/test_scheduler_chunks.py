@@ -29,6 +29,24 @@ def test_segments_go_on_between_chunks():
     assert asked.ids("long") == offline(engine, prompt(1, 330), 30).ids
 
 
+def test_one_prompt_is_read_at_a_time():
+    """The next waits without a row, so that a step has as many rows as write; what it shares, it finds read."""
+    engine = make_engine(make_target(eos_ids=()), make_artifact())
+    asked = Asked(server := scheduler(engine, draft=Draft("drafter", 3)))
+    for n in range(4):
+        asked.ask(str(n), prompt(0, 100), 30)
+    for turn in range(1, 5):
+        assert server.turn()
+        assert (server.stats().running, server.stats().waiting) == (turn, 4 - turn)
+        assert len(server.rows) == [1, 2, 4, 4][turn - 1]
+        assert len(asked.came[str(turn - 1)]) == 1, "it was read, and a step was taken"
+    assert all(progress.runs and len(progress.runs) == 1 for progress in asked.came["0"][:3]), "others wait to be read"
+    assert len(asked.came["0"][3].runs) > 1
+    assert server.stats().prefix_hits == 3 * 96
+    asked.finish()
+    assert {tuple(asked.ids(str(n))) for n in range(4)} == {tuple(offline(engine, prompt(0, 100), 30).ids)}
+
+
 def test_every_program_has_run_before_anybody_comes(monkeypatch: pytest.MonkeyPatch):
     """With copies and without, which are loops of their own, at every number of rows; nothing is left of it."""
     ran, advance = set(), device.advance

@@ -49,7 +49,7 @@ def out_of_memory(*_, **__):
 
 @pytest.mark.parametrize(
     ("program", "turns", "ended"),
-    [("advance", 2, "1"), ("prefill", 1, "1"), ("seat", 0, "0"), ("resized", 0, "1"), ("logprobs", 2, "0")],
+    [("advance", 2, "1"), ("prefill", 1, "1"), ("seat", 0, "0"), ("resized", 1, "1"), ("logprobs", 2, "0")],
 )
 def test_an_error_on_the_device_ends_one(engine, monkeypatch: pytest.MonkeyPatch, program: str, turns: int, ended: str):
     """Whom it was working for, the youngest where that was all; the others write on as if nothing had been."""
@@ -121,11 +121,16 @@ def test_who_cancels_leaves_within_a_segment(engine):
 
 
 def test_a_full_queue_says_so(engine):
-    asked = Asked(scheduler(engine, queue=2))
-    asked.ask("0", [5], 3)
-    asked.ask("1", [5], 3)
+    """Who will have a row without anybody's leaving does not count."""
+    asked = Asked(server := scheduler(engine, rows=1, queue=2))
+    for n in range(3):
+        asked.ask(str(n), [5], 30)
     with pytest.raises(Full, match="2 requests are waiting"):
-        asked.ask("2", [5], 3)
+        asked.ask("3", [5], 30)
+    server.turn()
+    assert (server.stats().running, server.stats().waiting) == (1, 2)
+    with pytest.raises(Full, match="2 requests are waiting"):
+        asked.ask("3", [5], 30)
 
 
 @pytest.mark.parametrize(
