@@ -31,6 +31,7 @@ Numbers = Annotated[tuple[Annotated[float, Field(ge=0.0)], ...], Field(min_lengt
 Ids = Annotated[tuple[int, ...], Field(min_length=1), BeforeValidator(_from_list)]
 Built = TypeVar("Built")
 Kind = Literal["dflash", "eagle3"]  # which rule drafts, see models.drafters
+FLASH_ROWS = 12_000  # positions of a row that `models.kernels.blocks` can hold, heads of 128
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -305,6 +306,13 @@ def _build(raw: dict[str, Any], where: str) -> Recipe:
             f"{where}: features.attention=splash: expected a batches.row_length that 128 divides, got "
             f"{recipe.batches.row_length}; change it, or take features.attention=dense"
         )
+    if isinstance(recipe.drafter, DFlash) and recipe.drafter.attention == "flash":
+        if recipe.batches.row_length > FLASH_ROWS:
+            raise RecipeError(
+                f"{where}: drafter.attention=flash: expected a batches.row_length of at most {FLASH_ROWS} (a head's keys "
+                f"and values lie in the chip's vector memory), got {recipe.batches.row_length}; change it, or take "
+                "drafter.attention=dense"
+            )
     return recipe
 
 

@@ -95,6 +95,14 @@ def test_what_splash_cannot_take():
     load_recipe("smoke.yaml", ["features.attention=splash", "mesh.data=2"])
 
 
+def test_a_row_that_the_block_kernel_cannot_hold():
+    long = ["drafter.attention=flash", "batches.row_length=12032"]
+    with pytest.raises(RecipeError, match=r"^[^\n]*drafter.attention=flash: [^\n]* at most 12000 [^\n]* got 12032;[^\n]*$"):
+        load_recipe("smoke.yaml", long)
+    load_recipe("smoke.yaml", [*long, "batches.row_length=12000"])
+    load_recipe("smoke.yaml", ["batches.row_length=12032"])
+
+
 def test_missing_and_unknown_keys_name_the_file(tmp_path: Path):
     raw = load_recipe("smoke.yaml").to_dict()
     del raw["train"]["steps"]
