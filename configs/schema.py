@@ -306,13 +306,13 @@ def _build(raw: dict[str, Any], where: str) -> Recipe:
             f"{where}: features.attention=splash: expected a batches.row_length that 128 divides, got "
             f"{recipe.batches.row_length}; change it, or take features.attention=dense"
         )
-    if isinstance(recipe.drafter, DFlash) and recipe.drafter.attention == "flash":
-        if recipe.batches.row_length > FLASH_ROWS:
-            raise RecipeError(
-                f"{where}: drafter.attention=flash: expected a batches.row_length of at most {FLASH_ROWS} (a head's keys "
-                f"and values lie in the chip's vector memory), got {recipe.batches.row_length}; change it, or take "
-                "drafter.attention=dense"
-            )
+    flash = isinstance(recipe.drafter, DFlash) and recipe.drafter.attention == "flash"
+    if flash and recipe.batches.row_length > FLASH_ROWS:
+        raise RecipeError(
+            f"{where}: drafter.attention=flash: expected a batches.row_length of at most {FLASH_ROWS} (a head's keys "
+            f"and values lie in the chip's vector memory), got {recipe.batches.row_length}; change it, or take "
+            "drafter.attention=dense"
+        )
     return recipe
 
 

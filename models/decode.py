@@ -159,7 +159,7 @@ def insert(
 Copying = Literal["none", "all", "some"]  # of the unfinished rows of a step
 
 
-@partial(jax.jit, static_argnames=("draft", "speculation"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("draft", "speculation", "until"), donate_argnames="state")
 def segment(
     engine: Engine,
     state: DecodeState,
@@ -167,8 +167,9 @@ def segment(
     draft: Draft = SINGLE,
     speculation: Speculation = GREEDILY,
     floors: Float[Array, " C"] | None = None,
+    until: Literal["all", "any"] = "all",
 ) -> DecodeState:
-    """`state` after up to `num_steps` draft-verify-commit steps; ends early when all rows are done.
+    """`state` after up to `num_steps` draft-verify-commit steps; ends early when all rows are done, or any gets done.
 
     Steps in which all rows copy, none or some are loops of their own inside one, since only the first need no drafter:
     a conditional would copy the caches. So are steps that verify one of the widths a block may be cut to, where its
@@ -177,9 +178,12 @@ def segment(
     if state.rows.sampling is not None:
         speculation = dataclasses.replace(speculation, sampling=state.rows.sampling)
 
+    before = state.rows.done
+
     def unfinished(carry: tuple[Array, DecodeState]) -> Array:
-        count, state = carry
-        return (count < num_steps) & ~jnp.all(state.rows.done)
+        count, done = carry[0], carry[1].rows.done
+        over = jnp.all(done) if until == "all" else jnp.all(done) | jnp.any(done & ~before)
+        return (count < num_steps) & ~over
 
     def run(carry: tuple[Array, DecodeState], copying: Copying) -> tuple[Array, DecodeState]:
         def applies(carry: tuple[Array, DecodeState]) -> Array:

@@ -244,13 +244,15 @@ def advance(
 ) -> tuple[DecodeState, News]:
     """`state` after up to `num_steps` (at most `most`) steps of the rows that are `live`, and what they brought.
 
+    They end when one of those is done: its row is another's.
     `ordered` says how rows sample, see `SamplingRows`; None: every one of them is greedy.
     """
     sampling, length = state.rows.sampling, state.rows.length
     assert sampling is not None
     by_row = None if ordered is None else dataclasses.replace(sampling, ordered=ordered)
     begun = dataclasses.replace(state.rows, done=~live, num_steps=0 * length, fault=0 * length, sampling=by_row)
-    state = segment(engine, _with_table(dataclasses.replace(state, rows=begun), table), num_steps, draft, speculation)
+    state = _with_table(dataclasses.replace(state, rows=begun), table)
+    state = segment(engine, state, num_steps, draft, speculation, until="any")
     rows = state.rows
     places = length[:, None] + jnp.arange(most * draft.widest)
     news = News(

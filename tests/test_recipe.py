@@ -97,7 +97,9 @@ def test_what_splash_cannot_take():
 
 def test_a_row_that_the_block_kernel_cannot_hold():
     long = ["drafter.attention=flash", "batches.row_length=12032"]
-    with pytest.raises(RecipeError, match=r"^[^\n]*drafter.attention=flash: [^\n]* at most 12000 [^\n]* got 12032;[^\n]*$"):
+    with pytest.raises(
+        RecipeError, match=r"^[^\n]*drafter.attention=flash: [^\n]* at most 12000 [^\n]* got 12032;[^\n]*$"
+    ):
         load_recipe("smoke.yaml", long)
     load_recipe("smoke.yaml", [*long, "batches.row_length=12000"])
     load_recipe("smoke.yaml", ["batches.row_length=12032"])

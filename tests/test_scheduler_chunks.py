@@ -47,6 +47,16 @@ def test_one_prompt_is_read_at_a_time():
     assert {tuple(asked.ids(str(n))) for n in range(4)} == {tuple(offline(engine, prompt(0, 100), 30).ids)}
 
 
+def test_a_segment_ends_when_a_row_does():
+    """Nobody waits for others' steps to be told, and no row for the end of a segment to be another's."""
+    asked = Asked(server := scheduler(make_engine(make_target(eos_ids=()), make_artifact())))
+    asked.ask("short", [5], 3)
+    asked.ask("long", [6], 30)
+    assert server.turn()
+    assert asked.last("short").finished == "length"
+    assert [len(asked.ids(id)) for id in ("short", "long")] == [3, 3]
+
+
 def test_every_program_has_run_before_anybody_comes(monkeypatch: pytest.MonkeyPatch):
     """With copies and without, which are loops of their own, at every number of rows; nothing is left of it."""
     ran, advance = set(), device.advance
