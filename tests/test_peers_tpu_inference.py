@@ -48,7 +48,7 @@ TARGET = {
 }
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 1e-2)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4)])
 def test_tensors_and_hidden_states(tmp_path: Path, dtype: str, tolerance: float):
     target = make_target(dtype="bfloat16")  # their embedding computes in it
     ids = np.random.default_rng(0).integers(3, 60, (1, ANCHOR + 1)).astype(np.int32)
