@@ -31,7 +31,8 @@ Numbers = Annotated[tuple[Annotated[float, Field(ge=0.0)], ...], Field(min_lengt
 Ids = Annotated[tuple[int, ...], Field(min_length=1), BeforeValidator(_from_list)]
 Built = TypeVar("Built")
 Kind = Literal["dflash", "eagle3"]  # which rule drafts, see models.drafters
-FLASH_ROWS = 12_000  # positions of a row that `models.kernels.blocks` can hold, heads of 128
+# Positions of a row that `models.kernels.blocks` can hold, heads of 128: by compiling it for v5e, v5p and v6e.
+FLASH_ROWS = {"bfloat16": 16_384, "float32": 8_192}
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -307,11 +308,12 @@ def _build(raw: dict[str, Any], where: str) -> Recipe:
             f"{recipe.batches.row_length}; change it, or take features.attention=dense"
         )
     flash = isinstance(recipe.drafter, DFlash) and recipe.drafter.attention == "flash"
-    if flash and recipe.batches.row_length > FLASH_ROWS:
+    most = FLASH_ROWS[recipe.train.dtype]
+    if flash and recipe.batches.row_length > most:
         raise RecipeError(
-            f"{where}: drafter.attention=flash: expected a batches.row_length of at most {FLASH_ROWS} (a head's keys "
-            f"and values lie in the chip's vector memory), got {recipe.batches.row_length}; change it, or take "
-            "drafter.attention=dense"
+            f"{where}: drafter.attention=flash: expected a batches.row_length of at most {most} with train.dtype="
+            f"{recipe.train.dtype} (a head's keys and values lie in the chip's vector memory), got "
+            f"{recipe.batches.row_length}; change it, or take drafter.attention=dense"
         )
     return recipe
 

@@ -95,14 +95,14 @@ def test_what_splash_cannot_take():
     load_recipe("smoke.yaml", ["features.attention=splash", "mesh.data=2"])
 
 
-def test_a_row_that_the_block_kernel_cannot_hold():
-    long = ["drafter.attention=flash", "batches.row_length=12032"]
-    with pytest.raises(
-        RecipeError, match=r"^[^\n]*drafter.attention=flash: [^\n]* at most 12000 [^\n]* got 12032;[^\n]*$"
-    ):
-        load_recipe("smoke.yaml", long)
-    load_recipe("smoke.yaml", [*long, "batches.row_length=12000"])
-    load_recipe("smoke.yaml", ["batches.row_length=12032"])
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 8192), ("bfloat16", 16384)])
+def test_a_row_that_the_block_kernel_cannot_hold(dtype: str, most: int):
+    chosen = ["drafter.attention=flash", f"train.dtype={dtype}"]
+    said = rf"drafter.attention=flash: [^\n]* at most {most} with train.dtype={dtype} [^\n]* got {most + 128};"
+    with pytest.raises(RecipeError, match=rf"^[^\n]*{said}[^\n]*$"):
+        load_recipe("smoke.yaml", [*chosen, f"batches.row_length={most + 128}"])
+    load_recipe("smoke.yaml", [*chosen, f"batches.row_length={most}"])
+    load_recipe("smoke.yaml", [f"batches.row_length={most + 128}"])
 
 
 def test_missing_and_unknown_keys_name_the_file(tmp_path: Path):

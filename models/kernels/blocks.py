@@ -32,9 +32,7 @@ from models.kernels import on_platform
 LANES = 128
 TILE = 512  # queries of all heads in a tile, where a multiple of the width and of LANES comes near it
 CHUNK = 512  # keys read together
-VMEM = (
-    60 * 2**20
-)  # bytes a program may take of the vector memory (v5p has 64 MiB): rows of up to about 12,000 positions
+VMEM = 60 * 2**20  # bytes a program may take of the vector memory: how long rows may be is `configs.schema.FLASH_ROWS`
 HIDDEN = -1e30  # the score of what may not be seen
 NT, TN, NN = (((1,), (1,)), ((), ())), (((0,), (0,)), ((), ())), (((1,), (0,)), ((), ()))  # what a matmul contracts
 
