@@ -88,8 +88,7 @@ class Scheduler:
 
     `draft` says what steps draft, a chooser picks it as it goes, None is the plain loop. All rows share `pages` pages
     of `page` positions: what they could fill and what suits the device, unless it is said. Up to `queue` requests wait
-    for others to end.
-    One thread calls `turn` or `run`; every other method may be called from any.
+    for others to end. One thread calls `turn` or `run`; every other method may be called from any.
     """
 
     def __init__(
@@ -246,14 +245,13 @@ class Scheduler:
 
     @property
     def _free(self) -> int:
-        """How many more may be seated."""
-        return self.sizes[-1] - len(self._seated)
+        """How many more may be seated before anybody ends."""
+        return 0 if self._short else self.sizes[-1] - len(self._seated)
 
     @property
     def _unread(self) -> int:
         """Prompts that are read, or can be, before anybody ends."""
-        coming = 0 if self._short else min(len(self._waiting), self._free)
-        return coming + sum(not entry.live for entry in self._seated)
+        return min(len(self._waiting), self._free) + sum(not entry.live for entry in self._seated)
 
     def _begin(self) -> None:
         """Nothing known, nobody seated."""

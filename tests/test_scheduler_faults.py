@@ -133,6 +133,19 @@ def test_a_full_queue_says_so(engine):
         asked.ask("3", [5], 30)
 
 
+def test_a_row_without_pages_is_no_room_in_the_queue(engine):
+    asked = Asked(server := scheduler(engine, queue=1, pages=33))
+    asked.ask("runs", clean(0, 220), 30)
+    asked.ask("waits for pages", clean(1, 100), 5)
+    for _ in range(3):
+        server.turn()
+    assert (server.stats().running, server.stats().waiting) == (1, 1)
+    with pytest.raises(Full, match="1 requests are waiting"):
+        asked.ask("more", [5], 5)
+    asked.finish()
+    assert asked.last("waits for pages").finished == "length"
+
+
 @pytest.mark.parametrize(
     ("ids", "new", "options", "words"),
     [
