@@ -120,7 +120,7 @@ test-peers: $(MAXTEXT_VENV)/.peers $(PEERS_VENV)/.peers
 
 test-peers-tpu: $(TPU_SERVER_VENV)/.peers setup
 	@echo "test-peers-tpu: tpu-inference loads and runs our drafter; torchax runs z-lab's with our weights"
-	TPU_INFERENCE_PYTHON=$(TPU_SERVER_VENV)/bin/python $(BIN)/python -m pytest -q \
+	TPU_INFERENCE_PYTHON=$(TPU_SERVER_VENV)/bin/python $(BIN)/python -m pytest -q -s \
 	  tests/test_peers_tpu_inference.py tests/test_peers_torchax.py
 
 # A third of the recipe's prompts and steps, so that it ends within 20 minutes on two cores; DEMO= is the whole recipe.
