@@ -29,6 +29,14 @@ CUT, COPY = Draft("drafter", 4, cuts=(1, 2)), Draft("drafter", 4, copy=3, cuts=(
 SAMPLED = {
     "tokens, Markov head": (CUT, Speculation(WARM), {"markov_rank": 2}, PROMPT, None, [0.55, 0.3]),
     "block, top-p, paged": (CUT, Speculation(NUCLEUS, block=True), {"markov_size": 8}, PROMPT, 3, [0.36, 0.11]),
+    "tokens, confidence head": (
+        CUT,
+        Speculation(WARM),
+        {"markov_rank": 2, "confidence_head": True},
+        PROMPT,
+        None,
+        [0.55, 0.3],
+    ),
     "beside copies": (COPY, Speculation(WARM), {"markov_rank": 2}, COPYING, None, [0.55, 0.3]),
 }
 

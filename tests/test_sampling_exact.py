@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,7 @@ CASES = {
 DRAFTS = {"ngram": Draft("ngram", 4), "tree": Draft("drafter", 4, tree=7)}
 
 
-def tiny(**head: int):
+def tiny(**head: Any):
     target = make_target(vocab_size=VOCAB, hidden_size=16, num_layers=3)
     layers = {"target_layer_ids": (0, 1), "num_target_layers": 3, "target_hidden_size": 16, "hidden_size": 16}
     return target, make_artifact(vocab_size=VOCAB, mask_token_id=5, width=4, **layers, **(head or {"markov_size": 8}))
@@ -96,17 +97,20 @@ def counted(rows: Rows | SimpleNamespace, counts, prompt: Sequence[int] = PROMPT
         counts[text] = counts.get(text, 0) + 1
 
 
-MLP, MARKOV = {"markov_size": 8}, {"markov_rank": 2}
+MLP, MARKOV, FEWER = {"markov_size": 8}, {"markov_rank": 2}, {"draft_vocab_size": 4}
 RUNS = {name: (*case, MLP, None) for name, case in CASES.items()} | {
     "block, paged": (*CASES["block"], MLP, 3),
     "tokens, Markov head": (*CASES["tokens"], MARKOV, None),
     "block, top-p, Markov head": (*CASES["block, top-p"], MARKOV, None),
     "tree, top-k, Markov head, paged": ("tree", Speculation(TOP_K), MARKOV, 3),
+    "tokens, draft vocabulary": (*CASES["tokens"], MARKOV | FEWER, None),
+    "tree, draft vocabulary": ("tree", Speculation(WARM), MARKOV | FEWER, None),
+    "block, causal, windows": (*CASES["block"], {"causal": (True, True), "windows": (3, None)}, None),
 }
 
 
 @pytest.mark.parametrize(("width", "speculation", "head", "page"), RUNS.values(), ids=RUNS)
-def test_speculative(width: int | str, speculation: Speculation, head: dict[str, int], page: int | None):
+def test_speculative(width: int | str, speculation: Speculation, head: dict[str, Any], page: int | None):
     draft = DRAFTS[width] if isinstance(width, str) else Draft("drafter", width)
     target, artifact = tiny(**head)
     engine, counts, steps = make_engine(target, artifact), {}, 0
