@@ -66,9 +66,17 @@ def llama_cpp_ms(file: Path, prompts: Sequence[Sequence[int]], plain: Plain) -> 
 
 
 def drafts_beside(
-    file: Path, artifact: Artifact, ours: Decoder, prompts: Sequence[Sequence[int]], *, width: int, new: int
+    file: Path,
+    artifact: Artifact,
+    ours: Decoder,
+    prompts: Sequence[Sequence[int]],
+    *,
+    width: int,
+    new: int,
+    dtype: str = "float32",
 ) -> dict[str, Any]:
     """The drafter in llama.cpp, beside the target's GGUF `file` in float32, and in `ours`, after each of `prompts`.
+    `dtype` is that of the drafter's own file.
 
         {tau, their_tau, equal_drafts, equal_outputs, their_speedup, speedup_spread, prompts, width}
 
@@ -85,7 +93,7 @@ def drafts_beside(
         progress("bench: drafts in llama.cpp", len(prompts), "prompts") as bar,
     ):
         float32, drafter = write_float32(file, Path(folder) / "float32.gguf"), Path(folder) / "drafter.gguf"
-        write_gguf(artifact, file, drafter, "float32")
+        write_gguf(artifact, file, drafter, dtype)
         plain = LlamaCpp(float32, context, exact=True)
         drafting = LlamaCpp(float32, context, drafter=drafter, width=width, exact=True)
         for ids in prompts:
@@ -100,8 +108,8 @@ def drafts_beside(
             bar.advance(1, f"{theirs.accepted} of {theirs.drafted} accepted")
     tokens, steps, their_steps = map(np.array, counts.values())
     return {
-        "tau": round(tokens.sum() / steps.sum(), 3),
-        "their_tau": round(tokens.sum() / their_steps.sum(), 3),
+        "tau": round(float(tokens.sum() / steps.sum()), 3),
+        "their_tau": round(float(tokens.sum() / their_steps.sum()), 3),
         "equal_drafts": int((steps == their_steps).sum()),
         "equal_outputs": equal,
         "their_speedup": round(float(np.median(speedups)), 3),

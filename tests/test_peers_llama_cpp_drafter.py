@@ -13,15 +13,17 @@ import pytest
 from configs.schema import load_recipe
 from models.decode import make_engine
 from models.drafters import Draft
-from models.drafters.artifact import Artifact
+from models.drafters.artifact import Artifact, read_artifact
 from models.drafters.dflash import target_weights
 from models.sources import EMBEDDED, load_target
 from models.sources.gguf import embedded_file
 from models.tokenizer import load_tokenizer
 from serve.bench_llama_cpp import drafts_beside
+from serve.bench_peers import plain_part
 from serve.session import Decoder
 from tests import test_sources_gguf
 from tests.test_embedded_target import REFERENCE
+from tests.test_released import RELEASED
 from tests.test_target_parity import SHAPE
 from tests.tiny import Letters, make_artifact
 from train.objectives.dflash_build import drafter_config
@@ -87,3 +89,20 @@ def test_embedded_target():
     found = drafts_beside(embedded_file(), artifact, ours, prompts, width=8, new=48)
     assert found["equal_outputs"] == found["equal_drafts"] == 2
     assert found["tau"] == found["their_tau"] > 2
+
+
+@pytest.mark.parametrize(("dtype", "whole"), [("float32", True), ("float32", False), ("float16", True), ("q8_0", True)])
+def test_the_released_drafter(dtype: str, whole: bool):
+    """With its head and draft vocabulary and without, in every type of file: the target's text, drafts as ours."""
+    artifact = read_artifact(RELEASED)
+    artifact = artifact if whole else plain_part(artifact)
+    prompts = [row["prompt_ids"] for row in json.loads(REFERENCE.read_text())[:3]]
+    ours = Decoder(
+        make_engine(load_target(EMBEDDED, "float32"), artifact), Letters(), Draft("drafter", 8), capacity=512
+    )
+    found = drafts_beside(embedded_file(), artifact, ours, prompts, width=8, new=96, dtype=dtype)
+    print(f"{dtype}, {'whole' if whole else 'plain'}: {found}")
+    assert found["equal_outputs"] == len(prompts)
+    assert found["equal_drafts"] == len(prompts) or dtype != "float32"
+    assert found["their_tau"] == pytest.approx(found["tau"], rel=0.05)
+    assert found["tau"] > (1.4 if whole else 1.1)
