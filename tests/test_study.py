@@ -16,6 +16,8 @@ from models.drafters.artifact import read_artifact
 from models.sources import load_target
 from models.tokenizer import load_tokenizer
 from pipelines.records import Responses
+from serve import bench_study
+from serve.cost import Cost
 from serve.session import Decoder
 from tests.tiny_run import Tiny, make_tiny, write_prompts
 from train import __main__ as commands
@@ -115,6 +117,13 @@ def test_from_grid_to_table(
     assert again["wide.0"] == found["wide.0"]
     assert again["narrow.0"]["decoding_steps"] == found["narrow.0"]["decoding_steps"]
 
+    assert bench_study.main([str(out)]) == 0
+    priced = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert priced.keys() == found.keys()
+    for name, row in priced.items():
+        assert row["tau"] == found[name]["tasks"]["tau"]
+        assert min(row["plain_ms"], row["verify_ms"]) > 0
+
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in Path("configs/studies").glob("*.yaml")))
 def test_shipped_grids_load(name: str):
@@ -136,3 +145,16 @@ def test_a_mistaken_grid_is_refused(tiny: Tiny, changes: dict, words: str, capsy
     assert commands.main(["study", "--grid", str(write_grid(tiny, **changes)), "--out", str(tiny.root / "none")]) == 2
     assert words in capsys.readouterr().err
     assert not (tiny.root / "none").exists()
+
+
+def test_what_a_study_prices():
+    """Slots that survive .5, then .25: 1.5 tokens at width 2, 1.75 at 3, where a fourth slot was never reached."""
+    cost = Cost(10.0, {1: 0.0, 2: 1.0, 4: 2.0}, {1: 11.0, 2: 11.5, 4: 14.0})
+    tasks = {"tau": 1.6, "slots": [{"acceptance": 0.5}, {"acceptance": 0.5}, {"acceptance": None}]}
+    best = {"tau": 1.6, "width": 2, "plain_ms": 10.0, "draft_ms": 1.0, "verify_ms": 11.5, "speedup": 1.2}
+    assert bench_study.best_chain(cost, tasks) == best
+
+
+def test_a_directory_without_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert bench_study.main([str(tmp_path)]) == 2
+    assert "expected what python -m train study writes" in capsys.readouterr().err
