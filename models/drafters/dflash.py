@@ -106,6 +106,17 @@ AXES: dict[str, tuple[str | None, ...]] = {  # logical axes of the weights, [in,
 class DrafterLayer(nnx.Module):
     """One pre-norm layer. q reads the block alone; kv reads context and block."""
 
+    attention_norm: nnx.Param
+    q_norm: nnx.Param
+    k_norm: nnx.Param
+    mlp_norm: nnx.Param
+    q: nnx.Param
+    kv: nnx.Param
+    out: nnx.Param
+    gate: nnx.Param
+    up: nnx.Param
+    down: nnx.Param
+
     def __init__(self, weights: dict[str, Any], *, causal: bool, window: int | None):
         self.causal, self.window = causal, window
         for name in ("attention_norm", "q_norm", "k_norm", "mlp_norm"):
