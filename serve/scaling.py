@@ -98,15 +98,21 @@ def scaling(survival: Sequence[float]) -> dict[str, Any]:
 
 def speedup(curve: Curve, width: int, survival: Sequence[float]) -> float:
     """Of steps of that width over single tokens; the width lies within the curve's."""
-    return expected_tau(width, survival) * curve.verify_ms[1] / (at(curve.verify_ms, width) + at(curve.draft_ms, width))
+    return expected_tau(width, survival) * curve.verify_ms[1] / (at(curve.verify_ms, width) + drafting(curve, width))
 
 
 def tree_speedup(curve: Curve, nodes: int, survival: Sequence[float]) -> float:
     """The same of a tree of so many nodes, accepted as `serve.choose.supposed` says; building it is not counted."""
     depth = TREES[nodes]
     passed = np.cumprod(supposed(conditional(survival), nodes)).tolist()
-    taken = at(curve.verify_ms, nodes + 1) + at(curve.draft_ms, depth)
+    taken = at(curve.verify_ms, nodes + 1) + drafting(curve, depth)
     return expected_tau(depth, passed) * curve.verify_ms[1] / taken
+
+
+def drafting(curve: Curve, width: int) -> float:
+    """Milliseconds of a block's drafting: nothing at width 1, else at least what the narrowest block that was timed
+    takes, since a drafter's weights are read whatever its width."""
+    return 0.0 if width == 1 else at({each: ms for each, ms in curve.draft_ms.items() if each > 1}, width)
 
 
 def at(ms: Mapping[int, float], width: int) -> float:

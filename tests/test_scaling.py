@@ -60,6 +60,14 @@ def test_a_tree_costs_its_nodes_and_is_accepted_more_often():
     assert found["best_tree"]["nodes"] == 16
 
 
+def test_drafting_never_costs_a_part_of_its_narrowest_block():
+    """A block of 8 was not timed, and is not 7/15 of one of 16."""
+    curve = Curve(1, 512, {1: 10.0, 16: 10.0, 64: 10.0}, {1: 0.0, 16: 2.0, 64: 2.0}, {}, 100.0)
+    found = predicted(curve, [0.0] * 15)
+    assert found["widths"] == pytest.approx({1: 1.0, 16: 10 / 12})
+    assert found["trees"][16] == pytest.approx(10 / 12)
+
+
 def test_what_is_written_can_be_read(tmp_path: Path):
     """Charts are files of their own, and cost.json is the study."""
     curve = dataclasses.replace(CURVE, floor_ms={1: 5.0, 2: 5.0, 4: 5.0, 32: 30.0})
