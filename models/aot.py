@@ -35,10 +35,11 @@ from configs import schema
 from configs.errors import UserError
 from configs.files import replacing
 from models.hlo import Module
-from models.sharding import MESH
+from models.sharding import MESH, own_shape
 
 FITS = 0.9  # of a chip's memory: the rest is the runtime's, and what fragments
 SILENT = 0.5  # of the peak, assumed of kernels that do not say what they do
+FIXED = ("parameters", "optimizer", "target", "drafter", "outputs", "program")  # memory that rows do not change
 LARGEST = 6  # arrays that are named where a program does not fit
 COSTLIEST = 12  # operations named
 
@@ -122,6 +123,20 @@ def mesh_over(chips: Topology, sizes: schema.Mesh) -> jax.sharding.Mesh:
         )
     kinds = (AxisType.Auto,) * len(MESH)
     return jax.make_mesh(shape, MESH, axis_types=kinds, devices=chips.devices[:count])
+
+
+def host_mesh(chips: Topology, sizes: schema.Mesh) -> jax.sharding.Mesh:
+    """What `models.sharding.own_mesh` is on each host of a topology, over the chips of the first.
+
+    Raises:
+      UserError: as `mesh_over`.
+    """
+    whole, first = mesh_over(chips, sizes), chips.devices[0].process_index
+    devices = [device for device in chips.devices if device.process_index == first]
+    if whole.size <= len(devices):
+        return whole
+    kinds = (AxisType.Auto,) * len(MESH)
+    return jax.make_mesh(own_shape(sizes, len(devices)), MESH, axis_types=kinds, devices=devices)
 
 
 def device_bytes(tree: Any) -> float:
@@ -246,6 +261,22 @@ class Refusal:
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self) | {"hbm_fraction": self.hbm_fraction, "fits": self.fits}
+
+
+def room(found: Report | Refusal) -> float:
+    """How much of what rows take would fit a chip, as a share of what they take now; 0 or less where that which they do
+    not change, weights above all, does not fit alone."""
+    return (FITS * found.hbm - fixed(found)) / max(found.hbm_fraction * found.hbm - fixed(found), 1.0)
+
+
+def fixed(found: Report | Refusal) -> float:
+    """Bytes of a chip that no number of rows changes."""
+    return sum(size for kind, size in found.memory.items() if kind in FIXED)
+
+
+def times_the_chips(found: Report | Refusal) -> int:
+    """Over how many times the chips that has to be spread to take half of what may be filled."""
+    return math.ceil(fixed(found) / (FITS * found.hbm / 2))
 
 
 def examine(

@@ -72,12 +72,17 @@ def own_mesh(sizes: schema.Mesh) -> jax.sharding.Mesh | None:
         raise UserError(f"{jax.process_count()} processes that have not met; start each with --processes auto")
     make_mesh(sizes)  # refused before anything is loaded
     devices = jax.local_devices()
-    tensor = math.gcd(sizes.tensor, len(devices))
-    fsdp = math.gcd(sizes.fsdp, len(devices) // tensor)
-    shape = (len(devices) // tensor // fsdp, fsdp, tensor)
     if len(devices) == 1:
         return None
+    shape = own_shape(sizes, len(devices))
     return jax.make_mesh(shape, MESH, axis_types=(AxisType.Auto,) * len(MESH), devices=devices)
+
+
+def own_shape(sizes: schema.Mesh, count: int) -> tuple[int, int, int]:
+    """The shape of `own_mesh` over `count` devices of a process."""
+    tensor = math.gcd(sizes.tensor, count)
+    fsdp = math.gcd(sizes.fsdp, count // tensor)
+    return count // tensor // fsdp, fsdp, tensor
 
 
 def part_of_rows(mesh: jax.sharding.Mesh | None) -> tuple[int, int]:

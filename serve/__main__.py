@@ -212,14 +212,19 @@ def measured_curves(options: argparse.Namespace, grid: dict[str, list[int]]) -> 
         engine, _, _ = load_engine(options.target, path(options.drafter), dtype)
     else:
         engine = Engine(load_target(options.target, dtype), Nothing())
-    longest, most = max(grid["contexts"]) + max(grid["widths"]), engine.target.config.max_positions
-    if longest > most:
-        raise UserError(f"--contexts and --widths: expected at most {most} positions in all, got {longest}; lower one")
+    most = engine.target.config.max_positions
+    fitting = {context: [width for width in grid["widths"] if context + width <= most] for context in grid["contexts"]}
+    for context, widths in fitting.items():
+        if left := len(grid["widths"]) - len(widths):
+            say(f"cost: context {context}: {left} widths left out, which go past the target's {most} positions")
+    if not any(fitting.values()):
+        raise UserError(f"--contexts: expected contexts of less than the target's {most} positions; lower one")
     curves = []
     for batch in grid["batches"]:
-        for context in grid["contexts"]:
-            say(f"cost: timing batch {batch}, context {context}, widths {', '.join(map(str, grid['widths']))}")
-            curves.append(measure(engine, batch, context, grid["widths"], machine))
+        for context, widths in fitting.items():
+            if widths:
+                say(f"cost: timing batch {batch}, context {context}, widths {', '.join(map(str, widths))}")
+                curves.append(measure(engine, batch, context, widths, machine))
     return curves, machine
 
 

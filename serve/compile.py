@@ -16,7 +16,17 @@ import numpy as np
 from configs import schema
 from configs.console import say
 from configs.errors import UserError
-from models.aot import Report, Topology, describe, examine, mesh_over, save_program
+from models.aot import (
+    Refusal,
+    Report,
+    Topology,
+    describe,
+    examine,
+    mesh_over,
+    room,
+    save_program,
+    times_the_chips,
+)
 from models.attention import CHUNK, FEW
 from models.decode import Engine, abstract_state, segment
 from models.drafters import TREES, Draft, Nothing
@@ -73,10 +83,24 @@ def compile_decoding(
             more = {key: 1e3 * (seconds - plain.get(key, 0.0)) for key, seconds in found.costliest.items()}
             steps[name]["beyond_plain_ms"] = dict(sorted(more.items(), key=lambda item: -item[1]))
             say(f"  so: {steps[name]['over_plain']:.2f} of a plain step (estimated)")
+        if not found.fits:
+            steps[name]["advice"] = remedy(asked, sizes, found)
+            say(f"  {steps[name]['advice']}")
         if name == drafters[-1] and save is not None and program is not None:
             save_program(program, save)
             say(f"  program: {save}")
     return {"topology": chips.name, "fits": all(step["fits"] for step in steps.values()), "steps": steps}
+
+
+def remedy(asked: Asked, sizes: schema.Mesh, found: Report | Refusal) -> str:
+    """What would make a step fit, by proportion: fewer rows, a shorter context, or weights over more chips."""
+    share = room(found)
+    if share <= 0:
+        times = times_the_chips(found)
+        return f"would fit: --mesh tensor={sizes.tensor * times}, on a topology of {times} times the chips"
+    if rows := int(asked.rows * share):
+        return f"would fit: --rows {rows}"
+    return f"would fit: --rows 1 --context {int(asked.context * asked.rows * share)}"
 
 
 def engine_of(name: str, target: Target, mesh: jax.sharding.Mesh) -> tuple[Engine, Draft]:

@@ -211,9 +211,13 @@ def estimate(engine: Engine, batch: int, context: int, widths: Sequence[int], ch
         if held > aot.FITS * chip.memory:
             break
         fewer, more = (estimated_verify(shallow(engine.target, n), batch, context, width, chips) for n in (FEWER, MORE))
+        drafts = width > 1 and not isinstance(engine.drafter, Nothing)
+        drafting = estimated_draft(engine, batch, context, width, chips) if drafts else 0.0
+        if fewer is None or more is None or drafting is None:
+            break
         verify[width] = fewer + (config.num_layers - FEWER) * (more - fewer) / (MORE - FEWER)
-        if width > 1 and not isinstance(engine.drafter, Nothing):
-            draft[width] = estimated_draft(engine, batch, context, width, chips)
+        if drafts:
+            draft[width] = drafting
     return curve(config, itemsize, machine, batch, context, verify, draft, {})
 
 
@@ -225,8 +229,8 @@ def shallow(target: Target, num_layers: int) -> Target:
     return made
 
 
-def estimated_verify(target: Target, batch: int, context: int, width: int, chips: aot.Topology) -> float:
-    """Milliseconds of `verify_once`."""
+def estimated_verify(target: Target, batch: int, context: int, width: int, chips: aot.Topology) -> float | None:
+    """Milliseconds of `verify_once`; None where it needs more memory than a chip has."""
     assert target.mesh is not None
     tokens = abstract(jax.ShapeDtypeStruct((batch, width), jnp.int32), ("batch",), target.mesh)
     engine = Engine(target, Nothing())
@@ -240,8 +244,8 @@ def estimated_verify(target: Target, batch: int, context: int, width: int, chips
     )
 
 
-def estimated_draft(engine: Engine, batch: int, context: int, width: int, chips: aot.Topology) -> float:
-    """Milliseconds of `draft_once`."""
+def estimated_draft(engine: Engine, batch: int, context: int, width: int, chips: aot.Topology) -> float | None:
+    """The same of `draft_once`."""
     mesh = engine.target.mesh
     assert mesh is not None
     shape = (batch, width, feature_size(engine))
@@ -263,18 +267,18 @@ def pieces(batch: int, reach: int) -> int:
 
 def kept_estimate(
     lowered: Callable[[], Any], chips: aot.Topology, shape: Any, step: Sequence[Any], trips: int
-) -> float:
+) -> float | None:
     """The milliseconds estimated for a program whose loop over the cache runs `trips` times, compiled once: kept under
-    everything that decides them."""
+    everything that decides them; None where it needs more memory than a chip has."""
     identity = {"chip": chips.name, "shape": repr(shape), "step": [*step, trips], **surroundings(GREEDILY)}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     file = cache_directory() / "estimates" / f"{digest}.json"
     if file.is_file():
         return json.loads(file.read_bytes())["ms"]
-    began = time.monotonic()
-    found = aot.report(lowered().compile(), chips, trips=[trips])
-    ms = 1e3 * found.estimate
-    say(f"cost: {' '.join(map(str, step))} on {chips.name}: {ms:.3f} ms (compiled in {time.monotonic() - began:.0f} s)")
-    write_json(file, {"identity": identity, "ms": ms, "bytes": found.bytes, "flops": found.flops})
+    found, seconds, _ = aot.examine(lowered(), chips, {}, trips=[trips])
+    ms = 1e3 * found.estimate if isinstance(found, aot.Report) else None
+    shown = "does not fit" if ms is None else f"{ms:.3f} ms"
+    say(f"cost: {' '.join(map(str, step))} on {chips.name}: {shown} (compiled in {seconds:.0f} s)")
+    write_json(file, {"identity": identity, "ms": ms})
     drop_programs()
     return ms

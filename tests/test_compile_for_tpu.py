@@ -16,9 +16,10 @@ from models import aot
 from models.sharding import abstract
 from models.sources import SHAPES, abstract_target
 from serve.__main__ import main as serve
-from serve.compile import engine_of
+from serve.compile import Asked, engine_of
+from serve.compile import remedy as decoding_remedy
 from train.__main__ import main as train
-from train.compile import remedy
+from train.compile import remedy, response_remedy
 from train.compile_recipes import TOPOLOGIES
 from train.compile_recipes import main as compile_recipes
 
@@ -89,18 +90,74 @@ def test_recipes_make_the_same_update_on_every_topology():
     for name in RECIPES:
         recipe = load_recipe(f"tpu/{name}")
         assert recipe.batches.rows * recipe.optimizer.accumulation == 32
+        assert recipe.train.steps * 32 == 6 * recipe.prompts.limit
+        assert recipe.prompts.sources == ("prompts.jsonl",), "the shipped prompts are 3,000, and go unnoticed"
         assert sum(width * count for width, count in recipe.batches.blocks.items()) == 512 * 16
         sizes = TOPOLOGIES[name.rpartition("_")[2]].partition(":")[2].split("x")
         assert recipe.mesh.data * recipe.mesh.fsdp * recipe.mesh.tensor == np.prod([int(size) for size in sizes])
     assert len(RECIPES) == 12
 
 
-def test_what_would_fit_is_named_by_proportion():
-    """Of 8 rows a chip, of 10 GiB each beside 20 of weights, six fit into nine tenths of 95 GiB."""
+def refusal(needed: float, **held: float) -> aot.Refusal:
+    """Of a v5p chip, in GiB."""
+    return aot.Refusal(
+        "v5p:2x2x1", {kind: size * aot.GiB for kind, size in held.items()}, 95 * aot.GiB, needed * aot.GiB, []
+    )
+
+
+@pytest.mark.parametrize(
+    ("needed", "words"),
+    [
+        (100.0, "batches.rows=16 (optimizer.accumulation=2 for the same update)"),  # six of eight rows a chip: four
+        (180.0, "batches.rows=8 (optimizer.accumulation=4 for the same update)"),
+        (800.0, "fewer anchors (batches.blocks), a smaller loss.head_chunk, or mesh.tensor in place of fsdp"),
+    ],
+)
+def test_what_would_fit_is_named_by_proportion(needed: float, words: str):
+    """8 rows a chip, beside 20 GiB that they do not change, into nine tenths of 95 GiB: always 32 an update."""
     recipe = load_recipe("tpu/qwen3_8b_w16_v5p8", ["batches.rows=32", "optimizer.accumulation=1"])
-    held, gib = {"parameters": 20 * aot.GiB, "batch": 0.0}, aot.GiB
-    found = aot.Refusal("v5p:2x2x1", held, 95 * gib, needed=100 * gib, largest=[])
-    assert remedy(recipe, found) == "would fit: batches.rows=24 (optimizer.accumulation=2 for the same update)"
+    assert remedy(recipe, refusal(needed, parameters=14.0, outputs=6.0, batch=0.0)) == f"would fit: {words}"
+
+
+def test_what_would_fit_of_weights_alone():
+    recipe = load_recipe("tpu/qwen3_8b_w16_v5p8")
+    line = "would fit: mesh.fsdp=12, on a topology of 3 times the chips"
+    assert remedy(recipe, refusal(130.0, parameters=100.0)) == line
+
+
+def test_what_would_fit_of_responses_and_decoding():
+    """64 responses of 2 GiB each beside 20, into 85.5."""
+    recipe = load_recipe("tpu/qwen3_8b_w16_v5p8")
+    assert response_remedy(recipe, refusal(148.0, target=20.0)) == "would fit: responses.batch=32"
+    assert "responses.max_new_tokens" in response_remedy(recipe, refusal(9000.0, target=20.0))
+    asked, mesh = Asked(rows=8, context=4096, page=None, dtype="bfloat16"), Mesh(data=1, fsdp=1, tensor=2)
+    assert decoding_remedy(asked, mesh, refusal(100.0, target=20.0)) == "would fit: --rows 6"
+    assert decoding_remedy(asked, mesh, refusal(1330.0, target=20.0)) == "would fit: --rows 1 --context 1638"
+    line = "would fit: --mesh tensor=6, on a topology of 3 times the chips"
+    assert decoding_remedy(asked, mesh, refusal(130.0, target=80.0, drafter=20.0)) == line
+
+
+@COMPILER
+def test_every_host_writes_its_own_responses():
+    """16 chips are four hosts of four; eight v5p chips of a mesh that asks for one are one."""
+    chips = aot.topology("v5e:4x4")
+    assert aot.host_mesh(chips, Mesh(data=1, fsdp=16, tensor=1)).devices.shape == (1, 4, 1)
+    assert aot.host_mesh(chips, Mesh(data=1, fsdp=8, tensor=2)).devices.shape == (1, 2, 2)
+    assert aot.host_mesh(chips, Mesh(data=1, fsdp=1, tensor=1)).devices.shape == (1, 1, 1)
+    one = aot.topology("v5p:2x2x1")
+    assert aot.host_mesh(one, Mesh(data=1, fsdp=4, tensor=1)).devices.shape == (1, 4, 1)
+
+
+@COMPILER
+def test_what_does_not_fit_is_refused():
+    chips = aot.topology("v6e:2x2")
+    mesh = aot.mesh_over(chips, Mesh(data=1, fsdp=1, tensor=1))
+    matrix = abstract(jax.ShapeDtypeStruct((80_000, 80_000), jnp.float32), (), mesh)
+    found, _, program = aot.examine(jax.jit(jnp.matmul).lower(matrix, matrix), chips, {"target": matrix})
+    assert isinstance(found, aot.Refusal)
+    assert program is None
+    assert not found.fits
+    assert any("does not fit" in line for line in aot.describe(found))
 
 
 def test_a_saved_program_runs_again(tmp_path: Path):

@@ -1,6 +1,8 @@
 """The programs of the cost study are those of decoding, and a target of many layers costs what a few of them say."""
 
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,8 +18,12 @@ from models.drafters import Nothing
 from models.roofline import Machine
 from models.sampling import keys
 from models.verify import GREEDILY
+from serve.__main__ import main as command
 from serve.cost_study import draft_once, estimate, measure, pieces, verify_once
+from serve.report import write_report
+from tests.test_report import made_up_report
 from tests.tiny import make_artifact, make_target
+from tests.tiny_run import make_tiny
 
 MACHINE = Machine("any", 1e12, 1e12)
 
@@ -66,14 +72,36 @@ def test_layers_are_alike(monkeypatch: pytest.MonkeyPatch):
     target, seen = make_target(num_layers=6), []
     target.mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"))
 
-    def kept(lowered: Any, chips: Any, shape: Any, step: Any, trips: int) -> float:
+    def kept(lowered: Any, chips: Any, shape: Any, step: Any, trips: int) -> float | None:
         seen.append(shape.num_layers)
         assert trips == 1
-        return 3.0 + 5.0 * shape.num_layers
+        return None if step[-1] == 64 else 3.0 + 5.0 * shape.num_layers  # the compiler gives up on it
 
     monkeypatch.setattr(serve.cost_study, "kept_estimate", kept)
     chip = dataclasses.replace(CHIPS["v5p"], memory=1e8)
     curve = estimate(Engine(target, Nothing()), 1, 16, [1, 8, 10**6], Topology("v5p", chip, []))
     assert curve.verify_ms == {1: pytest.approx(33.0), 8: pytest.approx(33.0)}
+    assert (
+        estimate(Engine(target, Nothing()), 1, 16, [1, 8, 64, 128], Topology("v5p", chip, [])).verify_ms
+        == curve.verify_ms
+    )
     assert set(seen) == {2, 4}
     assert [pieces(8, 513), pieces(8, 512), pieces(9, 513)] == [3, 2, 1], "many rows are read whole"
+
+
+def test_the_command_to_its_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Steps are timed, what goes past the target's 256 positions is said, and an eval's acceptance is priced."""
+    tiny, out = make_tiny(tmp_path / "tiny"), tmp_path / "cost"
+    write_report(made_up_report(), tmp_path / "eval")
+    grid = ["--widths", "1,2,4", "--batches", "1,2", "--contexts", "16,253,300"]
+    asked = ["cost", "--target", str(tiny.root / "target"), *grid, "--acceptance", str(tmp_path / "eval")]
+    assert command([*asked, "--out", str(out)]) == 0
+    *said, last = capsys.readouterr().out.splitlines()
+    study = json.loads(last)
+    places = [(curve["batch"], curve["context"], len(curve["verify_ms"])) for curve in study["curves"]]
+    assert places == [(1, 16, 3), (1, 253, 2), (2, 16, 3), (2, 253, 2)]
+    assert any("context 253: 1 widths left out" in line for line in said)
+    assert {"cost.json", "speedup.svg"} <= {file.name for file in out.iterdir()}
+    assert all(set(priced["widths"]) == {"1", "2", "4"} for priced in study["predicted"] if priced["context"] == 16)
+    assert command(["cost", "--target", str(tiny.root / "target"), "--contexts", "300"]) == 2
+    assert "expected contexts of less than the target's 256 positions" in capsys.readouterr().err

@@ -8,7 +8,6 @@ each, a `models.aot.Report`; of the train step also its model FLOPs (`train.flop
 """
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ import numpy as np
 from configs.console import say
 from configs.schema import Recipe
 from models import decode
-from models.aot import FITS, Refusal, Report, Topology, describe, examine, mesh_over
+from models.aot import Refusal, Report, Topology, describe, examine, host_mesh, mesh_over, room, times_the_chips
 from models.decode import Engine
 from models.drafters import SINGLE
 from models.recorder import Recorder, Tapped
@@ -53,7 +52,7 @@ def compile_recipe(recipe: Recipe, chips: Topology) -> dict[str, Any]:
     result: dict[str, Any] = {"topology": chips.name, "fits": step.found.fits and responses.found.fits}
     sizes = ", ".join(f"{axis}={getattr(recipe.mesh, axis)}" for axis in MESH)
     say(f"compile: {recipe.run.name} on {chips.name}, mesh {sizes}, {recipe.batches.rows} rows a step")
-    for name, outcome in (("train step", step), ("response-writing step", responses)):
+    for name, outcome in (("train step", step), ("response-writing step of each host", responses)):
         say(f"{name} (compiled in {outcome.compile_seconds:.0f} s)")
         for line in describe(outcome.found):
             say(f"  {line}")
@@ -71,8 +70,11 @@ def compile_recipe(recipe: Recipe, chips: Topology) -> dict[str, Any]:
             "tokens_per_s": tokens,
             "collective_bytes": sum(each["bytes"] for each in step.found.collectives.values()),
         }
-    if not step.found.fits:
-        say(f"  {remedy(recipe, step.found)}")
+    advice = [] if step.found.fits else [remedy(recipe, step.found)]
+    advice += [] if responses.found.fits else [response_remedy(recipe, responses.found)]
+    for line in advice:
+        say(f"  {line}")
+    result["advice"] = advice
     result["compile_seconds"] = step.compile_seconds + responses.compile_seconds
     programs = {"train_step": step, "response_step": responses}
     return result | {name: outcome.found.to_dict() for name, outcome in programs.items()}
@@ -80,19 +82,25 @@ def compile_recipe(recipe: Recipe, chips: Topology) -> dict[str, Any]:
 
 def remedy(recipe: Recipe, found: Report | Refusal) -> str:
     """What would make a train step fit, by proportion: fewer rows at once, or weights over more chips."""
-    weights = sum(size for kind, size in found.memory.items() if kind in ("parameters", "optimizer", "target"))
-    shared = recipe.mesh.data * recipe.mesh.fsdp
+    shared, share = recipe.mesh.data * recipe.mesh.fsdp, room(found)
     rows = recipe.batches.rows // shared  # of one chip
-    each = (found.hbm_fraction * found.hbm - weights) / rows
-    room = FITS * found.hbm - weights
-    if room >= each:
-        fewer = int(room // each)
-        more = -(-rows // fewer) * recipe.optimizer.accumulation
+    if rows * share >= 1:
+        fewer = max(part for part in range(1, int(rows * share) + 1) if rows % part == 0)
+        more = rows // fewer * recipe.optimizer.accumulation
         return f"would fit: batches.rows={fewer * shared} (optimizer.accumulation={more} for the same update)"
-    if room > 0:
+    if share > 0:
         return "would fit: fewer anchors (batches.blocks), a smaller loss.head_chunk, or mesh.tensor in place of fsdp"
-    times = math.ceil(weights / (FITS * found.hbm / 2))
+    times = times_the_chips(found)
     return f"would fit: mesh.fsdp={recipe.mesh.fsdp * times}, on a topology of {times} times the chips"
+
+
+def response_remedy(recipe: Recipe, found: Report | Refusal) -> str:
+    """What would make the step that writes responses fit: fewer of them together, or the target over more chips."""
+    shared = recipe.mesh.data * recipe.mesh.fsdp
+    batch = int(recipe.responses.batch * room(found)) // shared * shared
+    if batch > 0:
+        return f"would fit: responses.batch={batch}"
+    return "would fit: shorter responses (responses.max_new_tokens), or more of mesh.tensor"
 
 
 def compile_step(recipe: Recipe, chips: Topology) -> Outcome:
@@ -138,12 +146,13 @@ def abstract_batch(recipe: Recipe, feature_size: int, hidden_size: int, mesh: ja
 
 
 def compile_responses(recipe: Recipe, chips: Topology) -> Outcome:
-    """One decoding step of `pipelines.responses`, which writes what the drafter is trained on, at all its rows.
+    """One decoding step of `pipelines.responses`, which writes what the drafter is trained on, at all its rows: on one
+    host's chips, since every host writes its own responses.
 
     Raises:
       UserError: as `compile_step`.
     """
-    mesh = mesh_over(chips, recipe.mesh)
+    mesh = host_mesh(chips, recipe.mesh)
     target = abstract_target(recipe.target.source, recipe.target.dtype, mesh)
     section, cached = recipe.responses, recipe.features.mode == "cached"
     tapped = Tapped(taps_of(recipe, target), recipe.loss.taught, recipe.features.dtype)
