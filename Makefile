@@ -191,6 +191,7 @@ bench-peers: $(DRAFTER) $(PEERS_VENV)/.peers
 # The compiler lies apart: where it is found, every command of this machine would look for a TPU.
 compile-tpu: $(LIBTPU)/.installed
 	@echo "compile-tpu: recipes, then decoding, for TPUs that are not here; each takes minutes, what is done is kept"
+	@PYTHONPATH=$(LIBTPU) $(BIN)/python -m pytest -q tests/test_compile_for_tpu.py >&2
 	@export PYTHONPATH=$(LIBTPU); \
 	last() { { "$$@" || [ $$? = 1 ]; } | tee >(cat >&2) | tail -n 1; }; \
 	{ last $(BIN)/python -m train.compile_recipes $(RECIPES); \

@@ -125,18 +125,20 @@ def mesh_over(chips: Topology, sizes: schema.Mesh) -> jax.sharding.Mesh:
     return jax.make_mesh(shape, MESH, axis_types=kinds, devices=chips.devices[:count])
 
 
-def host_mesh(chips: Topology, sizes: schema.Mesh) -> jax.sharding.Mesh:
-    """What `models.sharding.own_mesh` is on each host of a topology, over the chips of the first.
+def host_of(chips: Topology) -> Topology:
+    """The topology of one of its hosts."""
+    first = sum(device.process_index == chips.devices[0].process_index for device in chips.devices)
+    if first == len(chips.devices):
+        return chips
+    host = topology(f"{chips.chip.name}:2x2" + "x1" * (chips.chip.dims - 2))
+    assert len(host.devices) == first, (chips.name, host.name, first)
+    return host
 
-    Raises:
-      UserError: as `mesh_over`.
-    """
-    whole, first = mesh_over(chips, sizes), chips.devices[0].process_index
-    devices = [device for device in chips.devices if device.process_index == first]
-    if whole.size <= len(devices):
-        return whole
-    kinds = (AxisType.Auto,) * len(MESH)
-    return jax.make_mesh(own_shape(sizes, len(devices)), MESH, axis_types=kinds, devices=devices)
+
+def host_mesh(host: Topology, sizes: schema.Mesh) -> jax.sharding.Mesh:
+    """What `models.sharding.own_mesh` is on one host of many."""
+    shape = own_shape(sizes, len(host.devices))
+    return mesh_over(host, schema.Mesh(**dict(zip(MESH, shape, strict=True))))
 
 
 def device_bytes(tree: Any) -> float:

@@ -17,7 +17,18 @@ import numpy as np
 from configs.console import say
 from configs.schema import Recipe
 from models import decode
-from models.aot import Refusal, Report, Topology, describe, examine, host_mesh, mesh_over, room, times_the_chips
+from models.aot import (
+    Refusal,
+    Report,
+    Topology,
+    describe,
+    examine,
+    host_mesh,
+    host_of,
+    mesh_over,
+    room,
+    times_the_chips,
+)
 from models.decode import Engine
 from models.drafters import SINGLE
 from models.recorder import Recorder, Tapped
@@ -152,7 +163,8 @@ def compile_responses(recipe: Recipe, chips: Topology) -> Outcome:
     Raises:
       UserError: as `compile_step`.
     """
-    mesh = host_mesh(chips, recipe.mesh)
+    whole, host = mesh_over(chips, recipe.mesh), host_of(chips)
+    mesh = whole if host is chips else host_mesh(host, recipe.mesh)
     target = abstract_target(recipe.target.source, recipe.target.dtype, mesh)
     section, cached = recipe.responses, recipe.features.mode == "cached"
     tapped = Tapped(taps_of(recipe, target), recipe.loss.taught, recipe.features.dtype)
@@ -163,5 +175,5 @@ def compile_responses(recipe: Recipe, chips: Topology) -> Outcome:
     steps = jax.ShapeDtypeStruct((), jnp.int32)
     lowered = decode.segment.lower(engine, state, steps, SINGLE, speculation)
     arguments = {"target": target, "cache": state.cache, "features": state.drafter}
-    found, seconds, _ = examine(lowered, chips, arguments, trips=(1, 1))  # of the segment, of the cache's pieces
+    found, seconds, _ = examine(lowered, host, arguments, trips=(1, 1))  # of the segment, of the cache's pieces
     return Outcome(found, seconds)
