@@ -80,7 +80,8 @@ def _slots(done: Sequence[Mapping[str, Any]]) -> str:
     for slot in range(max(len(result["heldout"]["slots"]) for result in done)):
         found = [result["heldout"]["slots"][slot : slot + 1] for result in done]
         shown = [entry[0]["acceptance"] if entry and entry[0]["reached"] >= LEAST else None for entry in found]
-        rows.append([str(slot + 1), *_fixed(*shown)])
+        if any(share is not None for share in shown):
+            rows.append([str(slot + 1), *_fixed(*shown)])
     note = (
         f"Conditional acceptance: the share of held-out steps that reached a slot and accepted it (of {LEAST} or more)."
     )
