@@ -36,7 +36,9 @@ MAXTEXT_NEEDS := jax flax orbax-checkpoint google-tunix transformers pydantic om
 # The compiler for TPUs, and what it compiles: recipes of configs/tpu/ (all, when empty), and decoding.
 LIBTPU := .libtpu
 RECIPES ?=
-DECODED := --target qwen3-8b --page 128 --drafter dflash/16 --drafter dflash/16/vocab=32768 --drafter dflash/64
+DECODED := --target qwen3-8b --page 128 --drafter dflash/16 --drafter dflash/16/vocab=32768 --drafter dflash/64 \
+  --drafter dflash/16/tree=64
+SAMPLED := --target qwen3-8b --page 128 --drafter dflash/16 --temperature 1 --block-verification
 # Programs made for other servers, to try on ours.
 CLIENTS_VENV := .venv-clients
 CLIENTS := openai==3.57.0 guidellm==0.8.1 schemathesis==4.32.5 requests tqdm
@@ -196,9 +198,11 @@ compile-tpu: $(LIBTPU)/.installed
 	last() { { "$$@" || [ $$? = 1 ]; } | tee >(cat >&2) | tail -n 1; }; \
 	{ last $(BIN)/python -m train.compile_recipes $(RECIPES); \
 	  last $(BIN)/python -m serve compile $(DECODED) --topology v5p:2x2x1 --json; \
-	  last $(BIN)/python -m serve compile $(DECODED) --topology v5e:2x2 --mesh tensor=4 --json; } | \
-	  $(BIN)/python -c 'import json, sys; recipes, *decoding = map(json.loads, sys.stdin); \
-	    print(json.dumps(recipes | {"decoding": {found["topology"]: found for found in decoding}}))'
+	  last $(BIN)/python -m serve compile $(DECODED) --topology v5e:2x2 --mesh tensor=4 --json; \
+	  last $(BIN)/python -m serve compile $(SAMPLED) --topology v5p:2x2x1 --json; } | \
+	  $(BIN)/python -c 'import json, sys; recipes, *decoding, sampled = map(json.loads, sys.stdin); \
+	    print(json.dumps(recipes | {"decoding": {found["topology"]: found for found in decoding}, "sampled": sampled})); \
+	    sys.exit(not all(found["fits"] for found in (*recipes.values(), *decoding, sampled)))'
 
 $(LIBTPU)/.installed: constraints.txt $(STAMP)
 	@echo "libtpu: the TPU compiler (137 MB) into $(LIBTPU)"

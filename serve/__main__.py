@@ -60,11 +60,15 @@ def add_models(parser: argparse.ArgumentParser) -> None:
 def add_engine(parser: argparse.ArgumentParser) -> None:
     add_models(parser)
     add_draft(parser)
+    add_sampling(parser)
+    parser.add_argument("--seed", type=int, default=0, help="of the draws when sampling (default %(default)s)")
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy (default %(default)s)")
     parser.add_argument("--top-k", type=int, help="sample among the k most likely tokens (default: all)")
     parser.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling (default %(default)s)")
     parser.add_argument("--min-p", type=float, default=0.0, help="fraction of the likeliest (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws when sampling (default %(default)s)")
     parser.add_argument("--deterministic", action="store_true", help="sampling: draft the drafter's likeliest tokens")
     parser.add_argument("--block-verification", action="store_true", help="sampling: verify blocks, not single tokens")
 
@@ -128,6 +132,7 @@ def add_compile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", type=int, default=4096, help="positions filled (default %(default)s)")
     parser.add_argument("--page", type=int, help="keep the cache in pages of so many positions (default: slots)")
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"], help="(default %(default)s)")
+    add_sampling(parser)
     parser.add_argument("--save", type=path, metavar="FILE", help="write the last program, where it is of one chip")
     parser.add_argument("--json", action="store_true", help="end with all of it as one JSON object")
 
@@ -255,7 +260,7 @@ def run_compile(options: argparse.Namespace) -> int:
     from models.aot import topology
     from serve.compile import Asked, compile_decoding
 
-    asked = Asked(options.rows, options.context, options.page, options.dtype)
+    asked = Asked(options.rows, options.context, options.page, options.dtype, speculation_of(options))
     drafters = options.drafter or ["dflash/16"]
     found = compile_decoding(options.target, drafters, topology(options.topology), sizes, asked, options.save)
     if options.json:

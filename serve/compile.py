@@ -1,7 +1,7 @@
 """Decoding compiled for TPUs that are not here: whether a step fits a chip's memory, and what it should cost.
 
-The program is the decode loop's own segment, greedy, on abstract weights: a target with a drafter, or alone (width 1,
-which the others are compared with). A step's estimate counts the cache as full of `context` positions.
+The program is the decode loop's own segment on abstract weights: a target with a drafter, or alone (width 1, which the
+others are compared with). A step's estimate counts the cache as full of `context` positions.
 """
 
 import dataclasses
@@ -35,6 +35,7 @@ from models.drafters.dflash import DrafterConfig, random_weights
 from models.sharding import abstract, placed
 from models.sources import abstract_target
 from models.target import AXES, Target, TargetConfig, default_taps
+from models.verify import GREEDILY, Speculation
 from serve.session import context_capacity
 
 LAYERS = 5  # of a DFlash drafter as published (arXiv 2602.06036)
@@ -42,12 +43,14 @@ LAYERS = 5  # of a DFlash drafter as published (arXiv 2602.06036)
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What is compiled: rows that decode together, the context they have room for, pages of so many positions."""
+    """What is compiled: rows that decode together, the context they have room for, pages of so many positions, how
+    tokens are sampled and verified."""
 
     rows: int
     context: int
     page: int | None
     dtype: str
+    speculation: Speculation = GREEDILY
 
 
 def compile_decoding(
@@ -58,9 +61,12 @@ def compile_decoding(
     A drafter is the directory of an artifact, or `dflash/WIDTH` for its published shape; `/tree=NODES` drafts trees,
     `/vocab=SIZE` from so many tokens.
     Raises:
-      UserError: no such target or drafter, or the mesh divides neither them nor the topology.
+      UserError: no such target or drafter, the mesh divides neither them nor the topology, or a program of several
+        chips is to be saved.
     """
     mesh = mesh_over(chips, sizes)
+    if save is not None and mesh.size > 1:
+        raise UserError(f"--save {save}: expected a program of one chip, got a mesh of {mesh.size}; drop one of both")
     target = abstract_target(source, asked.dtype, mesh)
     steps: dict[str, Any] = {}
     for name in ("plain", *drafters):
@@ -69,7 +75,7 @@ def compile_decoding(
             engine, asked.rows, context_capacity(asked.context - draft.widest, draft.widest), asked.page
         )
         number = jax.ShapeDtypeStruct((), jnp.int32)
-        lowered = segment.lower(engine, state, number, draft)
+        lowered = segment.lower(engine, state, number, draft, asked.speculation)
         arguments = {"target": target, "drafter": engine.drafter, "cache": state.cache, "drafter state": state.drafter}
         pieces = asked.context / CHUNK if asked.rows <= FEW else 1.0
         found, seconds, program = examine(lowered, chips, arguments, trips=(1.0, pieces))
@@ -144,7 +150,7 @@ def engine_of(name: str, target: Target, mesh: jax.sharding.Mesh) -> tuple[Engin
 
 def published(target: TargetConfig, width: int) -> DrafterConfig:
     """A DFlash drafter of `width` for a target, as its paper shapes it: the target's layer, five times, five taps."""
-    layers = min(LAYERS, target.num_layers)
+    layers = max(1, min(LAYERS, target.num_layers - 3))  # taps lie from the second to the fourth last, once each
     shared = {field.name for field in dataclasses.fields(DrafterConfig)} & set(vars(target))
     return DrafterConfig(
         **{name: getattr(target, name) for name in shared - {"num_layers"}},
