@@ -153,7 +153,9 @@ def add_cost(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="(default: float32; bfloat16 with --topology)")
     parser.add_argument(
-        "--acceptance", type=path, metavar="REPORT", help="a report.json of eval: predicts speedups from its acceptance"
+        "--acceptance",
+        metavar="REPORT",
+        help="predicts speedups from the acceptance in a report.json of eval, or from a number below 1, of every slot",
     )
     parser.add_argument("--out", type=path, help="directory for cost.json and charts")
     parser.add_argument("--json", action="store_true", help="print the JSON object alone")
@@ -168,11 +170,8 @@ def run_cost(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from serve.cost_report import assemble, print_study, write_study
-    from serve.report import read_report
-    from serve.scaling import survivals_of
 
-    given = options.acceptance
-    survivals = None if given is None else survivals_of(read_report(given), str(given))
+    survivals = accepted(options.acceptance, grid["widths"][-1])
     curves, machine = estimated_curves(options, grid) if options.topology else measured_curves(options, grid)
     described = {"target": options.target, "source": "estimated" if options.topology else "measured"}
     described |= {"dtype": cost_dtype(options), "command": " ".join(["python", "-m", "serve", *sys.argv[1:]])}
@@ -184,6 +183,24 @@ def run_cost(options: argparse.Namespace) -> int:
             say(f"cost: {file}")
     print(json.dumps(study))
     return 0
+
+
+def accepted(given: str | None, width: int) -> dict[str, list[float]] | None:
+    """Survival by task of what --acceptance names, over the slots of a block of `width` where it is a number."""
+    from serve.report import read_report
+    from serve.scaling import survivals_of
+
+    if given is None:
+        return None
+    try:
+        number = float(given)
+    except ValueError:
+        return survivals_of(read_report(path(given)), given)
+    if not 0 < number < 1 or width == 1:
+        raise UserError(
+            f"--acceptance {given}: expected a report or a number above 0 and below 1, and --widths with one above 1"
+        )
+    return {f"acceptance {given}": [number**slot for slot in range(1, width)]}
 
 
 def numbers_of(options: argparse.Namespace, name: str) -> list[int]:

@@ -63,7 +63,7 @@ def print_study(study: dict[str, Any], console: Console) -> None:
     if "scaling" in study:
         print_scaling(study["scaling"], console)
     for found in study.get("predicted", []):
-        console.print(forecast(found))
+        print_predicted(found, console)
 
 
 def print_scaling(found: dict[str, Any], console: Console) -> None:
@@ -79,6 +79,19 @@ def print_scaling(found: dict[str, Any], console: Console) -> None:
         width, *taus = row.values()
         table.add_row(str(width), *(f"{tau:.2f}" for tau in taus))
     console.print(table)
+
+
+def print_predicted(found: dict[str, Any], console: Console) -> None:
+    """Predicted speedups by width and by tree, and the best of them."""
+    table = Table(box=SIMPLE_HEAD)
+    for name in ("drafts", "speedup", "with better acceptance"):
+        table.add_column(name, justify="right")
+    for width, speedup in found["widths"].items():
+        table.add_row(f"W = {width}", f"{speedup:.2f}x", f"{found['better'][width]:.2f}x")
+    for nodes, speedup in found["trees"].items():
+        table.add_row(f"tree of {nodes}", f"{speedup:.2f}x", "")
+    console.print(table)
+    console.print(forecast(found))
 
 
 def verdict(curve: dict[str, Any]) -> str:

@@ -105,3 +105,24 @@ def test_the_command_to_its_end(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert all(set(priced["widths"]) == {"1", "2", "4"} for priced in study["predicted"] if priced["context"] == 16)
     assert command(["cost", "--target", str(tiny.root / "target"), "--contexts", "300"]) == 2
     assert "expected contexts of less than the target's 256 positions" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["0", "1", "1.2", "nan"])
+def test_an_acceptance_that_is_none(given: str, capsys: pytest.CaptureFixture[str]):
+    assert command(["cost", "--target", "smollm2-135m", "--acceptance", given]) == 2
+    assert "expected a report or a number above 0 and below 1" in capsys.readouterr().err
+
+
+def test_an_acceptance_of_every_slot(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """A number in place of a report; speedups are shown by width."""
+    tiny = make_tiny(tmp_path / "tiny")
+    grid = ["--widths", "1,2,8", "--batches", "1", "--contexts", "16"]
+    assert command(["cost", "--target", str(tiny.root / "target"), *grid, "--acceptance", "0.5"]) == 0
+    *said, last = capsys.readouterr().out.splitlines()
+    study = json.loads(last)
+    assert study["scaling"]["tau"] == pytest.approx(2 - 0.5**7)
+    (priced,) = study["predicted"]
+    for width, tau in {"2": 1.5, "8": 2 - 0.5**7}.items():
+        ms = study["curves"][0]["verify_ms"]
+        assert priced["widths"][width] == pytest.approx(tau * ms["1"] / ms[width])
+    assert any("W = 8" in line and f"{priced['widths']['8']:.2f}x" in line for line in said)
