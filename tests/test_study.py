@@ -118,6 +118,7 @@ def test_from_grid_to_table(
     assert again["narrow.0"]["decoding_steps"] == found["narrow.0"]["decoding_steps"]
 
     assert bench_study.main([str(out)]) == 0
+    assert (out / "survival.svg").read_text().startswith("<svg")
     priced = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert priced.keys() == found.keys()
     for name, row in priced.items():
@@ -152,7 +153,8 @@ def test_what_a_study_prices():
     cost = Cost(10.0, {1: 0.0, 2: 1.0, 4: 2.0}, {1: 11.0, 2: 11.5, 4: 14.0})
     tasks = {"tau": 1.6, "slots": [{"acceptance": 0.5}, {"acceptance": 0.5}, {"acceptance": None}]}
     best = {"tau": 1.6, "width": 2, "plain_ms": 10.0, "draft_ms": 1.0, "verify_ms": 11.5, "speedup": 1.2}
-    assert bench_study.best_chain(cost, tasks) == best
+    full = {"width": 4, "draft_ms": 2.0, "verify_ms": 14.0, "speedup": pytest.approx(17.5 / 16)}
+    assert bench_study.best_chain(cost, tasks) == best | {"full": full}
 
 
 def test_a_directory_without_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
