@@ -1,0 +1,88 @@
+"""Our drafter with a Markov head, a draft vocabulary and a confidence head in the DSpark model of `speculators`: config
+fields and tensors are found under their names, and drafts and confidences are the same."""
+
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models.attention import Packed
+from models.drafters.artifact import write_artifact
+from models.target import packed_features
+from serve.bench_peers import torch_target
+from tests.tiny import make_artifact, make_target
+from train.objectives.dflash import Trainee, draft_context, slot_states
+
+pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
+LENGTH, WIDTH, ANCHORS = 48, 6, 8
+FIELDS = ("draft_vocab_size", "markov_rank", "markov_head_type", "sample_from_anchor")
+FIELDS += ("enable_confidence_head", "confidence_head_with_markov")
+TARGETS = ("embed_tokens", "lm_head", "verifier_lm_head", "verifier_norm")
+
+
+def test_drafts_and_confidence(tmp_path: Path):
+    import torch
+    from safetensors.torch import load_file
+    from speculators.convert.dflash import DFlashConverter
+    from speculators.models.dspark import DSparkDraftModel, DSparkSpeculatorConfig
+
+    target = make_target(tied_head=True)
+    artifact = make_artifact(tied_head=True, markov_rank=5, confidence_head=True, draft_vocab_size=40)
+    torch_target(target).save_pretrained(tmp_path / "target")
+    write_artifact(artifact, tmp_path / "ours")
+    said = json.loads((tmp_path / "ours/config.json").read_text())
+    tensors = load_file(tmp_path / "ours/model.safetensors")
+    base = DFlashConverter()._build_config(said, str(tmp_path / "target"), None)
+    names = (
+        "transformer_layer_config",
+        "block_size",
+        "aux_hidden_state_layer_ids",
+        "mask_token_id",
+        "speculators_config",
+    )
+    given = {name: getattr(base, name) for name in names} | {name: said[name] for name in FIELDS}
+    theirs = DSparkDraftModel(DSparkSpeculatorConfig(**given)).eval()
+    theirs.load_vocab_mappings(tensors.pop("t2d"), tensors.pop("d2t"))
+    missing, unexpected = theirs.load_state_dict(tensors, strict=False)
+    assert unexpected == [], "each of ours has its place"
+    assert set(missing) <= {f"{name}.weight" for name in TARGETS} | {"t2d", "d2t"}
+    theirs._load_verifier_weights(overwrite_embed_tokens=True, overwrite_lm_head=True)
+
+    ids = np.random.default_rng(0).integers(3, 60, (1, LENGTH)).astype(np.int32)
+    batch = {
+        "tokens": jnp.asarray(ids),
+        "positions": jnp.arange(LENGTH)[None],
+        "segments": jnp.ones((1, LENGTH), jnp.int32),
+    }
+    features = packed_features(target, batch["tokens"], Packed(batch["positions"], batch["segments"]), taps=(0, 2))
+    theirs._attn_impl = "eager"
+    with torch.no_grad():
+        hidden, logits, _, _, places = theirs._backbone_forward(
+            torch.tensor(np.asarray(features)),
+            torch.tensor(ids, dtype=torch.long),
+            torch.ones(1, LENGTH),
+            torch.zeros(1, LENGTH, 32),
+            torch.zeros(1, LENGTH, dtype=torch.long),
+            max_anchors=ANCHORS,
+        )
+        blocks = torch.tensor(ids[0])[places].view(ANCHORS, WIDTH).long()
+        before = torch.cat([blocks[:, :1], blocks[:, :-1]], dim=1)  # slot k drafts what follows the token of slot k - 1
+        assert theirs.markov_head is not None
+        assert theirs.confidence_head is not None
+        states, embedded = hidden.view(ANCHORS, WIDTH, -1), theirs.markov_head.prev_embeddings(before)
+        bias = theirs.markov_head.block_bias(prev_token_ids=before, hidden_states=states)
+        drafted = logits.view(ANCHORS, WIDTH, -1) + bias
+        odds = theirs.confidence_head(torch.cat([states, embedded], dim=-1))
+
+    anchors = places.numpy().reshape(ANCHORS, WIDTH)[:, 0]
+    trainee = Trainee(artifact.drafter("float32"), target, artifact.draft_vocab, online=False)
+    labels = jnp.asarray([[ids[0, at + 1 : at + WIDTH] for at in anchors]])
+    context = draft_context(trainee, batch, features)
+    ours = slot_states(trainee, batch, jnp.asarray(anchors)[None], labels, context=context)[0]
+    assert trainee.drafter.markov_w2 is not None
+    matrix = jnp.concatenate([trainee.head[...], trainee.drafter.markov_w2[...]], axis=1)
+    for mine, its in ((ours @ matrix.T, drafted), (trainee.drafter.acceptance_odds(ours), odds)):
+        expected = its.numpy()[:, 1:]  # the anchor's own slot drafts nothing
+        assert np.abs(np.asarray(mine) - expected).max() <= 1e-4 * max(1.0, np.abs(expected).max())
