@@ -200,7 +200,8 @@ compile-tpu: $(LIBTPU)/.installed
 	  last $(BIN)/python -m serve compile $(DECODED) --topology v5p:2x2x1 --json; \
 	  last $(BIN)/python -m serve compile $(DECODED) --topology v5e:2x2 --mesh tensor=4 --json; \
 	  last $(BIN)/python -m serve compile $(SAMPLED) --topology v5p:2x2x1 --json; } | \
-	  $(BIN)/python -c 'import json, sys; recipes, *decoding, sampled = map(json.loads, sys.stdin); \
+	  $(BIN)/python -c 'import json, sys; recipes, *decoding, sampled = found = [*map(json.loads, sys.stdin)]; \
+	    assert len(found) == 4, "one of them broke off; why is said above"; \
 	    print(json.dumps(recipes | {"decoding": {found["topology"]: found for found in decoding}, "sampled": sampled})); \
 	    sys.exit(not all(found["fits"] for found in (*recipes.values(), *decoding, sampled)))'
 

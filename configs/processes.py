@@ -104,7 +104,7 @@ def _named(options: argparse.Namespace) -> dict[str, Any] | None:
         return None
     if given[1] == "auto":
         return {}
-    number = [text is not None and text.isdigit() for text in given[1:]]
+    number = [text is not None and text.isdecimal() for text in given[1:]]
     if None in given or not all(number) or ":" not in given[0] or not int(given[2]) < int(given[1]):
         raise UserError(
             "--coordinator, --processes, --process: expected HOST:PORT, a count N and one of 0 to N - 1, or "

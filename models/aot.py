@@ -85,7 +85,7 @@ def topology(name: str) -> Topology:
     kind, _, shape = name.partition(":")
     chip = CHIPS.get(kind)
     sizes = shape.split("x")
-    if chip is None or len(sizes) != chip.dims or not all(size.isdigit() and int(size) for size in sizes):
+    if chip is None or len(sizes) != chip.dims or not all(size.isdecimal() and int(size) for size in sizes):
         raise UserError(
             f"topology {name!r}: expected one of {', '.join(CHIPS)} and its chips along every axis, such as v5p:2x2x1, "
             "v5e:4x4 or v6e:2x4"
@@ -105,6 +105,14 @@ def topology(name: str) -> Topology:
         said = str(error).splitlines()[0]
         raise UserError(f"topology {name}: expected one the TPU compiler knows, got: {said}") from error
     return Topology(name, chip, described.devices)
+
+
+def compiler() -> str | None:
+    """The version of the TPU compiler; None without one."""
+    try:
+        return importlib.metadata.version("libtpu")
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def mesh_over(chips: Topology, sizes: schema.Mesh) -> jax.sharding.Mesh:

@@ -57,7 +57,10 @@ class Server:
         listed = self._ask("GET", "models").get("data")
         if not listed:
             raise UserError(f"{self.url}/models: lists no model; expected the target's")
-        self.model = str(listed[0]["id"])
+        try:
+            self.model = str(listed[0]["id"])
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{self.url}/models: not OpenAI's shape; expected data: [{{id: ...}}]") from error
 
     def close(self) -> None:
         self._client.close()
@@ -84,9 +87,12 @@ class Server:
         try:
             choice = answer["choices"][0]
             num_tokens = (answer.get("usage") or {}).get("completion_tokens")
-            return Completion(choice["text"], choice["finish_reason"] == "stop", num_tokens)
+            text = choice["text"]
+            if not isinstance(text, str):
+                raise TypeError(f"text {text!r}")
+            return Completion(text, choice["finish_reason"] == "stop", num_tokens)
         except (KeyError, IndexError, TypeError) as error:
-            raise UserError(f"{self.url}/completions: not OpenAI's shape ({error!r} is missing)") from error
+            raise UserError(f"{self.url}/completions: not OpenAI's shape ({error!r})") from error
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         for attempt in range(ATTEMPTS):
@@ -94,7 +100,9 @@ class Server:
                 time.sleep(PAUSE * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
             try:
                 response = self._client.request(method, f"{self.url}/{path}", json=body)
-            except (httpx.TransportError, httpx.InvalidURL) as error:
+            except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+                raise UserError(f"{self.url}: expected http://HOST:PORT/v1 ({error})") from error
+            except httpx.TransportError as error:
                 why = f"{type(error).__name__}: {error}"
                 continue
             if response.is_success:

@@ -269,8 +269,9 @@ def estimated_curves(options: argparse.Namespace, grid: dict[str, list[int]]) ->
 
 def run_compile(options: argparse.Namespace) -> int:
     for name in ("rows", "context", "page"):
-        if (getattr(options, name) or 1) < 1:
-            raise UserError(f"--{name}: expected at least 1, got {getattr(options, name)}")
+        given = getattr(options, name)
+        if given is not None and given < 1:
+            raise UserError(f"--{name}: expected at least 1, got {given}")
     sizes = sizes_of(options.mesh)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs: the devices are not here
 

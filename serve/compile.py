@@ -69,6 +69,9 @@ def compile_decoding(
         raise UserError(f"--save {save}: expected a program of one chip, got a mesh of {mesh.size}; drop one of both")
     target = abstract_target(source, asked.dtype, mesh)
     steps: dict[str, Any] = {}
+    positions = target.config.max_positions
+    if not asked.context <= positions:
+        raise UserError(f"--context {asked.context}: expected at most the target's {positions} positions")
     for name in ("plain", *drafters):
         engine, draft = engine_of(name, target, mesh)
         state = abstract_state(
@@ -118,13 +121,14 @@ def engine_of(name: str, target: Target, mesh: jax.sharding.Mesh) -> tuple[Engin
     if name == "plain":
         return Engine(target, Nothing()), Draft("drafter", 1)
     kind, width, *rest = name.split("/") if "/" in name else (name, "")
-    options = {key: int(value) for key, _, value in (part.partition("=") for part in rest) if value.isdigit()}
+    options = {key: int(value) for key, _, value in (part.partition("=") for part in rest) if value.isdecimal()}
     known = len(options) == len(rest) and options.keys() <= {"tree", "vocab"} and options.get("tree", 16) in TREES
+    known = known and 1 <= options.get("vocab", 1) <= target.config.vocab_size
     if Path(name).is_dir():
         artifact = read_artifact(Path(name))
         check_fit(artifact, target, Path(name))
         draft = Draft("drafter", artifact.config.width)
-    elif kind == "dflash" and width.isdigit() and int(width) > 1 and known:
+    elif kind == "dflash" and width.isdecimal() and int(width) > 1 and known:
         vocab = options.get("vocab")
         config = dataclasses.replace(published(target.config, int(width)), draft_vocab_size=vocab)
         artifact = Artifact(config, {}, None if vocab is None else np.arange(vocab, dtype=np.int32), {})
@@ -133,7 +137,7 @@ def engine_of(name: str, target: Target, mesh: jax.sharding.Mesh) -> tuple[Engin
         nodes = ", ".join(map(str, TREES))
         raise UserError(
             f"--drafter {name}: expected an artifact's directory, or dflash/WIDTH and after it /tree=({nodes}) "
-            "or /vocab=SIZE"
+            f"or /vocab=SIZE, at most the target's {target.config.vocab_size}"
         )
 
     def build(target: Target) -> Any:

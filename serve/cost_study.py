@@ -10,6 +10,7 @@ are alike, so for an estimate it is compiled with FEWER and with MORE of them, a
 takes; the drafter is compiled whole. Estimates are kept in the cache directory under estimates/<digest>.json.
 """
 
+import contextlib
 import copy
 import dataclasses
 import hashlib
@@ -18,6 +19,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -240,7 +242,11 @@ def estimated_verify(target: Target, batch: int, context: int, width: int, chips
         return verify_once.lower(target, cache, tokens, tokens)
 
     return kept_estimate(
-        lowered, chips, target.config, ["verify", batch, context, width], pieces(batch, context + width)
+        lowered,
+        chips,
+        [target.config, str(type_of(target))],
+        ["verify", batch, context, width],
+        pieces(batch, context + width),
     )
 
 
@@ -271,9 +277,10 @@ def kept_estimate(
     """The milliseconds estimated for a program whose loop over the cache runs `trips` times, compiled once: kept under
     everything that decides them; None where it needs more memory than a chip has."""
     identity = {"chip": chips.name, "shape": repr(shape), "step": [*step, trips], **surroundings(GREEDILY)}
+    identity |= {"study": hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16], "compiler": aot.compiler()}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     file = cache_directory() / "estimates" / f"{digest}.json"
-    if file.is_file():
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none is kept, or half of one
         return json.loads(file.read_bytes())["ms"]
     found, seconds, _ = aot.examine(lowered(), chips, {}, trips=[trips])
     ms = 1e3 * found.estimate if isinstance(found, aot.Report) else None

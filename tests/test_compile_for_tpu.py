@@ -54,7 +54,7 @@ def refused(command, arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
     return line
 
 
-@pytest.mark.parametrize("name", ["v9:2x2", "v5p:2x2", "v5e:2x2x1", "v6e", "v5e:0x4"])
+@pytest.mark.parametrize("name", ["v9:2x2", "v5p:2x2", "v5e:2x2x1", "v6e", "v5e:0x4", "v5e:2x²"])
 def test_an_unknown_topology(name: str, capsys: pytest.CaptureFixture[str]):
     line = refused(train, f"compile --config tpu/qwen3_8b_w16_v5p8 --topology {name}", capsys)
     assert line.startswith(f"error: topology '{name}': expected one of v5p, v5e, v6e")
@@ -82,11 +82,34 @@ def test_a_family_that_is_not_computed(tmp_path: Path, chips: aot.Topology, caps
     assert "model_type 'mamba'; expected one of llama, qwen2, qwen3" in line
 
 
-@pytest.mark.parametrize("drafter", ["dflash", "dflash/1", "dflash/16/tree=7", "dflash/16/wide", "nothing/16"])
+@pytest.mark.parametrize(
+    "drafter",
+    [
+        "dflash",
+        "dflash/1",
+        "dflash/16/tree=7",
+        "dflash/16/wide",
+        "nothing/16",
+        "dflash/16/vocab=0",
+        "dflash/2/vocab=999999",
+    ],
+)
 def test_an_unknown_drafter(drafter: str, chips: aot.Topology):
     mesh = aot.mesh_over(chips, Mesh(data=1, fsdp=1, tensor=1))
     with pytest.raises(UserError, match="expected an artifact's directory, or dflash/WIDTH"):
         engine_of(drafter, abstract_target("qwen3-8b", "bfloat16", mesh), mesh)
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--rows 0", "--rows: expected at least 1, got 0"),
+        ("--page 0", "--page: expected at least 1, got 0"),
+        ("--context 100000000", "--context 100000000: expected at most the target's 40960 positions"),
+    ],
+)
+def test_sizes_that_cannot_be(option: str, words: str, chips: aot.Topology, capsys: pytest.CaptureFixture[str]):
+    assert words in refused(serve, f"compile --target qwen3-8b --topology v5p:2x2x1 {option}", capsys)
 
 
 def test_an_unknown_target(chips: aot.Topology, capsys: pytest.CaptureFixture[str]):

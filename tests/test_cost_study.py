@@ -3,20 +3,23 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 import serve.cost_study
-from models.aot import CHIPS, Topology
+from models.aot import CHIPS, Refusal, Topology
 from models.attention import Chain, whole
 from models.decode import Engine, make_engine, prefill
 from models.drafters import Nothing
 from models.roofline import Machine
 from models.sampling import keys
+from models.sharding import MESH
 from models.verify import GREEDILY
 from serve.__main__ import main as command
 from serve.cost_study import draft_once, estimate, measure, pieces, verify_once
@@ -66,6 +69,30 @@ def test_all_of_the_grid_is_timed(monkeypatch: pytest.MonkeyPatch):
     assert measure(Engine(make_target(), Nothing()), 1, 16, [1, 2], MACHINE).draft_ms == {}
 
 
+def test_estimates_are_kept_by_type(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """A second target of another type is compiled again, the first one is not, and half a file counts as none."""
+    compiled = []
+
+    def examined(lowered: Any, chips: Any, arguments: Any, trips: Any) -> tuple[Any, float, Any]:
+        compiled.append(lowered)
+        return Refusal("v5p", {}, 1.0, 2.0, []), 0.0, None
+
+    monkeypatch.setattr(serve.cost_study.aot, "examine", examined)
+    monkeypatch.setattr(serve.cost_study, "abstract_state", lambda *_: SimpleNamespace(cache=None))
+    monkeypatch.setattr(serve.cost_study, "verify_once", SimpleNamespace(lower=lambda *_: None))
+    monkeypatch.setattr(serve.cost_study, "cache_directory", lambda: tmp_path)
+    chips = Topology("v5p", CHIPS["v5p"], [])
+    for dtype, count in (("float32", 1), ("bfloat16", 2), ("float32", 2)):
+        target = make_target(dtype=dtype)
+        target.mesh = jax.make_mesh((1, 1, 1), MESH, axis_types=(AxisType.Auto,) * 3)
+        assert serve.cost_study.estimated_verify(target, 1, 16, 2, chips) is None
+        assert len(compiled) == count, dtype
+    for file in (tmp_path / "estimates").iterdir():
+        file.write_bytes(file.read_bytes()[:20])
+    serve.cost_study.estimated_verify(target, 1, 16, 2, chips)
+    assert len(compiled) == 3
+
+
 def test_layers_are_alike(monkeypatch: pytest.MonkeyPatch):
     """Where a program of n layers takes 3 + 5 n ms, the tiny target, given six, takes 33; what does not fit the chip is
     left out."""
@@ -73,9 +100,9 @@ def test_layers_are_alike(monkeypatch: pytest.MonkeyPatch):
     target.mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"))
 
     def kept(lowered: Any, chips: Any, shape: Any, step: Any, trips: int) -> float | None:
-        seen.append(shape.num_layers)
+        seen.append(shape[0].num_layers)
         assert trips == 1
-        return None if step[-1] == 64 else 3.0 + 5.0 * shape.num_layers  # the compiler gives up on it
+        return None if step[-1] == 64 else 3.0 + 5.0 * shape[0].num_layers  # the compiler gives up on it
 
     monkeypatch.setattr(serve.cost_study, "kept_estimate", kept)
     chip = dataclasses.replace(CHIPS["v5p"], memory=1e8)

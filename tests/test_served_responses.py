@@ -100,6 +100,19 @@ def recipe_of(root: Path, api: Any) -> Recipe:
     )
 
 
+@pytest.mark.parametrize("listed", [{"data": [{"name": "x"}]}, {"data": {"a": 1}}, {"data": ["m"]}])
+def test_models_in_another_shape(listed: dict, api: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Api, "do_GET", lambda self: self.reply(200, listed))
+    with pytest.raises(UserError, match=r"/models: not OpenAI's shape; expected data: \[\{id: \.\.\.\}\]"):
+        Server(f"http://localhost:{api.server_port}/v1")
+
+
+@pytest.mark.parametrize("url", ["localhost:8000/v1", "ftp://localhost/v1"])
+def test_an_address_that_is_none(url: str):
+    with pytest.raises(UserError, match="expected http://HOST:PORT/v1"):
+        Server(url)
+
+
 def test_what_a_server_writes(tmp_path: Path, api: Any, capsys: pytest.CaptureFixture[str]):
     recipe = recipe_of(tmp_path, api)
     source = recipe.target.source

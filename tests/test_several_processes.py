@@ -126,7 +126,7 @@ def test_one_of_two_killed(tiny: Tiny):
     ended = finish(processes)
     assert ended[1][0] == 1, ended
     assert ended[1][2].strip().split("\n")[-1].startswith("error: another process of this run ended")
-    assert 20 <= load_params(run / "checkpoints", "last")[2] < 60, "killed on the way"
+    assert 10 <= load_params(run / "checkpoints", "last")[2] < 60, "killed on the way"
 
     given = ["train", "--config", str(tiny.config), "mesh.data=2", *WHOLE]
     slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}

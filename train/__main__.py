@@ -198,7 +198,7 @@ def run_export(arguments: Sequence[str]) -> int:
     parser.add_argument("--target", type=path, help="of gguf: the target's own GGUF file (default: the embedded one's)")
     parser.add_argument("--plain", action="store_true", help="plain DFlash for other engines, or the reason why not")
     options = parser.parse_args(arguments)
-    which = int(options.checkpoint) if options.checkpoint.isdigit() else options.checkpoint
+    which = int(options.checkpoint) if options.checkpoint.isdecimal() else options.checkpoint
     if which not in ("best", "last") and not isinstance(which, int):
         raise UserError(f"--checkpoint: expected best, last or a step, got {options.checkpoint!r}")
 

@@ -138,7 +138,7 @@ def _tau(metrics: Any) -> float:
 
 def whole_steps(directory: Path) -> list[int]:
     """Steps of the whole checkpoints, ascending; half-written ones carry another name."""
-    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
+    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdecimal())
 
 
 def find_step(directory: Path, which: str | int) -> int:

@@ -233,7 +233,7 @@ def _describe(run: Path, stem: str, suffix: str, *, begun: int, text: str) -> No
     if begun == 0 or not first.is_file():
         write_atomic(first, text)
         return
-    later = [path for path in run.glob(f"{stem}.*.{suffix}") if path.name.split(".")[1].isdigit()]
+    later = [path for path in run.glob(f"{stem}.*.{suffix}") if path.name.split(".")[1].isdecimal()]
     latest = max(later, key=lambda path: int(path.name.split(".")[1]), default=first)
     if latest.read_text() != text:
         write_atomic(run / f"{stem}.{begun}.{suffix}", text)
