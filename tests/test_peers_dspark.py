@@ -12,11 +12,11 @@ from models.attention import Packed
 from models.drafters.artifact import write_artifact
 from models.target import packed_features
 from serve.bench_peers import torch_target
+from tests.test_peers_speculators import ANCHORS, LENGTH, WIDTH, backbone
 from tests.tiny import make_artifact, make_target
 from train.objectives.dflash import Trainee, draft_context, slot_states
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
-LENGTH, WIDTH, ANCHORS = 48, 6, 8
 FIELDS = ("draft_vocab_size", "markov_rank", "markov_head_type", "sample_from_anchor")
 FIELDS += ("enable_confidence_head", "confidence_head_with_markov")
 TARGETS = ("embed_tokens", "lm_head", "verifier_lm_head", "verifier_norm")
@@ -57,16 +57,8 @@ def test_drafts_and_confidence(tmp_path: Path):
         "segments": jnp.ones((1, LENGTH), jnp.int32),
     }
     features = packed_features(target, batch["tokens"], Packed(batch["positions"], batch["segments"]), taps=(0, 2))
-    theirs._attn_impl = "eager"
     with torch.no_grad():
-        hidden, logits, _, _, places = theirs._backbone_forward(
-            torch.tensor(np.asarray(features)),
-            torch.tensor(ids, dtype=torch.long),
-            torch.ones(1, LENGTH),
-            torch.zeros(1, LENGTH, 32),
-            torch.zeros(1, LENGTH, dtype=torch.long),
-            max_anchors=ANCHORS,
-        )
+        hidden, logits, places = backbone(theirs, features, ids)
         blocks = torch.tensor(ids[0])[places].view(ANCHORS, WIDTH).long()
         before = torch.cat([blocks[:, :1], blocks[:, :-1]], dim=1)  # slot k drafts what follows the token of slot k - 1
         assert theirs.markov_head is not None

@@ -2,6 +2,7 @@
 logits at every slot, and the same gradients where `train.bench_peers` times the two."""
 
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +21,22 @@ from train.objectives.dflash import Trainee, block_hidden, block_loss, draft_con
 # Speculators and torch warn about themselves: parts of torch that are deprecated, flex_attention on a CPU.
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
 LENGTH, WIDTH, ANCHORS = 48, 6, 8
+
+
+def backbone(theirs: Any, features: Any, ids: np.ndarray) -> tuple[Any, Any, Any]:
+    """Hidden states, logits and places in the row of every slot of their blocks, at anchors that they choose."""
+    import torch
+
+    theirs._attn_impl = "eager"
+    hidden, logits, _, _, places = theirs._backbone_forward(
+        torch.tensor(np.asarray(features)),
+        torch.tensor(ids, dtype=torch.long),
+        torch.ones(1, LENGTH),
+        torch.zeros(1, LENGTH, 32),
+        torch.zeros(1, LENGTH, dtype=torch.long),
+        max_anchors=ANCHORS,
+    )
+    return hidden, logits, places
 
 
 def test_logits(tmp_path: Path):
@@ -41,16 +58,8 @@ def test_logits(tmp_path: Path):
         "segments": jnp.ones((1, LENGTH), jnp.int32),
     }
     features = packed_features(target, batch["tokens"], Packed(batch["positions"], batch["segments"]), taps=(0, 2))
-    theirs._attn_impl = "eager"
     with torch.no_grad():
-        _, logits, _, _, places = theirs._backbone_forward(
-            torch.tensor(np.asarray(features)),
-            torch.tensor(ids, dtype=torch.long),
-            torch.ones(1, LENGTH),
-            torch.zeros(1, LENGTH, 32),
-            torch.zeros(1, LENGTH, dtype=torch.long),
-            max_anchors=ANCHORS,
-        )
+        _, logits, places = backbone(theirs, features, ids)
     anchors = places.numpy().reshape(ANCHORS, WIDTH)[:, 0]
     trainee = Trainee(artifact.drafter("float32"), target, None, online=False)
     context = draft_context(trainee, batch, features)
