@@ -32,6 +32,15 @@ LOST = (
     b"error: another process of this run ended, or its machine did (what is above says which); whole shards and "
     b"checkpoints are kept; start all processes again, with --resume where training had begun\n"
 )
+LOST_STATUSES = (  # of the runtime, when a process that it waits for has ended
+    "UNKNOWN: ",
+    "UNAVAILABLE: ",
+    "INTERNAL: ",
+    "ABORTED: ",
+    "CANCELLED: ",
+    "DEADLINE_EXCEEDED: ",
+    "FAILED_PRECONDITION: ",
+)
 T = TypeVar("T")
 _rounds = itertools.count()  # of `agreed`: every process counts alike
 
@@ -198,13 +207,22 @@ def _watch(ending: threading.Event) -> threading.Thread:
     return thread
 
 
+def collective_failed(error: BaseException) -> bool:
+    """Whether the runtime refused for a reason that the end of another process gives it.
+
+    A status of the runtime names its kind first; the same one comes as JaxRuntimeError where a program is called and as
+    ValueError where its result is read.
+    """
+    return isinstance(error, RuntimeError | ValueError) and str(error).startswith(LOST_STATUSES)
+
+
 def _end_all(error: BaseException, ending: threading.Event) -> None:
     """Says what happened here, as `console.command` does, lets the others know and ends without waiting for them."""
     import jax
 
     if isinstance(error, SystemExit) and not error.code:
         raise error
-    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+    if collective_failed(error):
         time.sleep(HEARTBEAT + 15)  # a collective fails at once when a process ends; who it was is known later
     ending.set()
     index, count = jax.process_index(), jax.process_count()

@@ -10,12 +10,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from configs.errors import UserError
 from configs.files import held
-from configs.processes import add_options, joined
+from configs.processes import add_options, collective_failed, joined
 from pipelines.records import Responses
 from tests.tiny_run import Tiny, assert_same_arrays, checkpoint_arrays, logged_step, make_tiny, start
 from train.checkpoint import load_params, whole_steps
@@ -146,6 +147,21 @@ def test_one_of_two_killed(tiny: Tiny):
     for code, out, err in finish(undisturbed):
         assert code == 0, (out, err)
     assert_same_arrays(checkpoint_arrays(run, 60), checkpoint_arrays(straight, 60))
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (ValueError("UNKNOWN: Gloo all-reduce failed: Read error [127.0.0.1]:16785: Connection reset by peer"), True),
+        (jax.errors.JaxRuntimeError("INTERNAL: Gloo all-reduce failed: Connection closed by peer"), True),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes"), False),
+        (ValueError("operands could not be broadcast together"), False),
+        (UserError("train.rows: expected 1 or more"), False),
+    ],
+)
+def test_what_a_lost_process_looks_like(error: Exception, lost: bool):
+    """Of the runtime, by its status, whichever type it comes as: read from a result it is a ValueError."""
+    assert collective_failed(error) == lost
 
 
 def test_a_refusal_ends_both(tiny: Tiny):
