@@ -88,9 +88,11 @@ class DFlash:
     sliding_window: int | None = Field(ge=1)  # how far slots look back, themselves included; all the way when null
     mask_token_id: int | None = Field(ge=0)  # an unused special token of the target when null
     draft_vocab_size: int | None = Field(ge=2)  # most frequent response tokens; the whole vocabulary when null
-    markov_rank: int | None = Field(ge=1)  # R of DSpark's Markov head: W2 @ W1[token before] on a slot's logits
+    markov_rank: int | None = Field(ge=1)  # R of DSpark's Markov head, on a slot's logits: W2 @ x(token before)
+    markov_head_type: Literal["vanilla", "gated", "rnn", "xpress"]  # what x is made of: `models.drafters.mixing`
     markov_size: int | None = Field(ge=1)  # width of an MLP head in its place; no head when both are null
     confidence_head: bool  # DSpark's: trained beside the drafts to say how likely they are to be accepted
+    sample_from_anchor: bool  # DSpark's: W-1 slots draft W-1 tokens, the anchor's own slot the first of them
     init: Literal["target", "random"]
     init_from: Place | None = Field(min_length=1)  # a drafter artifact to start from instead
 

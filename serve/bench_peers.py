@@ -96,7 +96,7 @@ def beside_zlab(ours: Any, theirs: "Theirs", prompts: Sequence[list[int]], new: 
 def plain_part(artifact: Any) -> Any:
     """`artifact` without draft vocabulary and head."""
     config = dataclasses.replace(artifact.config, draft_vocab_size=None, markov_size=None, markov_rank=None)
-    weights = {name: value for name, value in artifact.weights.items() if not name.startswith("markov")}
+    weights = {name: value for name, value in artifact.weights.items() if not name.startswith(("markov", "mixing"))}
     return dataclasses.replace(artifact, config=config, weights=weights, draft_vocab=None)
 
 

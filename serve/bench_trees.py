@@ -6,13 +6,15 @@ A table, and as the last line one JSON object with, for each way of drafting ("c
     step_ms  milliseconds of a step, drafting and verification
     speedup  the plain loop's time over its own, all answers together; speedup_spread: the 95 % interval over prompts
     exact    answers that equal the plain loop's, of `answers`
+    widths   {width: steps that drafted a block so wide}
 
 and plain_ms, a step of the plain loop. Batch 1, greedy, every way on the same prompts in turn within this process.
 """
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from configs.console import command, say
@@ -29,10 +31,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
     from configs.device import describe_device, keep_compiled_programs, share_one_heap
     from models.drafters import Draft
     from pipelines.prompt_files import load_tasks
@@ -56,13 +54,22 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         )
         for draft in drafts
     }
+    return {"device": describe_device(), "dtype": options.dtype, **compared(ways, tasks)}
+
+
+def compared(ways: Mapping[str, Any], tasks: Mapping[str, Sequence[Any]], title: str | None = None) -> dict[str, Any]:
+    """{plain_ms, ways} as named above, shown as a table."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
     answers: dict[str, list[tuple[Any, Any, Any]]] = {name: [] for name in ways}
     for task, prompts in tasks.items():
         for name, found in in_turn(ways, prompts).items():
             answers[name] += found
         say(f"bench: {task}: " + ", ".join(f"{name} {summary(found)['tau']:.2f}" for name, found in answers.items()))
     found = {name: summary(pairs) for name, pairs in answers.items()}
-    table = Table(box=SIMPLE_HEAD)
+    table = Table(title=title, box=SIMPLE_HEAD)
     for column in ("drafts", "tau", "ms a step", "speedup (95 % interval)", "exact"):
         table.add_column(column, justify="left" if column == "drafts" else "right")
     for name, row in found.items():
@@ -72,7 +79,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     Console(width=100).print(table)
     plain = [plain for _, plain, _ in next(iter(answers.values()))]
     plain_ms = sum(answer.decode_ms for answer in plain) / sum(len(answer.ids) for answer in plain)
-    return {"device": describe_device(), "dtype": options.dtype, "plain_ms": round(plain_ms, 2), "ways": found}
+    return {"plain_ms": round(plain_ms, 2), "ways": found}
 
 
 def summary(pairs: Sequence[tuple[Any, Any, Any]]) -> dict[str, Any]:
@@ -88,6 +95,7 @@ def summary(pairs: Sequence[tuple[Any, Any, Any]]) -> dict[str, Any]:
         "speedup_spread": [round(value, 3) for value in bootstrap_ratio(times)],
         "exact": sum(plain.ids == fast.ids for _, plain, fast in pairs),
         "answers": len(pairs),
+        "widths": dict(sorted(Counter(width for _, _, fast in pairs for width in fast.widths).items())),
     }
 
 

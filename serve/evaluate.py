@@ -52,8 +52,8 @@ class Question:
 
 
 class Evaluator:
-    """Decodes questions with one engine, plainly and as a chooser picks among what `who` drafts (`draft`: one fixed
-    draft instead).
+    """Decodes questions with one engine, plainly and as a chooser picks among what `who` drafts, in chains that a
+    calibrated confidence may cut short if `cuts` (`draft`: one fixed draft instead).
 
     `speculation` says how to sample, and to draft and verify while sampling.
     """
@@ -68,6 +68,7 @@ class Evaluator:
         prior: Sequence[float],
         draft: Draft | None = None,
         who: Who = "both",
+        cuts: bool = True,
         speculation: Speculation = GREEDILY,
         seed: int = 0,
         capacity: int = 256,
@@ -75,6 +76,7 @@ class Evaluator:
         self.engine, self.tokenizer, self.max_new_tokens, self.capacity = engine, tokenizer, max_new_tokens, capacity
         self.cost, self.prior, self.draft, self.speculation, self.seed = cost, prior, draft, speculation, seed
         self.who: Who = who
+        self.cuts = cuts and getattr(engine.drafter, "temperature", None) is not None
         self.sampling = speculation.sampling
         self.plain = self._decoder(None)
         self._warm: set[int] = set()
@@ -102,8 +104,7 @@ class Evaluator:
     def speculative(self) -> Decoder:
         if self.draft is not None:
             return self._decoder(self.draft)
-        cuts = getattr(self.engine.drafter, "temperature", None) is not None
-        return self._decoder(Chooser(self.cost, self.prior, who=self.who, cuts=cuts))
+        return self._decoder(Chooser(self.cost, self.prior, who=self.who, cuts=self.cuts))
 
     def _decoder(self, draft: Draft | Chooser | None) -> Decoder:
         return Decoder(self.engine, self.tokenizer, draft, self.speculation, capacity=self.capacity)

@@ -64,6 +64,7 @@ def test_config_is_what_every_loader_needs(tmp_path: Path):
         {"markov_size": 12},
         {"markov_rank": 3},
         {"confidence_head": True},
+        {"sample_from_anchor": True},
     ],
 )
 def test_what_plain_loaders_would_run_wrong_has_its_own_name(tmp_path: Path, changes: dict):
@@ -85,6 +86,10 @@ def test_what_plain_loaders_would_run_wrong_has_its_own_name(tmp_path: Path, cha
         {"markov_rank": 3, "draft_vocab_size": 20},
         {"confidence_head": True},
         {"confidence_head": True, "markov_rank": 3},
+        {"sample_from_anchor": True, "markov_rank": 3},
+        {"markov_rank": 3, "markov_head_type": "gated"},
+        {"markov_rank": 3, "markov_head_type": "rnn", "confidence_head": True},
+        {"markov_rank": 3, "markov_head_type": "xpress", "draft_vocab_size": 20},
     ],
 )
 def test_round_trip_is_exact(tmp_path: Path, changes: dict):
@@ -115,6 +120,14 @@ def test_maps_of_the_draft_vocabulary(tmp_path: Path):
     expected = {"draft_vocab_size": 20, "markov_rank": 3, "markov_head_type": "vanilla"}
     expected |= {"sample_from_anchor": False, "enable_confidence_head": False}
     assert {name: config[name] for name in expected} == expected
+
+
+def test_slots_that_draft_from_the_anchor_on(tmp_path: Path):
+    """`block_size` counts slots: 5 of them draft 5 tokens, so that 6 are verified."""
+    write_artifact(make_artifact(sample_from_anchor=True), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["block_size"], config["sample_from_anchor"]) == (5, True)
+    assert read_artifact(tmp_path).config.width == 6
 
 
 def test_an_earlier_layout_is_read(tmp_path: Path):
@@ -189,10 +202,6 @@ def test_refusals(tmp_path: Path):
     path = written("extra")
     edit(path, dflash_config={"mask_token_id": 1, "target_layer_ids": [0, 2], "markov_rank": 4})
     with pytest.raises(ValueError, match=r"dflash_config\.markov_rank is not supported"):
-        read_artifact(path)
-    path = written("anchored")
-    edit(path, sample_from_anchor=True)
-    with pytest.raises(ValueError, match="sample_from_anchor=True is not supported; expected False"):
         read_artifact(path)
     path = written("wider")
     edit(path, hidden_size=64)

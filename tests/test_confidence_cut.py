@@ -26,6 +26,7 @@ from tests.test_sampling_exact import (
 from tests.tiny import make_artifact, make_target
 
 CUT, COPY = Draft("drafter", 4, cuts=(1, 2)), Draft("drafter", 4, copy=3, cuts=(1, 2))
+REFINER = {"markov_rank": 2, "markov_head_type": "xpress"}
 SAMPLED = {
     "tokens, Markov head": (CUT, Speculation(WARM), {"markov_rank": 2}, PROMPT, None, [0.55, 0.3]),
     "block, top-p, paged": (CUT, Speculation(NUCLEUS, block=True), {"markov_size": 8}, PROMPT, 3, [0.36, 0.11]),
@@ -37,6 +38,7 @@ SAMPLED = {
         None,
         [0.55, 0.3],
     ),
+    "tokens, refiner": (CUT, Speculation(WARM), REFINER, PROMPT, None, [0.36, 0.11]),
     "beside copies": (COPY, Speculation(WARM), {"markov_rank": 2}, COPYING, None, [0.55, 0.3]),
 }
 

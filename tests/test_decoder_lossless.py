@@ -86,6 +86,10 @@ KINDS = {
     "causal": {"causal": (True, True)},
     "windows": {"windows": (9, 4), "causal": (True, False)},
     "confidence head": {"confidence_head": True, "markov_rank": 3},
+    "from the anchor's slot": {"sample_from_anchor": True, "markov_rank": 3},
+    "gated head": {"markov_rank": 3, "markov_head_type": "gated"},
+    "recurrent head": {"markov_rank": 3, "markov_head_type": "rnn"},
+    "refiner": {"markov_rank": 3, "markov_head_type": "xpress"},
 }
 
 
@@ -93,6 +97,11 @@ KINDS = {
 @pytest.mark.parametrize("page", [None, 5])
 def test_random_drafter_of_every_kind(kind: dict[str, Any], page: int | None):
     same_text_alone_and_together(make_artifact(**kind), Draft("drafter", 6), page)
+
+
+@pytest.mark.parametrize("kind", ["from the anchor's slot", "gated head", "recurrent head", "refiner"])
+def test_trees_of_every_head(kind: str):
+    same_text_alone_and_together(make_artifact(**KINDS[kind]), Draft("drafter", 6, tree=16), None)
 
 
 @pytest.mark.parametrize(("name", "vocab", "page"), [("width 6", None, 5), ("copying, undrafted", 40, None)])

@@ -115,6 +115,7 @@ def test_what_is_in_it(target: Path, tmp_path: Path, dtype: str):
 
 REFUSED = {
     "MLP head": make_artifact(**FITTING, markov_size=8),
+    "sees more than the token before": make_artifact(**FITTING, markov_rank=32, markov_head_type="gated"),
     "RoPE scaling": make_artifact(**FITTING, rope_scaling=SCALED),
     "in-block attention": make_artifact(**FITTING, windows=(8, None), causal=(True, False)),
     "window narrower": make_artifact(**FITTING, windows=(4, 4)),

@@ -61,23 +61,46 @@ def loss_by_hand(trainee, batch, settings):
         np.asarray(w[...], np.float64) if markov else None
         for w in (trainee.drafter.markov_w1, trainee.drafter.markov_w2)
     )
+    config, mixing = trainee.drafter.config, trainee.drafter.mixing
+    proj, bias = (
+        (None, None) if mixing is None else (np.asarray(p[...], np.float64) for p in (mixing.proj, mixing.bias))
+    )
+
+    def sigmoid(x):
+        return 1 / (1 + np.exp(-x))
+
+    def transition(before, state, memory):
+        e = w1[before]
+        if config.markov_head_type == "vanilla":
+            return e, memory
+        if config.markov_head_type == "gated":
+            return sigmoid(np.concatenate([state, e]) @ proj + bias) * e, memory
+        gate, candidate, out = np.split(np.concatenate([memory, e, state]) @ proj + bias, 3)
+        return np.tanh(out), sigmoid(gate) * memory + (1 - sigmoid(gate)) * np.tanh(candidate)
+
     context = draft_context(trainee, batch, batch["features"])
     final = np.asarray(batch["features"], np.float64)[..., 64:]
     total, blocks = 0.0, 0
     for width in (3, 6):
         anchors = batch[f"anchors_w{width}"]
-        hidden = np.asarray(block_hidden(trainee, batch, anchors, width, context=context), np.float64)
+        early = config.sample_from_anchor
+        hidden = np.asarray(block_hidden(trainee, batch, anchors, width - early, context=context), np.float64)
         labels = labels_by_hand(batch, anchors, width)
         blocks += anchors.size
         for row, index in np.ndindex(anchors.shape):
-            hard, mixed, usable = [], [], []
+            hard, mixed, usable, memory = [], [], [], np.zeros(config.markov_rank or 0)
+            anchor = int(batch["tokens"][row, max(int(anchors[row, index]), 0)])
+            if markov and not early:  # the anchor's own slot is read, though it drafts nothing
+                _, memory = transition(anchor, hidden[row, index, 0], memory)
             for slot in range(1, width):
                 label = labels[row, index, slot - 1]
                 use = label >= 0 and vocab[label] >= 0
                 place = int(anchors[row, index]) + slot - 1
-                logits = head @ hidden[row, index, slot]
+                logits = head @ hidden[row, index, slot - early]
                 if markov:
-                    logits = logits + w2 @ w1[int(batch["tokens"][row, max(place, 0) % final.shape[1]])]
+                    before = anchor if slot == 1 else max(labels[row, index, slot - 2], 0)
+                    x, memory = transition(before, hidden[row, index, slot - early], memory)
+                    logits = logits + w2 @ x
                 logp = logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
                 usable.append(use)
                 hard.append(-logp[vocab[label]] if use else 0.0)
@@ -111,6 +134,10 @@ def settings_of(loss: str, weighting: str = "dpace", gamma: float = 2.0, head_ch
         ("tv", "dpace", {}),
         ("all", "decay", {"draft_vocab_size": 40}),
         ("all", "dpace", {"draft_vocab_size": 40, "markov_rank": 3}),
+        ("ce", "dpace", {"sample_from_anchor": True, "markov_rank": 3}),
+        ("kl", "dpace", {"draft_vocab_size": 40, "markov_rank": 3, "markov_head_type": "gated"}),
+        ("ce", "decay", {"markov_rank": 3, "markov_head_type": "rnn"}),
+        ("ce", "dpace", {"markov_rank": 3, "markov_head_type": "rnn", "sample_from_anchor": True}),
     ],
 )
 def test_block_loss_equals_loops(loss: str, weighting: str, changes: dict):

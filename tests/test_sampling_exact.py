@@ -105,6 +105,13 @@ RUNS = {name: (*case, MLP, None) for name, case in CASES.items()} | {
     "tree, top-k, Markov head, paged": ("tree", Speculation(TOP_K), MARKOV, 3),
     "tokens, draft vocabulary": (*CASES["tokens"], MARKOV | FEWER, None),
     "tree, draft vocabulary": ("tree", Speculation(WARM), MARKOV | FEWER, None),
+    "tokens, recurrent head from the anchor's slot": (
+        *CASES["tokens"],
+        MARKOV | {"markov_head_type": "rnn", "sample_from_anchor": True},
+        None,
+    ),
+    "block, top-p, refiner": (*CASES["block, top-p"], MARKOV | {"markov_head_type": "xpress"}, None),
+    "tree, gated head": ("tree", Speculation(WARM), MARKOV | {"markov_head_type": "gated"}, None),
     "block, causal, windows": (*CASES["block"], {"causal": (True, True), "windows": (3, None)}, None),
 }
 

@@ -24,6 +24,22 @@ CASES = {
     "vocabulary": {"draft_vocab_size": 30},
     "MLP head": {"markov_size": 24},
     "Markov head": {"markov_rank": 3},
+    "from the anchor's slot": {"sample_from_anchor": True},
+    "from the anchor's slot, Markov head, causal": {
+        "sample_from_anchor": True,
+        "markov_rank": 3,
+        "causal": (True, True),
+    },
+    "gated head": {"markov_rank": 3, "markov_head_type": "gated"},
+    "recurrent head": {"markov_rank": 3, "markov_head_type": "rnn"},
+    "recurrent head, from the anchor's slot": {"markov_rank": 3, "markov_head_type": "rnn", "sample_from_anchor": True},
+    "refiner": {"markov_rank": 3, "markov_head_type": "xpress"},
+    "refiner, vocabulary, from the anchor's slot": {
+        "markov_rank": 3,
+        "markov_head_type": "xpress",
+        "draft_vocab_size": 30,
+        "sample_from_anchor": True,
+    },
     "Markov head, vocabulary, causal-window": {
         "markov_rank": 3,
         "draft_vocab_size": 30,
@@ -48,13 +64,14 @@ def test_block_logits_agree(case: str, width: int):
     trainee = Trainee(artifact.drafter("float32"), target, artifact.draft_vocab, online=False)
     features = packed_features(target, batch["tokens"], Packed(batch["positions"], batch["segments"]), taps=(0, 2))
     anchors = jnp.array([[place + len(text) - 1 for place, text in zip(places, written, strict=True)]])
-    hidden = block_hidden(trainee, batch, anchors, width, context=draft_context(trainee, batch, features))
+    slots = artifact.config.slots(width)
+    hidden = block_hidden(trainee, batch, anchors, slots, context=draft_context(trainee, batch, features))
     trained = np.asarray(logits(hidden, trainee.head[...]))[0]
 
     context = draft_context(trainee, batch, features)
     for index, state in enumerate(finished):
         kind, rows = engine.drafter, state.rows
-        decoded = np.asarray(logits(kind.block_hidden(target, state.drafter, rows, width), kind.head))[0]
+        decoded = np.asarray(logits(kind.block_hidden(target, state.drafter, rows, slots), kind.head))[0]
         assert np.abs(trained[index] - decoded).max() <= 1e-4
         options = {"key": keys(rows.seed, rows.length), "width": width, "speculation": GREEDILY}
         drafts = kind.propose(target, state.drafter, rows, **options).tokens

@@ -131,6 +131,8 @@ def make_artifact(seed: int = 0, **changes: Any) -> Artifact:
     if config.markov_rank is not None:
         sizes = {"markov_w1": config.vocab_size, "markov_w2": config.draft_vocab_size or config.vocab_size}
         weights |= {name: 4 * matrix(size, config.markov_rank) for name, size in sizes.items()}
+    if shapes := config.mixing_shapes:
+        weights["mixing"] = {name: matrix(*shape) for name, shape in shapes.items()}
     if config.confidence_head:
         weights["confidence"] = {"proj": matrix(d + (config.markov_rank or 0)), "bias": matrix(1)}
     vocab = None

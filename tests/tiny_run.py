@@ -150,6 +150,8 @@ def recipe(root: Path) -> dict[str, dict[str, Any]]:
             "markov_rank": None,
             "markov_size": None,
             "confidence_head": False,
+            "sample_from_anchor": False,
+            "markov_head_type": "vanilla",
             "init": "random",
             "init_from": None,
         },

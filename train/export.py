@@ -9,8 +9,8 @@ parameters alone as an Orbax checkpoint, for JAX programs:
     OUT/params        Orbax, float32, matrices [in, out]: fc [L*E, D], hidden_norm [D], norm [D],
                       layers/<i>/{q [D, K*G*H], kv [D, K*2*H], out [N*H, D], gate [D, F], up [D, F],
                       down [F, D], attention_norm [D], mlp_norm [D], q_norm [H], k_norm [H]}, markov_w1 [V, R],
-                      markov_w2 [Vd, R], markov/{into, out} and draft_vocab_ids [Vd] where there are any (letters:
-                      models.shapes; k before v)
+                      markov_w2 [Vd, R], mixing/* (`models.drafters.mixing`), markov/{into, out} and draft_vocab_ids
+                      [Vd] where there are any (letters: models.shapes; k before v)
 """
 
 import dataclasses

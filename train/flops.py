@@ -5,6 +5,8 @@ get no gradient, so DFlash's LM head, the target's, costs one backward matmul in
 forward.
 """
 
+import math
+
 from models.drafters.dflash import DrafterConfig
 from models.drafters.eagle3 import Eagle3Config
 from models.target import TargetConfig
@@ -43,8 +45,10 @@ def _blocks(config: DrafterConfig, row_length: int, blocks: dict[int, int], taug
         matmuls = 6 * layer * config.num_layers
         attention = 12 * (row_length + width) * config.q_size * config.num_layers
         head = (6 if taught else 4) * d * vocab + 6 * (config.markov_rank or 0) * vocab
-        slot = head + 6 * 3 * d * (config.markov_size or 0)
-        total += anchors * width * (matmuls + attention) + anchors * (width - 1) * slot
+        mixing = sum(math.prod(shape) for shape in config.mixing_shapes.values())
+        reads = 2 + ROUNDS if config.refines else 1  # of the head; the one without a bias is counted as the others are
+        slot = reads * head + 6 * 3 * d * (config.markov_size or 0) + 6 * mixing * (reads - config.refines)
+        total += anchors * config.slots(width) * (matmuls + attention) + anchors * (width - 1) * slot
     return total
 
 

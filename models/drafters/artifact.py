@@ -10,7 +10,13 @@ carries its own architecture name, so that no loader takes it for the plain kind
                                            names and tensors of PyPI `speculators` as far as it has them:
         draft_vocab_size                   d2t [Vd] int64: row i of the head is token i + d2t[i]; t2d [V] bool: which
                                            tokens have a row (before: draft_vocab_ids [Vd] int32, the tokens)
+        sample_from_anchor                 block_size slots draft as many tokens, the anchor's slot the first of them;
+                                           false: one token fewer, the anchor's slot drafts nothing
         markov_rank                        markov_head.markov_w1.weight [V, R], markov_head.markov_w2.weight [Vd, R]
+        markov_head_type                   gated: markov_head.gate_proj.{weight [R, D + R], bias [R]}; rnn:
+                                           markov_head.joint_proj.{weight [3 R, 2 R + D], bias [3 R]}; vanilla: neither
+        xpress_rank                        refiner_head.{token_embed, readout, ...}.weight in place of markov_head's,
+                                           refiner_head.mix_l [R, block_size, block_size]
         enable_confidence_head             confidence_head.proj.{weight [1, D + R], bias [1]}, R 0 without a Markov head
         markov_size                        markov.into.weight [M, 2D], markov.out.weight [D, M]: the MLP head
     wideblock {kind, target, target_fingerprint, chat_template_args, ...}
@@ -52,6 +58,9 @@ from models.sharding import constrain, shard
 from models.target import AXES, FINGERPRINT, Target
 
 CONFIG = "config.json"
+_MARKOV = {name: f"markov_head.{name}.weight" for name in ("markov_w1", "markov_w2")}
+_REFINER = {"markov_w1": "refiner_head.token_embed.weight", "markov_w2": "refiner_head.readout.weight"}
+_PROJECTIONS = {"gated": "markov_head.gate_proj", "rnn": "markov_head.joint_proj"}
 _NORMS = {
     "attention_norm": "input_layernorm",
     "mlp_norm": "post_attention_layernorm",
@@ -132,10 +141,11 @@ class Artifact:
         attention = dict.fromkeys("causal" if causal else "bidirectional" for causal in config.causal)
         return {
             "draft vocabulary": config.draft_vocab_size or config.vocab_size,
-            "Markov head": f"rank {config.markov_rank}" if config.markov_rank else "none",
+            "Markov head": f"{config.markov_head_type}, rank {config.markov_rank}" if config.markov_rank else "none",
             "MLP head": config.markov_size or "none",
             "confidence head": "yes" if config.confidence_head else "none",
             "in-block attention": ", ".join(attention),
+            "drafts from": "the anchor's slot on" if config.sample_from_anchor else "the slot after the anchor on",
         }
 
     def details(self) -> dict[str, Any]:
@@ -293,7 +303,11 @@ def to_tensors(artifact: Artifact) -> dict[str, np.ndarray]:
     if config.markov_size is not None:
         out |= {f"markov.{part}.weight": np.asarray(weights["markov"][part]).T for part in ("into", "out")}
     if config.markov_rank is not None:
-        out |= {f"markov_head.{name}.weight": np.asarray(weights[name]) for name in ("markov_w1", "markov_w2")}
+        names = _REFINER if config.refines else _MARKOV
+        out |= {foreign: np.asarray(weights[ours]) for ours, foreign in names.items()}
+        for ours, foreign in _mixing_names(config).items():
+            value = np.asarray(weights["mixing"][ours])
+            out[foreign] = value.T if value.ndim == 2 else value
     if config.confidence_head:
         out["confidence_head.proj.weight"] = np.asarray(weights["confidence"]["proj"])[None]
         out["confidence_head.proj.bias"] = np.asarray(weights["confidence"]["bias"])
@@ -307,6 +321,14 @@ def to_tensors(artifact: Artifact) -> dict[str, np.ndarray]:
         out |= {f"{base}.mlp.{part}_proj.weight": layer[part].T for part in ("gate", "up", "down")}
         out |= {f"{base}.{foreign}.weight": layer[ours] for ours, foreign in _NORMS.items()}
     return out
+
+
+def _mixing_names(config: DrafterConfig) -> dict[str, str]:
+    """Public names of the weights of `models.drafters.mixing`."""
+    if config.refines:
+        return {name: f"refiner_head.{name}" + ".weight" * (name != "mix_l") for name in config.mixing_shapes}
+    base = _PROJECTIONS.get(config.markov_head_type)
+    return {name: f"{base}.{'weight' if name == 'proj' else name}" for name in config.mixing_shapes}
 
 
 class Tensors(dict[str, np.ndarray]):
@@ -372,7 +394,13 @@ def _from_tensors(config: DrafterConfig, tensors: Mapping[str, np.ndarray], path
         }
     if config.markov_rank is not None:
         sizes = {"markov_w1": config.vocab_size, "markov_w2": config.draft_vocab_size or config.vocab_size}
-        weights |= {name: take(f"markov_head.{name}.weight", v, config.markov_rank) for name, v in sizes.items()}
+        names = _REFINER if config.refines else _MARKOV
+        weights |= {name: take(names[name], v, config.markov_rank) for name, v in sizes.items()}
+    if shapes := config.mixing_shapes:
+        weights["mixing"] = {
+            ours: take(foreign, *shapes[ours][::-1]).T if len(shapes[ours]) == 2 else take(foreign, *shapes[ours])
+            for ours, foreign in _mixing_names(config).items()
+        }
     if config.confidence_head:
         proj = take("confidence_head.proj.weight", 1, d + (config.markov_rank or 0))[0]
         weights["confidence"] = {"proj": proj, "bias": take("confidence_head.proj.bias", 1)}

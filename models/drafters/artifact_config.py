@@ -1,6 +1,7 @@
 """config.json of a drafter: its shape in the public DFlash layout, written and read (see `.artifact`)."""
 
 import dataclasses
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from configs.errors import UserError
 from configs.paths import read_object
 from models.drafters.dflash import DrafterConfig
+from models.drafters.mixing import MLP_RATIO, PASSES, HeadType
 from models.layers import RopeScaling
 
 KIND, PLAIN, OWN = "dflash", "DFlashDraftModel", "WideblockDraftModel"
@@ -15,8 +17,10 @@ KIND, PLAIN, OWN = "dflash", "DFlashDraftModel", "WideblockDraftModel"
 
 def beyond_plain(config: DrafterConfig) -> dict[str, str]:
     """What plain DFlash code does not compute of this drafter, in words, by the recipe's field."""
-    parts = {"draft_vocab_size": "a draft vocabulary", "markov_size": "an MLP head", "markov_rank": "a Markov head"}
+    parts = {"draft_vocab_size": "a draft vocabulary", "markov_size": "an MLP head"}
+    parts |= {"markov_rank": "a refiner" if config.refines else "a Markov head"}
     parts |= {"confidence_head": "a confidence head"}
+    parts |= {"sample_from_anchor": "drafts from the anchor's own slot"}
     held = {name: words for name, words in parts.items() if getattr(config, name)}
     if config.causal != _plain_causal(config.windows):
         held["causal"] = "causal in-block attention" if all(config.causal) else "bidirectional in-block attention"
@@ -50,7 +54,7 @@ def config_json(config: DrafterConfig, origin: Mapping[str, Any], dtype: str) ->
     out = {
         "architectures": [OWN if own else PLAIN],
         "model_type": "qwen3",
-        "block_size": config.width,
+        "block_size": config.slots(config.width),
         "dflash_config": dflash,
         "num_target_layers": config.num_target_layers,
         "num_hidden_layers": config.num_layers,
@@ -77,12 +81,14 @@ def config_json(config: DrafterConfig, origin: Mapping[str, Any], dtype: str) ->
     if "causal" in own:
         out["is_causal"] = all(config.causal)
     if own:
-        out |= {name: getattr(config, name) for name in _EXTRAS if getattr(config, name) is not None}
-        out |= {"sample_from_anchor": False, "enable_confidence_head": config.confidence_head}
+        out |= {name: value for name in _EXTRAS if (value := getattr(config, name, None)) is not None}
+        out |= {"sample_from_anchor": config.sample_from_anchor, "enable_confidence_head": config.confidence_head}
     if config.confidence_head:
         out["confidence_head_with_markov"] = config.markov_rank is not None
-    if config.markov_rank is not None:
-        out["markov_head_type"] = "vanilla"
+    if config.refines:
+        out |= {"xpress_rank": out.pop("markov_rank"), "xpress_mlp_ratio": MLP_RATIO, "num_jacobi_passes": PASSES}
+    elif config.markov_rank is not None:
+        out["markov_head_type"] = config.markov_head_type
     if not own:
         out["auto_map"] = {"AutoModel": "dflash.DFlashDraftModel"}
     return out
@@ -115,7 +121,11 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> DrafterConfig:
         if raw.get(name, harmless) not in (harmless, None):
             raise UserError(f"{where}: {name}={raw[name]!r} is not supported; expected {harmless!r}")
     causal, confident = raw.get("is_causal"), bool(raw.get("enable_confidence_head"))
-    with_markov = bool(dflash.get("markov_rank"))
+    from_anchor = bool(raw.get("sample_from_anchor"))
+    rank, refiner = dflash.get("markov_rank") or None, dflash.get("xpress_rank") or None  # 0 with others: no such head
+    if rank and refiner:
+        raise UserError(f"{where}: markov_rank and xpress_rank: expected at most one; this drafter has both heads")
+    with_markov = bool(rank or refiner)
     if confident and raw.get("confidence_head_with_markov", with_markov) != with_markov:
         raise UserError(
             f"{where}: confidence_head_with_markov={not with_markov} is not supported; expected {with_markov} with "
@@ -125,7 +135,7 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> DrafterConfig:
         windows = _windows(raw, where)
         theta, scaling = rope_scaling_of(raw, where)
         return DrafterConfig(
-            width=dflash["block_size"],
+            width=dflash["block_size"] + from_anchor,
             num_layers=raw["num_hidden_layers"],
             target_layer_ids=tuple(dflash["target_layer_ids"]),
             num_target_layers=raw["num_target_layers"],
@@ -146,8 +156,10 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> DrafterConfig:
             windows=windows,
             draft_vocab_size=dflash.get("draft_vocab_size"),
             markov_size=dflash.get("markov_size"),
-            markov_rank=dflash.get("markov_rank") or None,  # 0 with others: no such head
+            markov_rank=rank or refiner,
+            markov_head_type="xpress" if refiner else _head_type(raw.get("markov_head_type", "vanilla"), where),
             confidence_head=confident,
+            sample_from_anchor=from_anchor,
         )
     except KeyError as error:
         raise UserError(f"{where}: field {error} is missing; expected a DFlash drafter config") from error
@@ -161,6 +173,12 @@ def origin_of(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return origin
 
 
+def _head_type(name: Any, where: str) -> Any:
+    if name not in (known := tuple(kind for kind in typing.get_args(HeadType) if kind != "xpress")):
+        raise UserError(f"{where}: markov_head_type: expected one of {', '.join(known)}, got {name!r}")
+    return name
+
+
 def _mask_token(token: Any, vocab_size: int, where: str) -> int:
     if not isinstance(token, int) or not 0 <= token < vocab_size:
         raise UserError(f"{where}: mask_token_id: expected 0 to {vocab_size - 1} (vocab_size), got {token!r}")
@@ -168,13 +186,14 @@ def _mask_token(token: Any, vocab_size: int, where: str) -> int:
 
 
 _DROPPED = ("draft_vocab_size", "confidence_head")  # without them it drafts the same, or more
-_EXTRAS = ("draft_vocab_size", "markov_size", "markov_rank")
+_EXTRAS = ("draft_vocab_size", "markov_size", "markov_rank", "xpress_rank")
 _HONOURED = {
     *("architectures", "block_size", "mask_token_id", "target_layer_ids", "dflash_config", "num_target_layers"),
     *("num_hidden_layers", "layer_types", "hidden_size", "target_hidden_size", "intermediate_size", "head_dim"),
     *("num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters"),
     *("sliding_window", "use_sliding_window", "is_causal", "max_position_embeddings", "vocab_size"),
     *("tie_word_embeddings", "wideblock", "enable_confidence_head", "confidence_head_with_markov"),
+    *("sample_from_anchor", "markov_head_type"),
 }
 _WITHOUT_EFFECT = {  # on what a drafter computes
     *("model_type", "auto_map", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "name_or_path"),
@@ -191,8 +210,8 @@ _ONLY_HARMLESS = {
     "final_logit_softcapping": None,
     "conv_kernel_size": None,
     "selector_rank": None,
-    "sample_from_anchor": False,  # slot 0 is the anchor and drafts nothing
-    "markov_head_type": "vanilla",
+    "xpress_mlp_ratio": MLP_RATIO,
+    "num_jacobi_passes": PASSES,
 }
 
 

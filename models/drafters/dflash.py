@@ -3,11 +3,13 @@
 Context: `hidden_norm(fc(features))` of the positions before the anchor, read by every layer through its key and value
 projections alone. Block: the anchor token and W-1 mask tokens, embedded by the target's own embedding; only they make
 queries. Slot i's final hidden state, under the target's LM head, predicts the token i positions after the anchor.
-The drafter owns neither embedding nor head.
+The drafter owns neither embedding nor head. Where it is to `sample_from_anchor` (DSpark, arXiv 2607.05147), the slot of
+the anchor drafts too: slot i predicts the token i + 1 positions after it, and a block of W-1 slots drafts what W did.
 
 An optional head makes a block one sentence and not W-1 independent guesses. The Markov head (DSpark, arXiv 2607.05147)
-adds `W2 @ W1[token before]` to each slot's logits: a matrix [Vd, V] of rank R, `markov_rank`. The MLP head,
-`markov_size` wide, corrects the hidden state instead, so that drafting needs the LM head once a slot, not once a block.
+adds `W2 @ x` to each slot's logits, x of size R (`markov_rank`) made of the token before it (`.mixing`). The
+MLP head, `markov_size` wide, corrects the hidden state instead, so that drafting needs the LM head once a slot, not one
+time a block.
 A confidence head (DSpark) says of every slot how likely its draft is to be accepted, and changes no draft.
 """
 
@@ -22,6 +24,7 @@ from jaxtyping import Array, Float, Int
 
 from models.attention import Drafting, attend
 from models.cache import Cache, Slots
+from models.drafters.mixing import HeadType, Mixing, mixing_shapes, new_mixing, refined
 from models.layers import (
     RopeScaling,
     apply_rotary,
@@ -46,11 +49,13 @@ class DrafterConfig:
         "windows",
         "mask_token_id",
         "markov_rank",
+        "markov_head_type",
         "markov_size",
         "confidence_head",
+        "sample_from_anchor",
     )  # see `train.run.identity_of`
 
-    width: int
+    width: int  # W: the anchor and W-1 drafted tokens
     num_layers: int
     target_layer_ids: tuple[int, ...]
     num_target_layers: int
@@ -72,7 +77,30 @@ class DrafterConfig:
     draft_vocab_size: int | None
     markov_size: int | None  # width of the MLP head's hidden layer; None: no such head
     markov_rank: int | None = None  # R of the Markov head; None: no such head
+    markov_head_type: HeadType = "vanilla"  # what it sees (`models.drafters.mixing`)
     confidence_head: bool = False
+    sample_from_anchor: bool = False  # whether the anchor's own slot drafts
+
+    def slots(self, width: int) -> int:
+        """Slots of a block that drafts `width` - 1 tokens."""
+        return width - self.sample_from_anchor
+
+    @property
+    def memory_size(self) -> int:
+        """Numbers that the Markov head carries from slot to slot."""
+        return (self.markov_rank or 0) if self.markov_head_type == "rnn" else 0
+
+    @property
+    def refines(self) -> bool:
+        """Whether the Markov head sees a whole block at once, guessed pass after pass."""
+        return self.markov_rank is not None and self.markov_head_type == "xpress"
+
+    @property
+    def mixing_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Those of the Markov head's own mixing (`models.drafters.mixing`); {} without."""
+        if self.markov_rank is None:
+            return {}
+        return mixing_shapes(self.markov_head_type, self.markov_rank, self.hidden_size, self.slots(self.width))
 
     @property
     def feature_size(self) -> int:
@@ -167,6 +195,7 @@ class Drafter(nnx.Module):
             nnx.Param(weights[name], axes=AXES[name]) if config.markov_rank else None
             for name in ("markov_w1", "markov_w2")
         )
+        self.mixing = Mixing(weights["mixing"]) if config.mixing_shapes else None
         self.confidence = ConfidenceHead(weights["confidence"]) if config.confidence_head else None
         self.frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
 
@@ -217,25 +246,88 @@ class Drafter(nnx.Module):
         )
         return hidden + self._cast(self.norm) * change
 
-    def transition(self, before: Int[Array, "*b"]) -> Float[Array, "*b R"]:
-        """W1[before], which W2 turns into what the Markov head adds to the logits of slots after these tokens."""
+    def embedded(self, tokens: Int[Array, "*b"]) -> Float[Array, "*b R"]:
+        """W1[token], the Markov head's own embedding."""
         assert self.markov_w1 is not None
-        return looked_up(self.markov_w1[...], before, self.mesh).astype(self.dtype)
+        return looked_up(self.markov_w1[...], tokens, self.mesh).astype(self.dtype)
+
+    @full_precision
+    def transition(
+        self, before: Int[Array, "*b"], hidden: Float[Array, "*#b D"], memory: Float[Array, "*#b M"]
+    ) -> tuple[Float[Array, "*b R"], Float[Array, "*b M"]]:
+        """x of a Markov head (`models.drafters.mixing`) for slots after the tokens `before`, and what it remembers."""
+        e = self.embedded(before)
+        hidden, memory = (jnp.broadcast_to(part, (*e.shape[:-1], part.shape[-1])) for part in (hidden, memory))
+        if self.mixing is None:
+            return e, memory
+        gated = self.config.markov_head_type == "gated"
+        seen = jnp.concatenate([hidden, e] if gated else [memory, e, hidden], axis=-1)
+        mixed = product(seen, self._cast(self.mixing.proj), self.mesh) + self._cast(self.mixing.bias)
+        if gated:
+            return jax.nn.sigmoid(mixed) * e, memory
+        gate, candidate, out = jnp.split(mixed, 3, axis=-1)
+        keep = jax.nn.sigmoid(gate)
+        return jnp.tanh(out), keep * memory + (1 - keep) * jnp.tanh(candidate)
+
+    @full_precision
+    def refined(
+        self, hidden: Float[Array, "*b S D"], before: Int[Array, "*b W1"], earlier: Int[Array, "*b"]
+    ) -> Float[Array, "*b W1 R"]:
+        """x of the refiner, given the tokens before the slots that draft and the one before the anchor."""
+        drafted, leading = before.shape[-1], hidden.shape[-2] - before.shape[-1]
+        tokens = jnp.concatenate([earlier[..., None]] * leading + [before], axis=-1)
+        assert self.mixing is not None
+        return refined(self.mixing, self._cast, hidden, self.embedded(tokens), self.mesh)[..., -drafted:, :]
+
+    def remembered(self, anchors: Int[Array, "*b"], hidden: Float[Array, "*b S D"]) -> Float[Array, "*b M"]:
+        """The Markov head's memory before the first slot that drafts: nothing, or that of the anchor's own slot.
+
+        `hidden` is of the slots that draft nothing, one or none.
+        """
+        memory = jnp.zeros((*anchors.shape, self.config.memory_size), self.dtype)
+        if not self.config.memory_size or not hidden.shape[-2]:
+            return memory
+        return self.transition(anchors, hidden[..., 0, :], memory)[1]
 
     def scored_states(
-        self, hidden: Float[Array, "*b D"], before: Int[Array, "*b"], embedded: Float[Array, "*b D"]
-    ) -> Float[Array, "*b DR"]:
-        """What slots are judged by, given the tokens before them and their embeddings: `corrected` hidden states,
-        ending in W1[before] with a Markov head."""
-        if self.markov_w1 is not None:
-            return jnp.concatenate([hidden, self.transition(before)], axis=-1)
-        return self.corrected(hidden, embedded)
+        self,
+        hidden: Float[Array, "*b S D"],
+        before: Int[Array, "*b W1"],
+        embedded: Float[Array, "*b W1 D"],
+        earlier: Int[Array, "*b"],
+    ) -> Float[Array, "*b W1 DR"]:
+        """What the W1 slots that draft are judged by: `corrected` hidden states, ending in x with a Markov head.
 
-    def acceptance_odds(self, states: Float[Array, "*b DR"]) -> Float[Array, "*b"]:
+        Given the hidden states of all S slots of their blocks, the tokens before those that draft, the embeddings of
+        these, and the tokens before the anchors.
+        """
+        drafted = before.shape[-1]
+        leading, drafting = hidden[..., :-drafted, :], hidden[..., -drafted:, :]
+        if self.markov_w1 is None:
+            return self.corrected(drafting, embedded)
+        if self.config.refines:
+            return jnp.concatenate([drafting, self.refined(hidden, before, earlier)], axis=-1)
+        memory = self.remembered(before[..., 0], leading)
+        if not self.config.memory_size:
+            x, _ = self.transition(before, drafting, memory[..., None, :])
+        else:
+
+            def slot(memory: Array, given: tuple[Array, Array]) -> tuple[Array, Array]:
+                x, memory = self.transition(*given, memory)
+                return memory, x
+
+            slots = jnp.moveaxis(before, -1, 0), jnp.moveaxis(drafting, -2, 0)
+            x = jnp.moveaxis(jax.lax.scan(slot, memory, slots)[1], 0, -2)
+        return jnp.concatenate([drafting, x], axis=-1)
+
+    def acceptance_odds(self, states: Float[Array, "*b DR"], before: Int[Array, "*b"]) -> Float[Array, "*b"]:
         """The confidence head's log-odds, of `scored_states`, that a slot's draft is accepted if those before it are:
         w . [hidden; W1[before]] + b (DSpark, arXiv 2607.05147)."""
         assert self.confidence is not None
-        return states.astype(jnp.float32) @ self.confidence.proj[...] + self.confidence.bias[0]
+        seen = states[..., : self.config.hidden_size]
+        if self.markov_w1 is not None:
+            seen = jnp.concatenate([seen, self.embedded(before)], axis=-1)
+        return seen.astype(jnp.float32) @ self.confidence.proj[...] + self.confidence.bias[0]
 
     def _layer(self, layer: DrafterLayer, x: Array, *, angles: Array, context: Cache, where: Drafting) -> Array:
         shape, eps = x.shape, self.config.rms_eps
@@ -270,14 +362,14 @@ def turned_weights(weights: dict[str, Any]) -> dict[str, Any]:
     """A drafter's weights with the matrices that are multiplied with lying [out, in]."""
 
     def turn(path: tuple[Any, ...], weight: Array) -> Array:
-        return weight.T if path[0].key not in ("markov_w1", "markov_w2") else weight
+        return weight.T if path[0].key not in ("markov_w1", "markov_w2") and weight.ndim == 2 else weight
 
     return jax.tree_util.tree_map_with_path(turn, weights)
 
 
-def block_tokens(anchors: Int[Array, "*b"], width: int, mask_token_id: int) -> Int[Array, "*b W"]:
-    """A block's input: the anchor token, then W-1 mask tokens."""
-    masked = jnp.full((*anchors.shape, width - 1), mask_token_id, anchors.dtype)
+def block_tokens(anchors: Int[Array, "*b"], slots: int, mask_token_id: int) -> Int[Array, "*b W"]:
+    """A block's input, W `slots`: the anchor token, then mask tokens."""
+    masked = jnp.full((*anchors.shape, slots - 1), mask_token_id, anchors.dtype)
     return jnp.concatenate([anchors[..., None], masked], axis=-1)
 
 
@@ -329,7 +421,9 @@ def markov_weights(config: DrafterConfig, rng: jax.Array) -> dict[str, Any]:
     if config.markov_rank is not None:
         rows = config.draft_vocab_size or config.vocab_size
         w1 = matrix(config.vocab_size, config.markov_rank)
-        return {"markov_w1": w1, "markov_w2": jnp.zeros((rows, config.markov_rank))}
+        weights = {"markov_w1": w1, "markov_w2": jnp.zeros((rows, config.markov_rank))}
+        mixing = new_mixing(config.mixing_shapes, jax.random.fold_in(rng, 2))
+        return weights | ({"mixing": mixing} if mixing else {})
     if config.markov_size is not None:
         into = matrix(2 * config.hidden_size, config.markov_size)
         return {"markov": {"into": into, "out": jnp.zeros((config.markov_size, config.hidden_size))}}

@@ -2,7 +2,8 @@
 
 In: a `Trainee` and a batch of `pipelines.batches`. Out: the loss and its scalars. Slot i of a block at anchor p is
 scored against the token at p + i of the same response; slot 0 is the anchor and is not scored; slots past the end of
-the response, or whose token the draft vocabulary lacks, weigh nothing.
+the response, or whose token the draft vocabulary lacks, weigh nothing. A drafter that is to `sample_from_anchor` has
+the same slots 1 to W-1, each of them lying one place earlier in its block, the first at the anchor.
 """
 
 import dataclasses
@@ -40,6 +41,7 @@ class LossSettings:
     tv: float
     head_chunk: int
     remat: bool
+    guesses: bool = False  # whether the likeliest head row of each slot is asked for
 
     @property
     def taught(self) -> bool:
@@ -52,8 +54,14 @@ class LossSettings:
 
 
 SlotLoss = tuple[  # what `head_loss` says
-    Float[Array, ""], Float[Array, "B A W1"], Bool[Array, "B A W1"], Float[Array, "B A W1"], Float[Array, "B A W1"]
+    Float[Array, ""],
+    Float[Array, "B A W1"],
+    Bool[Array, "B A W1"],
+    Float[Array, "B A W1"],
+    Float[Array, "B A W1"],
+    Int[Array, "B A W1"],
 ]
+ROUNDS, GIVEN_GUESSES, WITHOUT_BIAS = 3, 0.3, 0.6  # of a refiner's own guesses; shares of its further losses
 
 
 class Trainee(nnx.Module):
@@ -133,9 +141,9 @@ def leading_hits(
     in each slot's own draft (`models.drafters.confidence`), given the response's own token before it."""
     labels = slot_labels(batch, anchors, trainee.width)
     states = slot_states(trainee, batch, anchors, labels, context=context)
-    _, _, hit, sure, _ = slot_loss(trainee, states, labels, None, LossSettings.of_hits(head_chunk))
+    _, _, hit, sure, _, _ = slot_loss(trainee, states, labels, None, LossSettings.of_hits(head_chunk))
     if trainee.drafter.confidence is not None:
-        sure = jax.nn.sigmoid(trainee.drafter.acceptance_odds(states))
+        sure = jax.nn.sigmoid(trainee.drafter.acceptance_odds(states, tokens_before(batch, anchors, labels)))
     return jnp.cumprod(hit, axis=-1).sum(axis=-1), sure
 
 
@@ -149,13 +157,18 @@ def block_loss(
     total, blocks, scalars = jnp.float32(0), 0, {}
     for width, anchors in sorted(anchor_groups(batch).items()):
         labels = slot_labels(batch, anchors, width)
-        states = slot_states(trainee, batch, anchors, labels, context=context, remat=settings.remat)
+        slots = trainee.drafter.config.slots(width)
+        hidden = block_hidden(trainee, batch, anchors, slots, context=context, remat=settings.remat)
+        states = scored_states(trainee, batch, anchors, labels, hidden)
         teacher = None if final is None else slot_teachers(final, anchors, width)
-        loss, hard, hit, _, overlap = slot_loss(trainee, states, labels, teacher, settings)
+        loss, hard, hit, _, overlap, _ = slot_loss(trainee, states, labels, teacher, settings)
         total = total + loss
+        if trainee.drafter.config.refines:
+            total = total + refining_loss(trainee, batch, anchors, labels, hidden, teacher, settings)
         if trainee.drafter.confidence is not None:
             weights = slot_weights(hard, labels >= 0, settings)
-            total = total + jnp.sum(weights * confidence_loss(trainee.drafter.acceptance_odds(states), overlap))
+            odds = trainee.drafter.acceptance_odds(states, tokens_before(batch, anchors, labels))
+            total = total + jnp.sum(weights * confidence_loss(odds, overlap))
         blocks += anchors.size
         scalars |= slot_scalars(width, hard, hit, labels >= 0)
     return total / blocks, scalars | {"loss": total / blocks}
@@ -186,19 +199,19 @@ def block_hidden(
     trainee: Trainee,
     batch: dict[str, Array],
     anchors: Int[Array, "B A"],
-    width: int,
+    slots: int,
     *,
     context: Slots,
     remat: bool = False,
 ) -> Float[Array, "B A W D"]:
-    """Final hidden states of the blocks at `anchors` (row indices; -1 gives a block nobody scores)."""
+    """Final hidden states of the blocks of W `slots` at `anchors` (row indices; -1 gives a block nobody scores)."""
     drafter = trainee.drafter
     at = jnp.maximum(anchors, 0)
     tokens, positions, segments = (
         jnp.take_along_axis(batch[name], at, axis=1) for name in ("tokens", "positions", "segments")
     )
     where = Blocks(positions, segments, batch["positions"], batch["segments"], kernel=trainee.blocks)
-    block = looked_up(trainee.embedding[...], block_tokens(tokens, width, drafter.config.mask_token_id), trainee.mesh)
+    block = looked_up(trainee.embedding[...], block_tokens(tokens, slots, drafter.config.mask_token_id), trainee.mesh)
     return drafter(block, where, context, remat=remat)
 
 
@@ -209,13 +222,76 @@ def slot_states(
     labels: Int[Array, "B A W1"],
     *,
     context: Slots,
-    remat: bool = False,
 ) -> Float[Array, "B A W1 DR"]:
     """Slots 1..W-1 as `head_loss` reads them, every slot given the response's own token before it."""
-    hidden = block_hidden(trainee, batch, anchors, labels.shape[-1] + 1, context=context, remat=remat)[:, :, 1:]
+    slots = trainee.drafter.config.slots(labels.shape[-1] + 1)
+    hidden = block_hidden(trainee, batch, anchors, slots, context=context)
+    return scored_states(trainee, batch, anchors, labels, hidden)
+
+
+def scored_states(
+    trainee: Trainee,
+    batch: dict[str, Array],
+    anchors: Int[Array, "B A"],
+    labels: Int[Array, "B A W1"],
+    hidden: Float[Array, "B A S D"],
+) -> Float[Array, "B A W1 DR"]:
+    """The same of blocks whose hidden states are known."""
+    before = tokens_before(batch, anchors, labels)
+    embedded = looked_up(trainee.embedding[...], before, trainee.mesh)
+    return trainee.drafter.scored_states(hidden, before, embedded, earlier_tokens(batch, anchors))
+
+
+def refining_loss(
+    trainee: Trainee,
+    batch: dict[str, Array],
+    anchors: Int[Array, "B A"],
+    labels: Int[Array, "B A W1"],
+    hidden: Float[Array, "B A S D"],
+    teacher: Float[Array, "B A W1 D"] | None,
+    settings: LossSettings,
+) -> Float[Array, ""]:
+    """What a refiner is held to beside the response's own tokens: 0.6 of the loss of its logits without a bias, and 0.3
+    of the mean loss given its own guesses, ROUNDS of them (XPress, as `speculators` 0.9 trains it).
+
+    Decoding begins with the guesses of the first and goes on as the second does.
+    """
+    drafting, settings = hidden[:, :, -labels.shape[-1] :], dataclasses.replace(settings, guesses=True)
+    rows = jnp.where(labels >= 0, trainee.draft_index[...][labels], -1)
+    loss, *_, guesses = head_loss(drafting, None, trainee.head[...], rows, teacher, settings, trainee.mesh)
+    total, tokens = WITHOUT_BIAS * loss, token_ids(trainee)
+    anchor, earlier = tokens_before(batch, anchors, labels)[..., :1], earlier_tokens(batch, anchors)
+    for _ in range(ROUNDS):
+        before = jnp.concatenate([anchor, tokens[guesses][..., :-1]], axis=-1)
+        x = trainee.drafter.refined(hidden, before, earlier)
+        states = jnp.concatenate([drafting, x], axis=-1)
+        loss, *_, guesses = slot_loss(trainee, states, labels, teacher, settings)
+        total = total + GIVEN_GUESSES / ROUNDS * loss
+    return total
+
+
+def token_ids(trainee: Trainee) -> Int[Array, " Vd"]:
+    """The token id of each row of the head."""
+    index = trainee.draft_index[...]
+    rows = jnp.where(index >= 0, index, trainee.head[...].shape[0])
+    return jnp.zeros(trainee.head[...].shape[0], jnp.int32).at[rows].set(jnp.arange(len(index)), mode="drop")
+
+
+def earlier_tokens(batch: dict[str, Array], anchors: Int[Array, "B A"]) -> Int[Array, "B A"]:
+    """The token before each anchor; the anchor itself where it is its text's first."""
+    at = jnp.maximum(anchors, 0)
+    before = jnp.maximum(at - 1, 0)
+    segments = (jnp.take_along_axis(batch["segments"], places, axis=1) for places in (at, before))
+    own, other = segments
+    return jnp.take_along_axis(batch["tokens"], jnp.where(own == other, before, at), axis=1)
+
+
+def tokens_before(
+    batch: dict[str, Array], anchors: Int[Array, "B A"], labels: Int[Array, "B A W1"]
+) -> Int[Array, "B A W1"]:
+    """The response's own token before each slot 1..W-1; 0 where there is none."""
     anchor_tokens = jnp.take_along_axis(batch["tokens"], jnp.maximum(anchors, 0), axis=1)[..., None]
-    before = jnp.maximum(jnp.concatenate([anchor_tokens, labels[..., :-1]], axis=-1), 0)
-    return trainee.drafter.scored_states(hidden, before, looked_up(trainee.embedding[...], before, trainee.mesh))
+    return jnp.maximum(jnp.concatenate([anchor_tokens, labels[..., :-1]], axis=-1), 0)
 
 
 def confidence_loss(odds: Float[Array, "*b"], accepted: Float[Array, "*b"]) -> Float[Array, "*b"]:
@@ -289,7 +365,8 @@ def head_loss(
     mesh: jax.sharding.Mesh | None,
 ) -> SlotLoss:
     """The weighted loss of all slots, summed; the cross-entropy of each slot's head row; whether its logit is highest;
-    the probability of the row whose logit is; how likely the slot's draft is to be accepted.
+    the probability of the row whose logit is; how likely the slot's draft is to be accepted; the row whose logit is
+    highest, where `settings.guesses`, else 0.
 
     A slot's logits are `states @ [head | w2]^T`: with a Markov head its state ends in W1[token before]. `rows` holds
     the head row of each slot's token, -1 where it has none: such slots count for nothing and get 0 and False. With q
@@ -317,7 +394,7 @@ def _head_forward(
     teacher: Array | None,
     settings: LossSettings,
     mesh: jax.sharding.Mesh | None,
-) -> tuple[tuple[Array, Array, Array, Array, Array], tuple[Array, Array | None]]:
+) -> tuple[SlotLoss, tuple[Array, Array | None]]:
     batch, num_blocks, slots = rows.shape
     num_chunks = -(-num_blocks // max(1, settings.head_chunk // (batch * slots)))
     each = -(-num_blocks // num_chunks)  # of a row, as many in every chunk: the last one would be mostly padding
@@ -345,6 +422,7 @@ def _head_forward(
             said = constrain(layers.logits(final, head), mesh, "replica", "head_rows")
         labels = constrain(rows.reshape(-1), mesh, "replica")
         loss, hard, hit, sure, overlap, error = slot_losses(scores, said, labels, settings)
+        best = jnp.argmax(scores, axis=-1) if settings.guesses else jnp.zeros_like(labels)
         overlap = jnp.where(rows >= 0, overlap.reshape(rows.shape), 0)
         hard, hit = jnp.where(rows >= 0, hard.reshape(rows.shape), 0), (rows >= 0) & hit.reshape(rows.shape)
         weights = slot_weights(hard, rows >= 0, settings).reshape(-1)
@@ -356,13 +434,14 @@ def _head_forward(
             if rank:
                 by_w2 += jnp.einsum("tv,tr->vr", error, flat[:, -rank:], preferred_element_type=jnp.float32)
         gradient = constrain(gradient.astype(states.dtype).reshape(states.shape), mesh, "batch")
-        return (total, constrain(by_w2, mesh, *AXES["head"])), (gradient, hard, hit, sure.reshape(rows.shape), overlap)
+        of_slots = hard, hit, sure.reshape(rows.shape), overlap, best.reshape(rows.shape)
+        return (total, constrain(by_w2, mesh, *AXES["head"])), (gradient, *of_slots)
 
     parts = (chunked(states), chunked(rows, -1), *([] if teacher is None else [chunked(teacher.astype(states.dtype))]))
     begun = (jnp.float32(0), None if w2 is None else jnp.zeros(w2.shape, jnp.float32))
     (total, by_w2), (by_states, *of_slots) = jax.lax.scan(step, begun, parts)
-    hard, hit, sure, overlap = map(whole, of_slots)
-    return (total, hard, hit, sure, overlap), (whole(by_states), by_w2)
+    hard, hit, sure, overlap, best = map(whole, of_slots)
+    return (total, hard, hit, sure, overlap, best), (whole(by_states), by_w2)
 
 
 def slot_losses(

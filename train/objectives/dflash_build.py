@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from configs.errors import UserError
 from configs.schema import DFlash, Recipe
@@ -68,7 +69,9 @@ def drafter_config(recipe: Recipe, target: Target, tokenizer: Tokenizer | None) 
         draft_vocab_size=vocab,
         markov_size=section.markov_size,
         markov_rank=section.markov_rank,
+        markov_head_type=section.markov_head_type,
         confidence_head=section.confidence_head,
+        sample_from_anchor=section.sample_from_anchor,
     )
 
 
@@ -98,7 +101,8 @@ def _weights_of(path: Path, config: DrafterConfig, target: Target, draft_vocab: 
     headless = theirs["markov_size"] is None and theirs["markov_rank"] is None
     confidence = confidence_weights(config)  # new where the artifact has none
     free = {"confidence_head"} if "confidence" not in artifact.weights else set()
-    free |= {"width", "draft_vocab_size", "max_positions"} | ({"markov_size", "markov_rank"} if headless else set())
+    free |= {"width", "draft_vocab_size", "max_positions"}
+    free |= {"markov_size", "markov_rank", "markov_head_type"} if headless else set()
     differing = [name for name in ours if name not in free and theirs[name] != ours[name]]
     if differing:
         listed = "; ".join(f"{name}: artifact {theirs[name]!r}, recipe {ours[name]!r}" for name in differing)
@@ -107,7 +111,17 @@ def _weights_of(path: Path, config: DrafterConfig, target: Target, draft_vocab: 
         return confidence | artifact.weights | markov_weights(config, jax.random.key(0))
     if config.markov_rank is None:
         return confidence | artifact.weights
+    mixing = artifact.weights.get("mixing", {})
+    if config.refines:
+        mixing = mixing | {"mix_l": resized(mixing["mix_l"], config.slots(config.width))}
     everywhere = np.arange(config.vocab_size)
     old, new = (everywhere if vocab is None else vocab for vocab in (artifact.draft_vocab, draft_vocab))
     w2 = jnp.zeros((config.vocab_size, config.markov_rank)).at[old].set(artifact.weights["markov_w2"])[new]
-    return confidence | artifact.weights | {"markov_w2": w2}
+    return confidence | artifact.weights | {"markov_w2": w2} | ({"mixing": mixing} if mixing else {})
+
+
+def resized(mixer: Float[Array, "R S S"], slots: int) -> Float[Array, "R T T"]:
+    """A refiner's mixer for blocks of so many slots: those that are new to it mix nothing yet."""
+    known = mixer[:, :slots, :slots]
+    more = slots - known.shape[1]
+    return jnp.pad(known, ((0, 0), (0, more), (0, more)))
