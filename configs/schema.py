@@ -291,6 +291,15 @@ def _build(raw: dict[str, Any], where: str) -> Recipe:
         raise RecipeError(
             f"{where}: drafter.markov_rank and drafter.markov_size: expected at most one; set one to null"
         )
+    if (
+        isinstance(recipe.drafter, DFlash)
+        and recipe.drafter.markov_head_type != "vanilla"
+        and not recipe.drafter.markov_rank
+    ):
+        raise RecipeError(
+            f"{where}: drafter.markov_head_type={recipe.drafter.markov_head_type}: expected a drafter.markov_rank, got "
+            "null: there is no Markov head; set its rank, or vanilla"
+        )
     loss = recipe.loss
     if abs(loss.ce + loss.kl + loss.tv - 1) > 1e-6:
         raise RecipeError(f"{where}: loss.ce + loss.kl + loss.tv: expected 1, got {loss.ce + loss.kl + loss.tv:g}")

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from configs.console import command, progress, say
+from configs.errors import UserError
 from serve.bench import parser_of
 
 
@@ -55,6 +56,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     keep_compiled_programs()
     artifact = read_artifact(options.drafter)
     plain, target = plain_part(artifact), load_target(options.target, "float32")
+    if plain.config.sample_from_anchor:
+        raise UserError(f"{options.drafter}: drafts from the anchor's slot, as z-lab's decoder does not; pass another")
     tokenizer = load_tokenizer(options.target, artifact.chat_template_args)
     tasks = load_tasks(options.tasks, options.task_dir, options.prompts)
     prompts = [encode_prompt(tokenizer, prompt) for prompts in tasks.values() for prompt in prompts]
@@ -94,9 +97,11 @@ def beside_zlab(ours: Any, theirs: "Theirs", prompts: Sequence[list[int]], new: 
 
 
 def plain_part(artifact: Any) -> Any:
-    """`artifact` without draft vocabulary and head."""
-    config = dataclasses.replace(artifact.config, draft_vocab_size=None, markov_size=None, markov_rank=None)
-    weights = {name: value for name, value in artifact.weights.items() if not name.startswith(("markov", "mixing"))}
+    """`artifact` without draft vocabulary and heads."""
+    without = {"draft_vocab_size": None, "markov_size": None, "markov_rank": None, "markov_head_type": "vanilla"}
+    config = dataclasses.replace(artifact.config, **without, confidence_head=False)
+    heads = ("markov", "mixing", "confidence")
+    weights = {name: value for name, value in artifact.weights.items() if not name.startswith(heads)}
     return dataclasses.replace(artifact, config=config, weights=weights, draft_vocab=None)
 
 

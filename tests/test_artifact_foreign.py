@@ -111,3 +111,33 @@ def test_what_we_do_not_compute_is_refused_by_name(written: Path, changes: dict,
     edit(written, **changes)
     with pytest.raises(ValueError, match=said.replace(".", r"\.")):
         read_artifact(written)
+
+
+def test_heads_of_others(tmp_path: Path):
+    """No head is none, whatever its type; who does not say from where it drafts is asked; loaders' own knobs are."""
+    write_artifact(make_artifact(markov_rank=3), tmp_path)
+    edit(tmp_path, num_jacobi_passes=9, markov_head_type=None)
+    assert read_artifact(tmp_path).config == make_artifact(markov_rank=3).config
+    edit(tmp_path, drop=("wideblock", "sample_from_anchor"))
+    with pytest.raises(ValueError, match="sample_from_anchor is missing beside markov_rank"):
+        read_artifact(tmp_path)
+    edit(tmp_path, sample_from_anchor=False, markov_head_type="linear")
+    with pytest.raises(ValueError, match="markov_head_type: expected one of vanilla, gated, rnn, got 'linear'"):
+        read_artifact(tmp_path)
+    edit(tmp_path, xpress_rank=3)
+    with pytest.raises(ValueError, match="markov_rank and xpress_rank: expected at most one"):
+        read_artifact(tmp_path)
+
+
+def test_plain_drafters_draft_from_the_slot_after_the_anchor(written: Path):
+    edit(written, sample_from_anchor=True, markov_head_type="gated")
+    with pytest.raises(ValueError, match="sample_from_anchor=True is not supported of DFlashDraftModel"):
+        read_artifact(written)
+    edit(written, sample_from_anchor=False)
+    assert_same(written)
+
+
+def test_checkpoints_of_speculators(written: Path):
+    edit(written, architectures=["DSparkSpeculator"], speculators_model_type="dspark")
+    with pytest.raises(ValueError, match="speculators' own checkpoints are written to, not read"):
+        read_artifact(written)

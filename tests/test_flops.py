@@ -1,5 +1,7 @@
 """The FLOPs we count for a step are those XLA counts in its compiled program, which adds elementwise work to them."""
 
+from typing import Any
+
 import jax
 import pytest
 from flax import nnx
@@ -21,9 +23,10 @@ MLP, MARKOV = {"markov_size": 256}, {"markov_rank": 128}
 
 @pytest.mark.parametrize(
     ("online", "kl", "head"),
-    [(False, 0.0, {}), (False, 0.5, MLP), (False, 0.0, MARKOV), (True, 0.0, MLP), (True, 0.5, {}), (True, 0.5, MARKOV)],
+    [(False, 0.0, {}), (False, 0.5, MLP), (False, 0.0, MARKOV), (True, 0.0, MLP), (True, 0.5, {}), (True, 0.5, MARKOV)]
+    + [(False, 0.5, MARKOV | {"markov_head_type": kind}) for kind in ("gated", "rnn", "xpress")],
 )
-def test_step_flops(online: bool, kl: float, head: dict[str, int]):
+def test_step_flops(online: bool, kl: float, head: dict[str, Any]):
     target = make_target(**LARGE)
     artifact = make_artifact(**LARGE, target_hidden_size=256, **head)
     trainee = Trainee(artifact.drafter("float32"), target, None, online=online)

@@ -68,6 +68,7 @@ def test_resolved_recipe_reads_back(tmp_path: Path):
         ("loss.ce=2.0", ["loss.ce", "2.0"]),
         ("loss.ce=0.25", ["loss.ce + loss.kl + loss.tv", "expected 1, got 1.15"]),
         ("drafter.markov_size=16", ["drafter.markov_rank and drafter.markov_size", "at most one"]),
+        ("drafter.markov_head_type=rnn", ["drafter.markov_head_type=rnn", "drafter.markov_rank"]),
         ("drafter.markov_rank=0", ["drafter.markov_rank", "at least 1", "got 0"]),
         ("drafter.markov_size=0", ["drafter.markov_size", "at least 1", "got 0"]),
         ("drafter.draft_vocab_size=0", ["drafter.draft_vocab_size", "at least 2", "got 0"]),

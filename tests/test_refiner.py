@@ -7,10 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from models.attention import Packed
+from models.decode import make_engine
+from models.drafters import dflash_kind
 from models.drafters.artifact import read_artifact, write_artifact
-from models.drafters.mixing import refined
+from models.drafters.mixing import refined, seen_of
+from models.sampling import keys
+from models.target import packed_features
+from models.verify import GREEDILY
 from tests.test_loss import make_batch, settings_of
+from tests.test_train_serve_parity import decode, packed_row
 from tests.tiny import make_artifact, make_target
+from train.objectives import dflash as objective
 from train.objectives.dflash import (
     GIVEN_GUESSES,
     ROUNDS,
@@ -27,6 +35,7 @@ from train.objectives.dflash import (
 )
 from train.objectives.dflash_build import resized
 
+PLAIN = objective.LossSettings.of_hits(64)
 HEAD = {"markov_rank": 3, "markov_head_type": "xpress"}
 
 
@@ -52,9 +61,9 @@ def test_one_pass(slots: int):
     artifact = make_artifact(**HEAD)
     drafter, rng = artifact.drafter("float32"), np.random.default_rng(0)
     hidden, e = rng.standard_normal((2, slots, 32)), rng.standard_normal((2, slots, 3))
-    ours = refined(
-        drafter.mixing, lambda p: p[...], jnp.asarray(hidden, jnp.float32), jnp.asarray(e, jnp.float32), None
-    )
+    given, e32 = (jnp.asarray(part, jnp.float32) for part in (hidden, e))
+    seen = seen_of(drafter.mixing, lambda p: p[...], given, None)
+    ours = refined(drafter.mixing, lambda p: p[...], seen, e32, None)
     expected = np.array([by_hand(artifact.weights["mixing"], *block) for block in zip(hidden, e, strict=True)])
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
 
@@ -99,6 +108,33 @@ def test_what_it_is_held_to(changes: dict):
             guesses = vocab[(np.asarray(drafting) @ head.T + x @ w2.T).argmax(axis=-1)]
         blocks += anchors.size
     assert float(block_loss(trainee, batch, settings)[0]) == pytest.approx(total / blocks, rel=1e-5)
+
+
+@pytest.mark.parametrize("passes", [1, 6])
+def test_held_out_drafts_are_the_decoders(monkeypatch: pytest.MonkeyPatch, passes: int):
+    """Of passes that do not settle too: a text that ends in what was drafted is hit to its end."""
+    for module in (dflash_kind, objective):
+        monkeypatch.setattr(module, "PASSES", passes)
+    target, artifact = make_target(), make_artifact(seed=3, **HEAD, width=10)
+    engine = make_engine(target, artifact)
+    state = decode(engine, np.random.default_rng(1).integers(3, 60, 11).tolist(), num_steps=5, width=10)
+    written = np.asarray(state.rows.tokens)[0, : int(state.rows.length[0])].tolist()
+    options = {"key": keys(state.rows.seed, state.rows.length), "width": 10, "speculation": GREEDILY}
+    drafts = np.asarray(engine.drafter.propose(target, state.drafter, state.rows, **options).tokens)[0]
+    batch, _ = packed_row([[*written, *drafts.tolist()]])
+    trainee = Trainee(artifact.drafter("float32"), target, None, online=False)
+    batch["features"] = packed_features(
+        target, batch["tokens"], Packed(batch["positions"], batch["segments"]), taps=(0, 2)
+    )
+    anchors = jnp.array([[len(written) - 1]])
+    context = draft_context(trainee, batch, batch["features"])
+    hits, _ = objective.leading_hits(trainee, batch, context, anchors, head_chunk=64)
+    assert hits.tolist() == [[9]]
+    if passes == 1:
+        labels = slot_labels(batch, anchors, 10)
+        hidden = block_hidden(trainee, batch, anchors, 10, context=context)
+        _, _, hit, *_ = slot_loss(trainee, scored_states(trainee, batch, anchors, labels, hidden), labels, None, PLAIN)
+        assert not hit.all(), "given its own drafts it would go on otherwise"
 
 
 def test_its_names(tmp_path):

@@ -38,6 +38,7 @@ from configs.schema import Recipe, load_recipe
 # The recipe's plain part on equal terms.
 PLAIN = (
     *("features.mode=cached", "drafter.markov_rank=null", "drafter.markov_size=null", "loss.weighting=decay"),
+    *("drafter.markov_head_type=vanilla", "drafter.confidence_head=false", "drafter.sample_from_anchor=false"),
     *("loss.ce=0.0", "loss.kl=1.0", "loss.tv=0.0"),
 )
 

@@ -27,6 +27,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from configs.errors import DiskError, UserError
 from configs.files import write_json
+from models.drafters.dflash import DrafterConfig
 
 LAYOUT = 3  # raised when the drafter's weights are laid out otherwise
 POSITION = "process_0-of-1.json"  # as grain's own handler names it
@@ -179,8 +180,9 @@ def read_metadata(path: Path) -> dict[str, Any]:
 def check_identity(path: Path, identity: Mapping[str, Any]) -> None:
     """Raises UserError naming every field in which checkpoint and recipe disagree."""
     check_layout(path)
-    saved = read_metadata(path).get("identity", {})
     wanted = json.loads(json.dumps(dict(identity)))
+    before = {name: value for name, value in DrafterConfig.before.items() if name in wanted}
+    saved = before | read_metadata(path).get("identity", {})
     differing = [name for name in {**saved, **wanted} if saved.get(name) != wanted.get(name)]
     if differing:
         listed = "; ".join(f"{n}: checkpoint {saved.get(n)!r}, recipe {wanted.get(n)!r}" for n in differing)

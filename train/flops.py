@@ -10,6 +10,7 @@ import math
 from models.drafters.dflash import DrafterConfig
 from models.drafters.eagle3 import Eagle3Config
 from models.target import TargetConfig
+from train.objectives.dflash import ROUNDS
 
 
 def step_flops(
@@ -42,14 +43,23 @@ def _blocks(config: DrafterConfig, row_length: int, blocks: dict[int, int], taug
     layer = d * (config.q_size + 2 * config.kv_size) + config.q_size * d + 3 * d * config.mlp_size
     total = 6.0 * row_length * config.num_layers * d * 2 * config.kv_size
     for width, anchors in blocks.items():
+        slots = config.slots(width)
         matmuls = 6 * layer * config.num_layers
         attention = 12 * (row_length + width) * config.q_size * config.num_layers
-        head = (6 if taught else 4) * d * vocab + 6 * (config.markov_rank or 0) * vocab
-        mixing = sum(math.prod(shape) for shape in config.mixing_shapes.values())
-        reads = 2 + ROUNDS if config.refines else 1  # of the head; the one without a bias is counted as the others are
-        slot = reads * head + 6 * 3 * d * (config.markov_size or 0) + 6 * mixing * (reads - config.refines)
-        total += anchors * config.slots(width) * (matmuls + attention) + anchors * (width - 1) * slot
+        head, bias = (6 if taught else 4) * d * vocab, 6 * (config.markov_rank or 0) * vocab
+        reads = 1 + ROUNDS if config.refines else 1  # with a bias; a refiner's logits without one come to these
+        slot = (reads + config.refines) * head + reads * bias + 6 * 3 * d * (config.markov_size or 0)
+        total += anchors * slots * (matmuls + attention + _mixing(config, slots, reads)) + anchors * (width - 1) * slot
     return total
+
+
+def _mixing(config: DrafterConfig, slots: int, passes: int) -> float:
+    """Per slot: what a Markov head mixes the token before with; a refiner reads hidden states once, the rest anew."""
+    shapes = config.mixing_shapes
+    once = math.prod(shapes.pop("down_h", (0,)))  # the block's mean (down_g) is one row
+    again = sum(math.prod(shape) for name, shape in shapes.items() if len(shape) == 2 and name != "down_g")
+    mixer = (config.markov_rank or 0) * slots if config.refines else 0
+    return 6.0 * (once + passes * (again + mixer))
 
 
 def _chains(config: Eagle3Config, row_length: int, blocks: dict[int, int], taught: bool) -> float:

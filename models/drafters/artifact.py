@@ -182,7 +182,9 @@ class Artifact:
 
     def shape_digest(self) -> str:
         """Names everything that decides what a step costs, and nothing that training changes."""
-        return hashlib.sha256(json.dumps(dataclasses.asdict(self.config), sort_keys=True).encode()).hexdigest()[:16]
+        later = getattr(self.config, "before", {})  # a field that came later names nothing new while it is as before
+        shape = {k: v for k, v in dataclasses.asdict(self.config).items() if k not in later or v != later[k]}
+        return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def write_artifact(artifact: Artifact, path: Path, dtype: str = "float32") -> None:

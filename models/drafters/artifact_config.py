@@ -101,7 +101,8 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> DrafterConfig:
         raise UserError(f"{where}: a drafter of kind {kind!r}; expected dflash or eagle3, which decode here")
     architecture = (raw.get("architectures") or [None])[0]
     if architecture not in (PLAIN, OWN):
-        raise UserError(f"{where}: architectures {architecture!r}; expected a drafter ({PLAIN} or {OWN})")
+        theirs = "; speculators' own checkpoints are written to, not read" * ("speculators_model_type" in raw)
+        raise UserError(f"{where}: architectures {architecture!r}; expected a drafter ({PLAIN} or {OWN}){theirs}")
     dflash = {name: raw[name] for name in (*_PLACED_EITHER_WAY, *_EXTRAS) if name in raw} | (
         raw.get("dflash_config") or {}
     )
@@ -122,9 +123,16 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> DrafterConfig:
             raise UserError(f"{where}: {name}={raw[name]!r} is not supported; expected {harmless!r}")
     causal, confident = raw.get("is_causal"), bool(raw.get("enable_confidence_head"))
     from_anchor = bool(raw.get("sample_from_anchor"))
+    if from_anchor and architecture == PLAIN:
+        raise UserError(f"{where}: sample_from_anchor=True is not supported of {PLAIN}; expected False")
     rank, refiner = dflash.get("markov_rank") or None, dflash.get("xpress_rank") or None  # 0 with others: no such head
     if rank and refiner:
         raise UserError(f"{where}: markov_rank and xpress_rank: expected at most one; this drafter has both heads")
+    if rank and "sample_from_anchor" not in raw and "wideblock" not in raw:
+        raise UserError(
+            f"{where}: sample_from_anchor is missing beside markov_rank, and loaders differ in what that means; "
+            "add true (the anchor's own slot drafts) or false"
+        )
     with_markov = bool(rank or refiner)
     if confident and raw.get("confidence_head_with_markov", with_markov) != with_markov:
         raise UserError(
@@ -157,7 +165,7 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> DrafterConfig:
             draft_vocab_size=dflash.get("draft_vocab_size"),
             markov_size=dflash.get("markov_size"),
             markov_rank=rank or refiner,
-            markov_head_type="xpress" if refiner else _head_type(raw.get("markov_head_type", "vanilla"), where),
+            markov_head_type="xpress" if refiner else _head_type(raw.get("markov_head_type") if rank else None, where),
             confidence_head=confident,
             sample_from_anchor=from_anchor,
         )
@@ -174,6 +182,7 @@ def origin_of(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _head_type(name: Any, where: str) -> Any:
+    name = name or "vanilla"
     if name not in (known := tuple(kind for kind in typing.get_args(HeadType) if kind != "xpress")):
         raise UserError(f"{where}: markov_head_type: expected one of {', '.join(known)}, got {name!r}")
     return name
@@ -194,6 +203,7 @@ _HONOURED = {
     *("sliding_window", "use_sliding_window", "is_causal", "max_position_embeddings", "vocab_size"),
     *("tie_word_embeddings", "wideblock", "enable_confidence_head", "confidence_head_with_markov"),
     *("sample_from_anchor", "markov_head_type"),
+    "num_jacobi_passes",  # the engine's own choice: PASSES here
 }
 _WITHOUT_EFFECT = {  # on what a drafter computes
     *("model_type", "auto_map", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "name_or_path"),
@@ -211,7 +221,6 @@ _ONLY_HARMLESS = {
     "conv_kernel_size": None,
     "selector_rank": None,
     "xpress_mlp_ratio": MLP_RATIO,
-    "num_jacobi_passes": PASSES,
 }
 
 

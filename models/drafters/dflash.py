@@ -8,8 +8,8 @@ the anchor drafts too: slot i predicts the token i + 1 positions after it, and a
 
 An optional head makes a block one sentence and not W-1 independent guesses. The Markov head (DSpark, arXiv 2607.05147)
 adds `W2 @ x` to each slot's logits, x of size R (`markov_rank`) made of the token before it (`.mixing`). The
-MLP head, `markov_size` wide, corrects the hidden state instead, so that drafting needs the LM head once a slot, not one
-time a block.
+MLP head, `markov_size` wide, corrects the hidden state instead: drafting then reads the LM head once a slot and not
+once a block.
 A confidence head (DSpark) says of every slot how likely its draft is to be accepted, and changes no draft.
 """
 
@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int
 
 from models.attention import Drafting, attend
 from models.cache import Cache, Slots
-from models.drafters.mixing import HeadType, Mixing, mixing_shapes, new_mixing, refined
+from models.drafters.mixing import HeadType, Mixing, mixing_shapes, new_mixing, refined, seen_of
 from models.layers import (
     RopeScaling,
     apply_rotary,
@@ -54,6 +54,7 @@ class DrafterConfig:
         "confidence_head",
         "sample_from_anchor",
     )  # see `train.run.identity_of`
+    before: ClassVar = {"markov_head_type": "vanilla", "sample_from_anchor": False}  # fields that came later
 
     width: int  # W: the anchor and W-1 drafted tokens
     num_layers: int
@@ -162,7 +163,7 @@ class MLPHead(nnx.Module):
 
 
 class ConfidenceHead(nnx.Module):
-    """A slot's log-odds of acceptance, linear in what the slot's logits are made of."""
+    """A slot's log-odds of acceptance, linear in its hidden state and W1[token before it]."""
 
     def __init__(self, weights: dict[str, Any]):
         self.proj = nnx.Param(weights["proj"])  # [D], with a Markov head [D + R]
@@ -270,14 +271,20 @@ class Drafter(nnx.Module):
         return jnp.tanh(out), keep * memory + (1 - keep) * jnp.tanh(candidate)
 
     @full_precision
+    def seen(self, hidden: Float[Array, "*b S D"]) -> Float[Array, "*b S 2R"]:
+        """What the refiner sees of all slots of blocks, whatever their tokens."""
+        assert self.mixing is not None
+        return seen_of(self.mixing, self._cast, hidden, self.mesh)
+
+    @full_precision
     def refined(
-        self, hidden: Float[Array, "*b S D"], before: Int[Array, "*b W1"], earlier: Int[Array, "*b"]
+        self, seen: Float[Array, "*b S 2R"], before: Int[Array, "*b W1"], earlier: Int[Array, "*b"]
     ) -> Float[Array, "*b W1 R"]:
         """x of the refiner, given the tokens before the slots that draft and the one before the anchor."""
-        drafted, leading = before.shape[-1], hidden.shape[-2] - before.shape[-1]
+        drafted, leading = before.shape[-1], seen.shape[-2] - before.shape[-1]
         tokens = jnp.concatenate([earlier[..., None]] * leading + [before], axis=-1)
         assert self.mixing is not None
-        return refined(self.mixing, self._cast, hidden, self.embedded(tokens), self.mesh)[..., -drafted:, :]
+        return refined(self.mixing, self._cast, seen, self.embedded(tokens), self.mesh)[..., -drafted:, :]
 
     def remembered(self, anchors: Int[Array, "*b"], hidden: Float[Array, "*b S D"]) -> Float[Array, "*b M"]:
         """The Markov head's memory before the first slot that drafts: nothing, or that of the anchor's own slot.
@@ -306,7 +313,7 @@ class Drafter(nnx.Module):
         if self.markov_w1 is None:
             return self.corrected(drafting, embedded)
         if self.config.refines:
-            return jnp.concatenate([drafting, self.refined(hidden, before, earlier)], axis=-1)
+            return jnp.concatenate([drafting, self.refined(self.seen(hidden), before, earlier)], axis=-1)
         memory = self.remembered(before[..., 0], leading)
         if not self.config.memory_size:
             x, _ = self.transition(before, drafting, memory[..., None, :])

@@ -79,7 +79,8 @@ class DFlash:
     ) -> Proposal:
         """The likeliest continuations of the anchor (`models.drafters.tree`), at the temperature of the sampling.
 
-        A Markov head that remembers does so along the likeliest chain, whatever branch a slot is asked about.
+        A Markov head that remembers does so along the likeliest chain, and a refiner guesses it, whatever branch a slot
+        is asked about.
         """
         hidden = self.block_hidden(target, state, rows, self.network.config.slots(width))
         drafting = hidden[:, 1 - width :]
@@ -160,7 +161,7 @@ class DFlash:
 
         They hang on no token that is drawn from them, so that draws of all slots are of one known distribution.
         """
-        w2, earlier = self.network.markov_w2, earlier_tokens(rows)
+        w2, earlier, seen = self.network.markov_w2, earlier_tokens(rows), self.network.seen(hidden)
         assert w2 is not None
 
         def guessed(scores: Array) -> Array:
@@ -173,7 +174,7 @@ class DFlash:
         def again(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
             number, _, guesses, _ = carry
             before = jnp.concatenate([rows.anchors[:, None], guesses[:, :-1]], axis=1)
-            x = self.network.refined(hidden, before, earlier)
+            x = self.network.refined(seen, before, earlier)
             scores = states + logits(x, w2[...], self.network.mesh)
             return number + 1, scores, guessed(scores), guesses
 

@@ -14,7 +14,7 @@ src/models/dflash.cpp and common/speculative.cpp).
     fc.weight [D, L*E], enc.output_norm.weight [D] (hidden_norm), output_norm.weight [D] (norm)
     blk.<i>.{attn_q, attn_k, attn_v, attn_output, attn_q_norm, attn_k_norm, attn_norm, ffn_norm, ffn_gate, ffn_up,
     ffn_down}.weight        [out, in], split-half rotary order
-    markov_w1.weight [V, R], markov_w2.weight [Vd, R]   with a Markov head
+    markov_w1.weight [V, R], markov_w2.weight [Vd, R]   with a Markov head (vanilla)
     d2t [Vd] int64, output.weight [Vd, D]   with a draft vocabulary: its token ids, their rows of the target's head
 
 Embedding and head are else the target's, which llama.cpp lends the drafter. A tensor beyond these it refuses; a

@@ -64,19 +64,28 @@ def new_mixing(shapes: Mapping[str, tuple[int, ...]], rng: jax.Array) -> dict[st
     }
 
 
+def seen_of(
+    mixing: Mixing, cast: Callable[[nnx.Param], Array], hidden: Float[Array, "*b S D"], mesh: jax.sharding.Mesh | None
+) -> Float[Array, "*b S 2R"]:
+    """What `xpress` sees of a block's hidden states in every pass: [H h; M mean of h]; `cast` makes a matrix of a
+    weight."""
+    weights: Any = mixing
+    own = product(hidden, cast(weights.down_h), mesh)
+    mean = product(hidden.mean(axis=-2, keepdims=True), cast(weights.down_g), mesh)
+    return jnp.concatenate([own, jnp.broadcast_to(mean, own.shape)], axis=-1)
+
+
 def refined(
     mixing: Mixing,
     cast: Callable[[nnx.Param], Array],
-    hidden: Float[Array, "*b S D"],
+    seen: Float[Array, "*b S 2R"],
     e: Float[Array, "*b S R"],
     mesh: jax.sharding.Mesh | None,
 ) -> Float[Array, "*b S R"]:
-    """x of `xpress` for every slot of a block; `cast` makes a weight's matrix of it."""
+    """x of `xpress` for every slot of a block, `seen` being what `seen_of` gives."""
     weights: Any = mixing
-    mean = jnp.broadcast_to(hidden.mean(axis=-2, keepdims=True), hidden.shape)
-    seen = [product(hidden, cast(weights.down_h), mesh), product(mean, cast(weights.down_g), mesh), e]
-    a = product(jnp.concatenate(seen, axis=-1), cast(weights.in_proj), mesh)
-    slots = hidden.shape[-2]
+    a = product(jnp.concatenate([seen, e], axis=-1), cast(weights.in_proj), mesh)
+    slots = a.shape[-2]
     mixer = jnp.tril(weights.mix_l[...][:, :slots, :slots]).astype(a.dtype)
     c = a + jnp.einsum("rkj,...jr->...kr", mixer, a)
     inner = jax.nn.silu(product(c, cast(weights.mlp_gate), mesh)) * product(c, cast(weights.mlp_up), mesh)

@@ -22,6 +22,7 @@ from models import layers
 from models.attention import BlockKernel, Blocks, Kernel, Packed
 from models.cache import Slots
 from models.drafters.dflash import DrafterConfig, block_tokens
+from models.drafters.mixing import PASSES
 from models.layers import Frozen
 from models.sharding import constrain, looked_up
 from models.target import AXES, Target, packed_features
@@ -139,9 +140,14 @@ def leading_hits(
 ) -> tuple[Int[Array, "B A"], Float[Array, "B A W1"]]:
     """How many slots from the first on would draft the response's own token, and the drafter's confidence
     in each slot's own draft (`models.drafters.confidence`), given the response's own token before it."""
-    labels = slot_labels(batch, anchors, trainee.width)
-    states = slot_states(trainee, batch, anchors, labels, context=context)
-    _, _, hit, sure, _, _ = slot_loss(trainee, states, labels, None, LossSettings.of_hits(head_chunk))
+    labels, settings = slot_labels(batch, anchors, trainee.width), LossSettings.of_hits(head_chunk)
+    hidden = block_hidden(trainee, batch, anchors, trainee.drafter.config.slots(trainee.width), context=context)
+    states = scored_states(trainee, batch, anchors, labels, hidden)
+    if trainee.drafter.config.refines:  # its later slots may hang on guesses that are not the response's tokens
+        found = own_rounds(trainee, batch, anchors, labels, hidden, None, settings, PASSES)[-1]
+    else:
+        found = slot_loss(trainee, states, labels, None, settings)
+    _, _, hit, sure, _, _ = found
     if trainee.drafter.confidence is not None:
         sure = jax.nn.sigmoid(trainee.drafter.acceptance_odds(states, tokens_before(batch, anchors, labels)))
     return jnp.cumprod(hit, axis=-1).sum(axis=-1), sure
@@ -256,18 +262,32 @@ def refining_loss(
 
     Decoding begins with the guesses of the first and goes on as the second does.
     """
+    (without, *_), *rounds = own_rounds(trainee, batch, anchors, labels, hidden, teacher, settings, ROUNDS)
+    return WITHOUT_BIAS * without + GIVEN_GUESSES * sum(loss for loss, *_ in rounds) / ROUNDS
+
+
+def own_rounds(
+    trainee: Trainee,
+    batch: dict[str, Array],
+    anchors: Int[Array, "B A"],
+    labels: Int[Array, "B A W1"],
+    hidden: Float[Array, "B A S D"],
+    teacher: Float[Array, "B A W1 D"] | None,
+    settings: LossSettings,
+    count: int,
+) -> list[SlotLoss]:
+    """`head_loss` of a refiner's logits without a bias, and of `count` rounds, each given the guesses before it."""
     drafting, settings = hidden[:, :, -labels.shape[-1] :], dataclasses.replace(settings, guesses=True)
     rows = jnp.where(labels >= 0, trainee.draft_index[...][labels], -1)
-    loss, *_, guesses = head_loss(drafting, None, trainee.head[...], rows, teacher, settings, trainee.mesh)
-    total, tokens = WITHOUT_BIAS * loss, token_ids(trainee)
+    out = [head_loss(drafting, None, trainee.head[...], rows, teacher, settings, trainee.mesh)]
+    tokens, seen = token_ids(trainee), trainee.drafter.seen(hidden)
     anchor, earlier = tokens_before(batch, anchors, labels)[..., :1], earlier_tokens(batch, anchors)
-    for _ in range(ROUNDS):
+    for _ in range(count):
+        guesses = out[-1][-1]
         before = jnp.concatenate([anchor, tokens[guesses][..., :-1]], axis=-1)
-        x = trainee.drafter.refined(hidden, before, earlier)
-        states = jnp.concatenate([drafting, x], axis=-1)
-        loss, *_, guesses = slot_loss(trainee, states, labels, teacher, settings)
-        total = total + GIVEN_GUESSES / ROUNDS * loss
-    return total
+        states = jnp.concatenate([drafting, trainee.drafter.refined(seen, before, earlier)], axis=-1)
+        out.append(slot_loss(trainee, states, labels, teacher, settings))
+    return out
 
 
 def token_ids(trainee: Trainee) -> Int[Array, " Vd"]:
@@ -368,7 +388,7 @@ def head_loss(
     the probability of the row whose logit is; how likely the slot's draft is to be accepted; the row whose logit is
     highest, where `settings.guesses`, else 0.
 
-    A slot's logits are `states @ [head | w2]^T`: with a Markov head its state ends in W1[token before]. `rows` holds
+    A slot's logits are `states @ [head | w2]^T`: with a Markov head its state ends in x. `rows` holds
     the head row of each slot's token, -1 where it has none: such slots count for nothing and get 0 and False. With q
     the drafter's distribution over the head's rows and p the target's, of its final hidden states `teacher`, the loss
 

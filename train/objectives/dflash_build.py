@@ -108,7 +108,11 @@ def _weights_of(path: Path, config: DrafterConfig, target: Target, draft_vocab: 
         listed = "; ".join(f"{name}: artifact {theirs[name]!r}, recipe {ours[name]!r}" for name in differing)
         raise UserError(f"drafter.init_from={path}: another shape than the recipe's ({listed}); change the recipe")
     if headless:
-        return confidence | artifact.weights | markov_weights(config, jax.random.key(0))
+        heads = markov_weights(config, jax.random.key(0))
+        if theirs["confidence_head"] and config.confidence_head and config.markov_rank:
+            known = artifact.weights["confidence"]
+            heads["confidence"] = known | {"proj": jnp.pad(known["proj"], (0, config.markov_rank))}
+        return confidence | artifact.weights | heads
     if config.markov_rank is None:
         return confidence | artifact.weights
     mixing = artifact.weights.get("mixing", {})
