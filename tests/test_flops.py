@@ -21,10 +21,11 @@ CHUNK = 32
 MLP, MARKOV = {"markov_size": 256}, {"markov_rank": 128}
 
 
+# Not the recurrent head: of its scan XLA counts one round.
 @pytest.mark.parametrize(
     ("online", "kl", "head"),
     [(False, 0.0, {}), (False, 0.5, MLP), (False, 0.0, MARKOV), (True, 0.0, MLP), (True, 0.5, {}), (True, 0.5, MARKOV)]
-    + [(False, 0.5, MARKOV | {"markov_head_type": kind}) for kind in ("gated", "rnn", "xpress")],
+    + [(False, 0.5, MARKOV | {"markov_head_type": kind}) for kind in ("gated", "xpress")],
 )
 def test_step_flops(online: bool, kl: float, head: dict[str, Any]):
     target = make_target(**LARGE)

@@ -36,6 +36,11 @@ def test_template_arguments_keep_their_types():
     assert [type(value) for value in found.values()] == [bool, int, float, str]
 
 
+def test_a_type_without_a_head():
+    with pytest.raises(RecipeError, match=r"drafter.markov_head_type=rnn: expected a drafter.markov_rank, got null"):
+        load_recipe("smoke.yaml", ["drafter.markov_head_type=rnn", "drafter.markov_rank=null"])
+
+
 def test_resolved_recipe_reads_back(tmp_path: Path):
     recipe = load_recipe("wide_block.yaml", ["drafter.target_layer_ids=[1, 2, 3]"])
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(recipe.to_dict()))
@@ -68,7 +73,6 @@ def test_resolved_recipe_reads_back(tmp_path: Path):
         ("loss.ce=2.0", ["loss.ce", "2.0"]),
         ("loss.ce=0.25", ["loss.ce + loss.kl + loss.tv", "expected 1, got 1.15"]),
         ("drafter.markov_size=16", ["drafter.markov_rank and drafter.markov_size", "at most one"]),
-        ("drafter.markov_head_type=rnn", ["drafter.markov_head_type=rnn", "drafter.markov_rank"]),
         ("drafter.markov_rank=0", ["drafter.markov_rank", "at least 1", "got 0"]),
         ("drafter.markov_size=0", ["drafter.markov_size", "at least 1", "got 0"]),
         ("drafter.draft_vocab_size=0", ["drafter.draft_vocab_size", "at least 2", "got 0"]),

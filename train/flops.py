@@ -46,9 +46,9 @@ def _blocks(config: DrafterConfig, row_length: int, blocks: dict[int, int], taug
         slots = config.slots(width)
         matmuls = 6 * layer * config.num_layers
         attention = 12 * (row_length + width) * config.q_size * config.num_layers
-        head, bias = (6 if taught else 4) * d * vocab, 6 * (config.markov_rank or 0) * vocab
         reads = 1 + ROUNDS if config.refines else 1  # with a bias; a refiner's logits without one come to these
-        slot = (reads + config.refines) * head + reads * bias + 6 * 3 * d * (config.markov_size or 0)
+        head = (4 * (reads + config.refines) + 2 * taught) * d * vocab
+        slot = head + reads * 6 * (config.markov_rank or 0) * vocab + 6 * 3 * d * (config.markov_size or 0)
         total += anchors * slots * (matmuls + attention + _mixing(config, slots, reads)) + anchors * (width - 1) * slot
     return total
 

@@ -271,14 +271,14 @@ class Drafter(nnx.Module):
         return jnp.tanh(out), keep * memory + (1 - keep) * jnp.tanh(candidate)
 
     @full_precision
-    def seen(self, hidden: Float[Array, "*b S D"]) -> Float[Array, "*b S 2R"]:
+    def seen(self, hidden: Float[Array, "*b S D"]) -> Float[Array, "*b S R2"]:
         """What the refiner sees of all slots of blocks, whatever their tokens."""
         assert self.mixing is not None
         return seen_of(self.mixing, self._cast, hidden, self.mesh)
 
     @full_precision
     def refined(
-        self, seen: Float[Array, "*b S 2R"], before: Int[Array, "*b W1"], earlier: Int[Array, "*b"]
+        self, seen: Float[Array, "*b S R2"], before: Int[Array, "*b W1"], earlier: Int[Array, "*b"]
     ) -> Float[Array, "*b W1 R"]:
         """x of the refiner, given the tokens before the slots that draft and the one before the anchor."""
         drafted, leading = before.shape[-1], seen.shape[-2] - before.shape[-1]

@@ -66,7 +66,7 @@ def new_mixing(shapes: Mapping[str, tuple[int, ...]], rng: jax.Array) -> dict[st
 
 def seen_of(
     mixing: Mixing, cast: Callable[[nnx.Param], Array], hidden: Float[Array, "*b S D"], mesh: jax.sharding.Mesh | None
-) -> Float[Array, "*b S 2R"]:
+) -> Float[Array, "*b S R2"]:
     """What `xpress` sees of a block's hidden states in every pass: [H h; M mean of h]; `cast` makes a matrix of a
     weight."""
     weights: Any = mixing
@@ -78,7 +78,7 @@ def seen_of(
 def refined(
     mixing: Mixing,
     cast: Callable[[nnx.Param], Array],
-    seen: Float[Array, "*b S 2R"],
+    seen: Float[Array, "*b S R2"],
     e: Float[Array, "*b S R"],
     mesh: jax.sharding.Mesh | None,
 ) -> Float[Array, "*b S R"]:
