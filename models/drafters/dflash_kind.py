@@ -197,6 +197,7 @@ class DFlash:
             return logits(corrected, self.head, self.network.mesh), memory
         if not self._serial:
             return state, memory
+        assert self.network.markov_w2 is not None
         x, memory = self.network.transition(before, hidden, memory)
         return state + logits(x, self.network.markov_w2[...], self.network.mesh), memory
 

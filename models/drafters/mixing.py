@@ -14,7 +14,7 @@ PyPI `speculators` 0.9 computes them.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,16 @@ MLP_RATIO = 2  # of the refiner's MLP, as they were trained with
 
 class Mixing(nnx.Module):
     """The weights of a head that sees more than the token before, by the names of `mixing_shapes`."""
+
+    proj: nnx.Param
+    bias: nnx.Param
+    down_h: nnx.Param
+    down_g: nnx.Param
+    in_proj: nnx.Param
+    mix_l: nnx.Param
+    mlp_gate: nnx.Param
+    mlp_up: nnx.Param
+    mlp_down: nnx.Param
 
     def __init__(self, weights: Mapping[str, Array]):
         for name, value in weights.items():
@@ -69,9 +79,8 @@ def seen_of(
 ) -> Float[Array, "*b S R2"]:
     """What `xpress` sees of a block's hidden states in every pass: [H h; M mean of h]; `cast` makes a matrix of a
     weight."""
-    weights: Any = mixing
-    own = product(hidden, cast(weights.down_h), mesh)
-    mean = product(hidden.mean(axis=-2, keepdims=True), cast(weights.down_g), mesh)
+    own = product(hidden, cast(mixing.down_h), mesh)
+    mean = product(hidden.mean(axis=-2, keepdims=True), cast(mixing.down_g), mesh)
     return jnp.concatenate([own, jnp.broadcast_to(mean, own.shape)], axis=-1)
 
 
@@ -83,10 +92,9 @@ def refined(
     mesh: jax.sharding.Mesh | None,
 ) -> Float[Array, "*b S R"]:
     """x of `xpress` for every slot of a block, `seen` being what `seen_of` gives."""
-    weights: Any = mixing
-    a = product(jnp.concatenate([seen, e], axis=-1), cast(weights.in_proj), mesh)
+    a = product(jnp.concatenate([seen, e], axis=-1), cast(mixing.in_proj), mesh)
     slots = a.shape[-2]
-    mixer = jnp.tril(weights.mix_l[...][:, :slots, :slots]).astype(a.dtype)
+    mixer = jnp.tril(mixing.mix_l[...][:, :slots, :slots]).astype(a.dtype)
     c = a + jnp.einsum("rkj,...jr->...kr", mixer, a)
-    inner = jax.nn.silu(product(c, cast(weights.mlp_gate), mesh)) * product(c, cast(weights.mlp_up), mesh)
-    return c + product(inner, cast(weights.mlp_down), mesh)
+    inner = jax.nn.silu(product(c, cast(mixing.mlp_gate), mesh)) * product(c, cast(mixing.mlp_up), mesh)
+    return c + product(inner, cast(mixing.mlp_down), mesh)

@@ -122,9 +122,14 @@ def loss_of(recipe: Recipe) -> Callable[[Trainee, dict[str, Array]], tuple[Array
 
 def loss_settings(recipe: Recipe) -> LossSettings:
     section = recipe.loss
-    shares = {"ce": section.ce, "kl": section.kl, "tv": section.tv}
     return LossSettings(
-        section.weighting, section.gamma, **shares, head_chunk=section.head_chunk, remat=recipe.train.remat
+        section.weighting,
+        section.gamma,
+        ce=section.ce,
+        kl=section.kl,
+        tv=section.tv,
+        head_chunk=section.head_chunk,
+        remat=recipe.train.remat,
     )
 
 
@@ -279,7 +284,7 @@ def own_rounds(
     """`head_loss` of a refiner's logits without a bias, and of `count` rounds, each given the guesses before it."""
     drafting, settings = hidden[:, :, -labels.shape[-1] :], dataclasses.replace(settings, guesses=True)
     rows = jnp.where(labels >= 0, trainee.draft_index[...][labels], -1)
-    out = [head_loss(drafting, None, trainee.head[...], rows, teacher, settings, trainee.mesh)]
+    out: list[Any] = [head_loss(drafting, None, trainee.head[...], rows, teacher, settings, trainee.mesh)]
     tokens, seen = token_ids(trainee), trainee.drafter.seen(hidden)
     anchor, earlier = tokens_before(batch, anchors, labels)[..., :1], earlier_tokens(batch, anchors)
     for _ in range(count):
