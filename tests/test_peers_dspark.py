@@ -74,7 +74,7 @@ def test_drafts_and_confidence(tmp_path: Path, head: HeadType, from_anchor: bool
         blocks = torch.tensor(ids[0])[places].long()
         # Slot k drafts what follows the token of its own place, or else of the one before: for the anchor's slot the
         # refiner reads the token before the anchor, a Markov head the anchor.
-        first = torch.tensor(ids[0])[places[:, :1] - int(refines)].long()
+        first = torch.tensor(ids[0])[(places[:, :1] - int(refines)).clamp(min=0)].long()
         before = blocks if from_anchor else torch.cat([first, blocks[:, :-1]], dim=1)
         states, odds = hidden.view(ANCHORS, WIDTH, -1), None
         if refines:
@@ -86,7 +86,6 @@ def test_drafts_and_confidence(tmp_path: Path, head: HeadType, from_anchor: bool
         drafted = logits.view(ANCHORS, WIDTH, -1) + bias
 
     anchors = places.numpy()[:, 0]
-    assert anchors.min() > 0
     trainee = Trainee(artifact.drafter("float32"), target, artifact.draft_vocab, online=False)
     labels = jnp.asarray([[ids[0, at + 1 : at + WIDTH + from_anchor] for at in anchors]])
     context = draft_context(trainee, batch, features)
