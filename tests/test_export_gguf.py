@@ -116,6 +116,7 @@ def test_what_is_in_it(target: Path, tmp_path: Path, dtype: str):
 REFUSED = {
     "MLP head": make_artifact(**FITTING, markov_size=8),
     "sees more than the token before": make_artifact(**FITTING, markov_rank=32, markov_head_type="gated"),
+    "drafts from the anchor's own slot": make_artifact(**FITTING, sample_from_anchor=True),
     "RoPE scaling": make_artifact(**FITTING, rope_scaling=SCALED),
     "in-block attention": make_artifact(**FITTING, windows=(8, None), causal=(True, False)),
     "window narrower": make_artifact(**FITTING, windows=(4, 4)),

@@ -39,7 +39,6 @@ KINDS = {
     "draft vocabulary": {"draft_vocab_size": 7},
     "Markov head": {"markov_rank": 4},
     "Markov head, draft vocabulary": {"markov_rank": 4, "draft_vocab_size": 7},
-    "from the anchor's slot": {"sample_from_anchor": True, "markov_rank": 4},
 }
 
 

@@ -2,7 +2,7 @@
 src/models/dflash.cpp and common/speculative.cpp).
 
     general.architecture    "dflash"; the other keys of this file are named dflash.KEY:
-    block_size              slots of a block, the anchor's included; sample_from_anchor: whether that one drafts
+    block_size              W, its anchor included; sample_from_anchor false: slot 0 drafts nothing
     target_layers           tap l as l + 1: llama.cpp counts what a layer reads, not what it writes
     attention.causal        in-block attention, of all layers alike
     attention.sliding_window, attention.sliding_window_pattern [layers]   where a layer has a window
@@ -79,10 +79,11 @@ def not_carried(artifact: Artifact) -> list[str]:
     config = artifact.config
     if not isinstance(config, DrafterConfig):
         return [f"the layers of {artifact.title}"]
-    narrow = any(window and window < config.slots(config.width) for window in config.windows)
+    narrow = any(window and window < config.width for window in config.windows)
     parts = {
         "an MLP head (drafter.markov_size)": config.markov_size,
         "a Markov head that sees more than the token before (drafter.markov_head_type)": config.mixing_shapes,
+        "drafts from the anchor's own slot (drafter.sample_from_anchor)": config.sample_from_anchor,
         "RoPE scaling": config.rope_scaling,
         "in-block attention that differs from layer to layer": len(set(config.causal)) > 1,
         "a window narrower than its bidirectional block": narrow and not any(config.causal),
@@ -119,7 +120,7 @@ def _describe(writer: Any, config: DrafterConfig, dtype: str) -> None:
     writer.add_file_type(LlamaFileType[f"{'ALL' if kind == 'F32' else 'MOSTLY'}_{kind}"])
     writer.add_uint32(_MASK, config.mask_token_id)
     counts = {
-        "block_size": config.slots(config.width),
+        "block_size": config.width,
         "block_count": config.num_layers,
         "embedding_length": config.hidden_size,
         "feed_forward_length": config.mlp_size,
@@ -134,7 +135,7 @@ def _describe(writer: Any, config: DrafterConfig, dtype: str) -> None:
     writer.add_float32(f"{_ARCH}.attention.layer_norm_rms_epsilon", config.rms_eps)
     writer.add_float32(f"{_ARCH}.rope.freq_base", config.rope_theta)
     writer.add_array(f"{_ARCH}.target_layers", [tap + 1 for tap in config.target_layer_ids])
-    writer.add_bool(f"{_ARCH}.sample_from_anchor", config.sample_from_anchor)
+    writer.add_bool(f"{_ARCH}.sample_from_anchor", False)
     writer.add_bool(f"{_ARCH}.attention.causal", all(config.causal))
     if any(config.windows):
         writer.add_uint32(f"{_ARCH}.attention.sliding_window", max(window for window in config.windows if window))
