@@ -1,11 +1,15 @@
-"""Training goes on from an artifact with another draft vocabulary: W2 keeps the rows of the tokens both have."""
+"""First weights: training goes on from an artifact with another draft vocabulary, W2 keeping the rows of the tokens
+both have; a new Markov head begins without effect, at the target's own embedding."""
 
 from pathlib import Path
 
+import jax
 import numpy as np
+import pytest
 
 from configs.schema import load_recipe
 from models.drafters.artifact import write_artifact
+from models.drafters.dflash import projected_embedding
 from tests.tiny import make_artifact, make_drafter_config, make_target
 from train.objectives.dflash_build import new_drafter
 
@@ -23,3 +27,23 @@ def test_rows_follow_their_tokens(tmp_path: Path):
         expected = [rows.get(token, np.zeros(3)) for token in tokens.tolist()]
         assert np.array_equal(drafter.markov_w2[...], expected)
         assert np.array_equal(drafter.markov_w1[...], old.weights["markov_w1"])
+
+
+def test_a_projected_embedding_about_keeps_angles():
+    target = make_target(hidden_size=256)
+    ours, theirs = np.asarray(projected_embedding(target, 128, jax.random.key(1))), np.asarray(target.embedding[...])
+    assert np.sqrt(np.mean(ours**2)) == pytest.approx(1.0, abs=0.05)
+    ours, theirs = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (ours, theirs))
+    assert np.abs(ours @ ours.T - theirs @ theirs.T).std() < 1.1 / 128**0.5
+
+
+@pytest.mark.parametrize("start", ["target", "artifact"])
+def test_a_new_head_begins_there(tmp_path: Path, start: str):
+    changes = ["drafter.init=target"]
+    if start == "artifact":
+        write_artifact(make_artifact(), tmp_path)
+        changes.append(f"drafter.init_from={tmp_path}")
+    target = make_target()
+    drafter = new_drafter(load_recipe("smoke.yaml", changes), make_drafter_config(markov_rank=3), target, None)
+    assert not drafter.markov_w2[...].any()
+    assert np.allclose(drafter.markov_w1[...], projected_embedding(target, 3, jax.random.key(0)))

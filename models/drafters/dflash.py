@@ -438,7 +438,8 @@ def markov_weights(config: DrafterConfig, rng: jax.Array) -> dict[str, Any]:
 
 
 def target_weights(config: DrafterConfig, target: Target, rng: jax.Array) -> dict[str, Any]:
-    """Weights taken from the target's own last layers; fc passes the last tap through; `rng` is the head's.
+    """Weights taken from the target's own last layers; fc passes the last tap through; `rng` is the head's, whose W1
+    begins as the target's embedding.
 
     Context skips the layers' own attention norm, so all of them and `hidden_norm` get one common scale, and what a
     layer's norm has on top of it goes into its q/k/v: context makes the keys a block token would. Targets without
@@ -451,7 +452,19 @@ def target_weights(config: DrafterConfig, target: Target, rng: jax.Array) -> dic
     last = jnp.eye(config.target_hidden_size, config.hidden_size)
     fc = jnp.concatenate([jnp.zeros_like(last)] * (len(config.target_layer_ids) - 1) + [last])
     norm = jnp.asarray(target.norm[...], jnp.float32)
-    return {"fc": fc, "hidden_norm": common, "layers": layers, "norm": norm} | head_weights(config, rng)
+    heads = head_weights(config, rng)
+    if config.markov_rank is not None:
+        heads["markov_w1"] = projected_embedding(target, config.markov_rank, rng)
+    return {"fc": fc, "hidden_norm": common, "layers": layers, "norm": norm} | heads
+
+
+def projected_embedding(target: Target, rank: int, rng: jax.Array) -> Float[Array, "V R"]:
+    """The target's embedding, every token's of root mean square 1, under a random projection that about keeps angles
+    (Johnson-Lindenstrauss): tokens that mean alike begin alike, and what one teaches W2 holds for its neighbours."""
+    embedding = jnp.asarray(target.embedding[...], jnp.float32)
+    d = embedding.shape[1]
+    projection = jax.random.normal(jax.random.fold_in(rng, 3), (d, rank)) / d**0.5
+    return rms_norm(embedding, jnp.ones(d), 1e-6) @ projection
 
 
 def _from_target_layer(layer: Any, common: Array, config: DrafterConfig) -> dict[str, Any]:

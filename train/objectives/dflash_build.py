@@ -17,6 +17,7 @@ from models.drafters.dflash import (
     DrafterConfig,
     confidence_weights,
     markov_weights,
+    projected_embedding,
     random_weights,
     target_weights,
 )
@@ -109,6 +110,8 @@ def _weights_of(path: Path, config: DrafterConfig, target: Target, draft_vocab: 
         raise UserError(f"drafter.init_from={path}: another shape than the recipe's ({listed}); change the recipe")
     if headless:
         heads = markov_weights(config, jax.random.key(0))
+        if config.markov_rank is not None:
+            heads["markov_w1"] = projected_embedding(target, config.markov_rank, jax.random.key(0))
         if theirs["confidence_head"] and config.confidence_head and config.markov_rank:
             known = artifact.weights["confidence"]
             heads["confidence"] = known | {"proj": jnp.pad(known["proj"], (0, config.markov_rank))}
