@@ -118,7 +118,7 @@ class Batches:
     rows: int = Field(ge=1)  # packed rows per step
     row_length: int = Field(ge=2)  # context tokens per row
     blocks: dict[int, int]  # block width -> anchors per row; the widest is drafter.width
-    curriculum: dict[int, float]  # width -> share of the steps up to which the widest blocks are so narrow; {}: none
+    curriculum: dict[int, float]  # width -> share of its held-out blocks accepted whole that makes them grow; {}: none
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -307,7 +307,7 @@ def _build(raw: dict[str, Any], where: str) -> Recipe:
         raise RecipeError(
             f"{where}: responses.server: expected null with responses.regenerate=false; change one of them"
         )
-    _check_curriculum(recipe.batches, where)
+    _check_curriculum(recipe, where)
     mesh = recipe.mesh
     for key, rows in (("batches.rows", recipe.batches.rows), ("responses.batch", recipe.responses.batch)):
         if rows % (mesh.data * mesh.fsdp):
@@ -329,14 +329,18 @@ def _build(raw: dict[str, Any], where: str) -> Recipe:
     return recipe
 
 
-def _check_curriculum(section: Batches, where: str) -> None:
-    *narrower, widest = sorted(section.blocks)
-    widths, shares = list(section.curriculum), list(section.curriculum.values())
-    between = all(max(narrower, default=1) < width < widest for width in widths)
-    if not between or widths != sorted(widths) or shares != sorted(set(shares)) or any(not 0 < s < 1 for s in shares):
+def _check_curriculum(recipe: Recipe, where: str) -> None:
+    *narrower, widest = sorted(recipe.batches.blocks)
+    curriculum = recipe.batches.curriculum
+    between = all(max(narrower, default=1) < width < widest for width in curriculum)
+    if not between or list(curriculum) != sorted(curriculum) or any(not 0 <= s <= 1 for s in curriculum.values()):
         raise RecipeError(
             f"{where}: batches.curriculum: expected growing widths between the two widest of batches.blocks, each with "
-            f"a larger share of the steps, from 0 to 1, such as {{16: 0.3, 24: 0.6}}; got {section.curriculum}"
+            f"a share of blocks accepted whole, from 0 to 1, such as {{16: 0.05, 24: 0.05}}; got {curriculum}"
+        )
+    if curriculum and not recipe.train.eval_every:
+        raise RecipeError(
+            f"{where}: batches.curriculum: expected a train.eval_every above 0, as held-out blocks make it grow; got 0"
         )
 
 

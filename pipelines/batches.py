@@ -6,18 +6,18 @@ In: responses and, when cached, their features. Out: dictionaries of numpy array
     features [B, S, L*E]                          only when cached
     anchors_w<W> [B, A] int32, one per width W    row indices of the anchors, rising; -1 where a row has too few
 
-Rows are shuffled and anchors drawn anew every epoch. Everything is a function of the seed and the step. Of the data
-only the rows of a few batches are in memory.
+Rows are shuffled and anchors drawn anew every epoch. Everything is a function of the seed, the step, and how wide the
+widest blocks are. Of the data only the rows of a few batches are in memory.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import grain
 import numpy as np
 
 from configs.errors import UserError
-from configs.schema import Recipe
+from configs.schema import Batches, Recipe
 from pipelines.feature_store import FeatureSource
 from pipelines.packing import fill, pack, padding, startable
 from pipelines.records import Responses
@@ -64,26 +64,41 @@ class RowSource:
 Blocks = Mapping[int, int]  # block width -> anchors per row
 
 
-def batches_of(recipe: Recipe, source: RowSource, process: tuple[int, int] = (0, 1)) -> Any:
-    """The batches a recipe trains on (see `train_batches`)."""
-    section, narrower = recipe.batches, stages(recipe)
-    given = {"rows": section.rows, "seed": recipe.run.seed, "process": process, "stages": narrower}
-    return train_batches(source, section.blocks, **given)
+class TrainBatches(Iterator[dict[str, np.ndarray]]):
+    """The endless batches that a recipe trains on; its widest blocks are `widest` wide, which a curriculum sets.
 
-
-def stages(recipe: Recipe) -> list[tuple[int, Blocks]]:
-    """(batch up to which, its blocks) of every stage of the curriculum: fewer slots a block, as many in all.
-
-    Example: blocks {4: 90, 32: 2}, curriculum {16: 0.3}, 100 steps -> up to batch 30, blocks {4: 90, 16: 4}.
+    The anchors of all widths in turn are drawn and those of the others left out here, so what `get_state` gives and
+    `set_state` takes is a function of the step alone.
     """
-    section, num_batches = recipe.batches, recipe.train.steps * recipe.optimizer.accumulation
+
+    def __init__(self, recipe: Recipe, source: RowSource, process: tuple[int, int] = (0, 1)):
+        section, self._in_turn = recipe.batches, widest_in_turn(recipe.batches)
+        self.widest = max(section.blocks)
+        given = {"rows": section.rows, "seed": recipe.run.seed, "process": process}
+        self._drawn = train_batches(source, section.blocks, **given, in_turn=self._in_turn)
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        others = {f"anchors_w{width}" for width in self._in_turn if width != self.widest}
+        return {name: value for name, value in next(self._drawn).items() if name not in others}
+
+    def get_state(self) -> Any:
+        return self._drawn.get_state()
+
+    def set_state(self, state: Any) -> None:
+        self._drawn.set_state(state)
+
+    def start_prefetch(self) -> None:
+        self._drawn.start_prefetch()
+
+
+def widest_in_turn(section: Batches) -> dict[int, int]:
+    """Width -> anchors per row, of what the widest blocks are in turn: fewer slots a block, as many in all.
+
+    Example: blocks {4: 90, 32: 2}, curriculum {16: 0.05} -> {16: 4, 32: 2}.
+    """
     widest = max(section.blocks)
     slots = section.blocks[widest] * (widest - 1)
-    others = {width: count for width, count in section.blocks.items() if width != widest}
-    return [
-        (round(share * num_batches), others | {width: max(1, round(slots / (width - 1)))})
-        for width, share in section.curriculum.items()
-    ]
+    return {width: max(1, round(slots / (width - 1))) for width in (*section.curriculum, widest)}
 
 
 def train_batches(
@@ -93,9 +108,9 @@ def train_batches(
     rows: int,
     seed: int,
     process: tuple[int, int] = (0, 1),
-    stages: Sequence[tuple[int, Blocks]] = (),
+    in_turn: Blocks | None = None,
 ) -> Any:
-    """An endless grain iterator of batches; `stages` have other blocks up to some batch, in order.
+    """An endless grain iterator of batches; with the anchors of all blocks that are `in_turn` the widest.
 
     With `process` (i, n) it gives part i of n of every batch, rows / n rows, and reads no other: concatenated in the
     order of the processes, the parts are the batch of one process. Its state is the same in all of them.
@@ -106,34 +121,32 @@ def train_batches(
     if rows % count:
         raise UserError(f"batches.rows={rows}: expected a multiple of the {count} processes; change it")
 
-    def numbered(number: int, row: dict[str, Any]) -> dict[str, Any]:
-        return row | {"batch": number // rows}
-
     def draw(row: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        number = row.pop("batch", None)
-        return draw_anchors(row, next((narrow for end, narrow in stages if number < end), blocks), rng)
+        return draw_anchors(row, blocks, rng, in_turn)
 
     if len(source) < rows:
         raise UserError(
             f"batches.rows={rows}: the responses fill only {len(source)} rows; lower it, or raise prompts.limit"
         )
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None)
-    if stages:  # not always: what stands before `draw` decides its seeds
-        dataset = dataset.map_with_index(numbered)
     dataset = dataset.random_map(draw)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCH)
     parts = dataset.batch(rows // count, drop_remainder=True)  # a batch's parts follow each other
     return iter(parts[index::count].to_iter_dataset(options))
 
 
-def draw_anchors(row: dict[str, np.ndarray], blocks: Blocks, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """`row` with anchors drawn without replacement among its startable positions."""
-    row = dict(row)
+def draw_anchors(
+    row: dict[str, np.ndarray], blocks: Blocks, rng: np.random.Generator, in_turn: Blocks | None = None
+) -> dict[str, np.ndarray]:
+    """`row` with anchors drawn without replacement among its startable positions; of those that are `in_turn` the
+    widest blocks, each without regard to the others."""
+    row, widest = dict(row), max(blocks)
     places = rng.permutation(np.flatnonzero(row.pop("startable"))).astype(np.int32)
     for width, count in blocks.items():
-        anchors = np.full(count, -1, np.int32)
-        taken = places[:count]
-        places = np.concatenate([places[count:], taken])  # comes round again only when a row is short of places
-        anchors[: len(taken)] = np.sort(taken)  # neighbours see nearly the same: see models.kernels.blocks
-        row[f"anchors_w{width}"] = anchors
+        alternatives = in_turn if in_turn and width == widest else {width: count}
+        for named, number in alternatives.items():
+            anchors, taken = np.full(number, -1, np.int32), places[:number]
+            anchors[: len(taken)] = np.sort(taken)  # neighbours see nearly the same: see models.kernels.blocks
+            row[f"anchors_w{named}"] = anchors
+        places = np.concatenate([places[count:], places[:count]])  # comes round only when a row is short of places
     return row

@@ -13,7 +13,7 @@ from rich.text import Text
 from configs.schema import Recipe
 from models.target import Target
 from models.tokenizer import Tokenizer
-from pipelines.batches import RowSource, batches_of
+from pipelines.batches import RowSource, TrainBatches
 from pipelines.prepare import draft_vocabulary, prepare
 from pipelines.records import Responses
 from pipelines.supervision import OUTSIDE, PAST_END, blocks, supervision
@@ -35,7 +35,7 @@ def show(recipe: Recipe, target: Target, tokenizer: Tokenizer, *, number: int, r
     """Prints what batch `number` (from 0) supervises, and the text of its first `rows` rows."""
     prepared, section = prepare(recipe, target, tokenizer), recipe.batches
     source = Marked(Responses(prepared.responses / "train"), None, section.row_length, section.responses)
-    batch = next(itertools.islice(batches_of(recipe, source), number, None))
+    batch = next(itertools.islice(TrainBatches(recipe, source), number, None))
     vocab, console = draft_vocabulary(recipe, prepared, target.config), Console(soft_wrap=True, highlight=False)
     for row in range(min(rows, section.rows)):
         console.print(f"\nbatch {number}, row {row}: {LEGEND}", style="bold")

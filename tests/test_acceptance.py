@@ -33,7 +33,11 @@ def test_equals_one_block_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     responses = [Response(r.task, r.id, r.prompt_ids, tuple(_drafted(trainee, r)), True) for r in probe]
     monkeypatch.setattr("train.acceptance.ANCHORS", 8)
     acceptance = heldout_acceptance(
-        objective_of("dflash"), trainee, RowSource(on_disk(tmp_path, responses), None, 40), head_chunk=16
+        objective_of("dflash"),
+        trainee,
+        RowSource(on_disk(tmp_path, responses), None, 40),
+        width=trainee.width,
+        head_chunk=16,
     )
     expected = sorted((r.task, _walk_alone(trainee, r)) for r in responses)
     assert sorted((walk.task, walk.runs) for walk in acceptance.walks) == expected

@@ -30,6 +30,6 @@ def test_features_once_a_batch_of_rows(tmp_path: Path, monkeypatch: pytest.Monke
 
         monkeypatch.setattr(dflash, name, noted)
     rows = RowSource(on_disk(tmp_path, written), None, 44)
-    acceptance.heldout_acceptance(objective_of("dflash"), trainee, rows, head_chunk=16)
+    acceptance.heldout_acceptance(objective_of("dflash"), trainee, rows, trainee.width, head_chunk=16)
     first, second = ["read_rows", "row_features", *["leading_hits"] * 4], ["read_rows", *["leading_hits"] * 4]
     assert calls == first + second, "and the second batch runs what was traced for the first"

@@ -53,7 +53,7 @@ def test_the_chances_are_the_decoders(head: dict, slots: int):
     ids = np.random.default_rng(0).integers(3, 60, (1, 14)).astype(np.int32)
     batch = {"tokens": jnp.asarray(ids), "positions": jnp.arange(14)[None], "segments": jnp.ones((1, 14), jnp.int32)}
     anchors = jnp.array([[4, 9]])
-    _, chances = leading_hits(trainee, batch, read_rows(trainee, batch), anchors, head_chunk=16)
+    _, chances = leading_hits(trainee, batch, read_rows(trainee, batch), anchors, width=trainee.width, head_chunk=16)
     for index, anchor in enumerate(anchors[0].tolist()):
         length = np.array([anchor + 1], np.int32)
         state = prefill(engine, ids, length, length + 1, np.zeros(1, np.int32), capacity=32)
@@ -68,7 +68,7 @@ def test_kept_in_the_artifact(tmp_path: Path):
     rng = np.random.default_rng(0)
     answers = [Response("t", str(i), (5, 6, 7), tuple(rng.integers(3, 60, 9).tolist()), True) for i in range(4)]
     rows = RowSource(on_disk(tmp_path, answers), None, 40)
-    acceptance = heldout_acceptance(objective_of("dflash"), trainee, rows, head_chunk=16)
+    acceptance = heldout_acceptance(objective_of("dflash"), trainee, rows, trainee.width, head_chunk=16)
     runs = [run for walk in acceptance.walks for run in walk.runs[:-1]]  # the last is cut short by the answer's end
     assert acceptance.confidence is not None
     assert acceptance.confidence.drafts == sum(min(run, trainee.width - 1) for run in runs)

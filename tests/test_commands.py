@@ -115,29 +115,29 @@ def test_chat_answers_as_the_plain_loop(tiny: Tiny):
 
 
 def test_recipe_mistakes(tiny: Tiny):
-    refused(tiny.refusal(tiny.root / "x", "train.stpes=3"), "train.stpes", "did you mean steps?")
+    refused(tiny.called(tiny.root / "x", "train.stpes=3"), "train.stpes", "did you mean steps?")
     refused(called(["train", "--config", "nowhere.yaml"]), "nowhere.yaml", "wide_block.yaml")
     refused(called(["pipelines", "prepare", "--config", str(tiny.config), "batches.rows=two"]), "batches.rows", "int")
 
 
 def test_prompt_mistakes(tiny: Tiny, tmp_path: Path):
     (tmp_path / "empty.jsonl").write_text("")
-    refused(tiny.refusal(tiny.root / "x", f"prompts.sources=[{tmp_path}/empty.jsonl]"), "empty.jsonl")
-    refused(tiny.refusal(tiny.root / "x", f"prompts.sources=[{tmp_path}/none.jsonl]"), "none.jsonl")
-    refused(tiny.refusal(tiny.root / "x", "responses.max_new_tokens=250"), "context", "256")
-    refused(tiny.refusal(tiny.root / "x", "batches.row_length=30"), "batches.row_length=30")
-    refused(tiny.refusal(tiny.root / "x", "batches.rows=100"), "batches.rows=100")
+    refused(tiny.called(tiny.root / "x", f"prompts.sources=[{tmp_path}/empty.jsonl]"), "empty.jsonl")
+    refused(tiny.called(tiny.root / "x", f"prompts.sources=[{tmp_path}/none.jsonl]"), "none.jsonl")
+    refused(tiny.called(tiny.root / "x", "responses.max_new_tokens=250"), "context", "256")
+    refused(tiny.called(tiny.root / "x", "batches.row_length=30"), "batches.row_length=30")
+    refused(tiny.called(tiny.root / "x", "batches.rows=100"), "batches.rows=100")
 
 
 def test_drafter_mistakes(tiny: Tiny):
-    refused(tiny.refusal(tiny.root / "x", "drafter.target_layer_ids=[5]"), "drafter.target_layer_ids", "0 to 1")
-    refused(tiny.refusal(tiny.root / "x", "drafter.mask_token_id=9999"), "drafter.mask_token_id", "9999")
+    refused(tiny.called(tiny.root / "x", "drafter.target_layer_ids=[5]"), "drafter.target_layer_ids", "0 to 1")
+    refused(tiny.called(tiny.root / "x", "drafter.mask_token_id=9999"), "drafter.mask_token_id", "9999")
 
 
 def test_unwritable_places(tiny: Tiny):
     (tiny.root / "file").write_text("")
-    refused(tiny.refusal(tiny.root / "file" / "run"), "file")
-    refused(tiny.refusal(tiny.root / "y", f"run.data_dir={tiny.root}/file/data"), "file")
+    refused(tiny.called(tiny.root / "file" / "run"), "file")
+    refused(tiny.called(tiny.root / "y", f"run.data_dir={tiny.root}/file/data"), "file")
 
 
 def test_too_high_a_rate_names_what_to_lower(tiny: Tiny):
@@ -177,7 +177,7 @@ def test_training_goes_on_from_an_artifact(tiny: Tiny):
     start = f"drafter.init_from={tiny.root}/artifact"
     done = tiny.train(tiny.root / "further", start, "drafter.markov_rank=8")
     assert done.returncode == 0, done.stderr
-    refused(tiny.refusal(tiny.root / "x", start, "drafter.causal=true"), "init_from", "causal: artifact (False")
+    refused(tiny.called(tiny.root / "x", start, "drafter.causal=true"), "init_from", "causal: artifact (False")
 
 
 def test_inspect_says_what_fits(tiny: Tiny):

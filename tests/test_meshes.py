@@ -104,7 +104,8 @@ def accepted(target: Target) -> list[list[int]]:
             Path(folder), [Response("task", str(n), ids[:2], ids[2:], True) for n, ids in enumerate(texts)]
         )
         rows = RowSource(responses, None, 16)
-        acceptance = heldout_acceptance(objective_of("dflash"), make_trainee(target), rows, 64)
+        trainee = make_trainee(target)
+        acceptance = heldout_acceptance(objective_of("dflash"), trainee, rows, trainee.width, 64)
     return [walk.runs for walk in acceptance.walks]
 
 

@@ -128,7 +128,7 @@ def test_held_out_drafts_are_the_decoders(monkeypatch: pytest.MonkeyPatch, passe
     )
     anchors = jnp.array([[len(written) - 1]])
     context = draft_context(trainee, batch, batch["features"])
-    hits, _ = objective.leading_hits.__wrapped__(trainee, batch, context, anchors, head_chunk=64)
+    hits, _ = objective.leading_hits.__wrapped__(trainee, batch, context, anchors, width=trainee.width, head_chunk=64)
     assert hits.tolist() == [[9]]
     if passes == 1:
         labels = slot_labels(batch, anchors, 10)

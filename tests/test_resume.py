@@ -104,7 +104,7 @@ def test_another_recipe_is_refused_with_the_fields(tiny: Tiny):
     ],
 )
 def test_another_computation_is_refused(tiny: Tiny, changes: list[str], said: str):
-    done = tiny.refusal(tiny.root / "straight", *LONG, "--resume", *changes)
+    done = tiny.called(tiny.root / "straight", *LONG, "--resume", *changes)
     assert done.returncode == 2, done.stdout
     (line,) = done.stderr.strip().split("\n")
     assert said in line

@@ -40,7 +40,7 @@ def write_grid(tiny: Tiny, **changes: object) -> Path:
         "seeds": [0],
         "positions": 400,
         "variants": {
-            "wide": ["batches.blocks={2: 4, 4: 4}", "batches.curriculum={3: 0.5}"],
+            "wide": ["batches.blocks={2: 4, 4: 4}", "batches.curriculum={3: 0.0}", "train.eval_every=3"],
             "narrow": ["drafter.width=3", "batches.blocks={3: 4}"],
             "lost": [],
         },

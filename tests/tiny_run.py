@@ -193,8 +193,8 @@ class Tiny:
         """`python -m train --config tiny.yaml run.dir=RUN ...`, to its end."""
         return command(["train", "--config", str(self.config), f"run.dir={run}", *arguments], **options)
 
-    def refusal(self, run: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """The same in this process, of what ends before it trains."""
+    def called(self, run: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The same in this process, which is sooner."""
         return called(["train", "--config", str(self.config), f"run.dir={run}", *arguments])
 
     def start(self, run: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
@@ -222,7 +222,7 @@ def command(arguments: Sequence[str], *, seconds: float = 180, **options: Any) -
 
 
 def called(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """The same in this process, which is sooner: for what is said, and no more."""
+    """The same in this process, which is sooner."""
     main = importlib.import_module(f"{arguments[0]}.__main__").main
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

@@ -69,6 +69,17 @@ class Acceptance:
             for task, walks in sorted(grouped.items())
         }
 
+    @property
+    def whole(self) -> float:
+        """Share of the blocks accepted whole, of those that end before their response does; 0 where none does."""
+        taken = [
+            run == self.width
+            for walk in self.walks
+            for run, left in zip(walk.runs, sum(walk.runs) - np.cumsum([0, *walk.runs[:-1]]), strict=True)
+            if left >= self.width
+        ]
+        return float(np.mean(taken)) if taken else 0.0
+
     def slots(self) -> list[dict[str, Any]]:
         """Conditional acceptance of slots 1..W-1: share of the steps that got there, with its 95 % interval.
 
@@ -83,8 +94,9 @@ class Acceptance:
         return out
 
     def scalars(self) -> dict[str, float]:
-        """For metrics.jsonl and TensorBoard: tau, tau per task, the first slots' acceptance."""
-        out = {"tau": self.tau} | {f"tau/{name}": task["tau"] for name, task in self.tasks().items()}
+        """For metrics.jsonl and TensorBoard: tau, tau per task, the first slots' acceptance, blocks accepted whole."""
+        out = {"tau": self.tau, f"whole/w{self.width}": self.whole}
+        out |= {f"tau/{name}": task["tau"] for name, task in self.tasks().items()}
         first = [slot for slot in self.slots()[:8] if slot["acceptance"] is not None]
         return out | {f"acceptance/slot{slot['slot']}": slot["acceptance"] for slot in first}
 
@@ -93,9 +105,11 @@ class Acceptance:
         return out if self.confidence is None else out | {"confidence": dataclasses.asdict(self.confidence)}
 
 
-def heldout_acceptance(objective: Objective, trainee: Any, source: RowSource, head_chunk: int) -> Acceptance:
-    """The greedy walk over every held-out response."""
-    hits_at, responses = partial(objective.leading_hits, head_chunk=head_chunk), source.responses
+def heldout_acceptance(
+    objective: Objective, trainee: Any, source: RowSource, width: int, head_chunk: int
+) -> Acceptance:
+    """The greedy walk over every held-out response, in blocks of `width`."""
+    hits_at, responses = partial(objective.leading_hits, width=width, head_chunk=head_chunk), source.responses
     walks: list[Walk] = []
     chances, right = [], []
     for numbers, batch, startable in _batches(source, whole_rows(ROWS, trainee.mesh)):
@@ -111,11 +125,11 @@ def heldout_acceptance(objective: Objective, trainee: Any, source: RowSource, he
                 last = begin + response.length - 1
                 walks.append(Walk(response.task, runs := walk(hits, first, last)))
                 for place, run in zip(first + np.cumsum([0, *runs]), runs[:-1], strict=False):
-                    known = min(run, trainee.width - 1)  # drafts accepted, and the one after them
+                    known = min(run, width - 1)  # drafts accepted, and the one after them
                     chances.append(given[place, :known])
                     right.append(np.arange(known) < run - 1)
     fitted = calibration(np.concatenate(chances), np.concatenate(right)) if chances else None
-    return Acceptance(trainee.width, walks, fitted)
+    return Acceptance(width, walks, fitted)
 
 
 def task_acceptance(engine: Engine, answers: Responses) -> Acceptance:

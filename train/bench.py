@@ -67,14 +67,14 @@ def measure(config: str, overrides: Sequence[str], mode: str) -> dict[str, Any]:
     import numpy as np
 
     from configs.device import keep_freed_memory, peak_memory_bytes
-    from pipelines.batches import batches_of
+    from pipelines.batches import TrainBatches
     from train.flops import step_flops
     from train.run import assemble
 
     keep_freed_memory()
     recipe = load_recipe(config, [*overrides, f"features.mode={mode}"])
     assembly, section = assemble(recipe), recipe.batches
-    batches = batches_of(recipe, assembly.rows("train", section))
+    batches = TrainBatches(recipe, assembly.rows("train", section))
     step = compiled_step(recipe, assembly.trainee)
     times, peaks = [], []
     for number in range(STEPS + 1):

@@ -49,7 +49,7 @@ def calibrate(recipe: Recipe, drafter: Path) -> Acceptance:
     network = artifact.drafter(recipe.train.dtype, target.mesh)
     trainee = Trainee(network, target, artifact.draft_vocab, online=True)
     rows = RowSource(answers, None, recipe.batches.row_length)
-    acceptance = heldout_acceptance(objective_of(artifact.kind), trainee, rows, recipe.loss.head_chunk)
+    acceptance = heldout_acceptance(objective_of(artifact.kind), trainee, rows, trainee.width, recipe.loss.head_chunk)
     raw["wideblock"] = origin_of(raw, drafter) | measured_of(acceptance.to_dict())
     write_json(drafter / CONFIG, raw)
     say(f"calibrate: {drafter}: held-out tau {acceptance.tau:.3f}; confidence: {acceptance.confidence}")

@@ -5,12 +5,13 @@ Owned here: RUN/checkpoints/<step>/ with the items
     params      the drafter's parameters (never the target's), a tree of arrays
     optimizer   the optimizer's state, a tree of arrays
     batches     the grain iterator's state, JSON
-    metadata    {"step", "seed", "identity": {field: value}, "tau": held-out tau or null,
+    metadata    {"step", "seed", "identity": {field: value}, "width": of the widest blocks up to this step,
+                 "grown": [steps at which they grew (`train.curriculum`)], "tau": held-out tau or null,
                  "acceptance": held-out acceptance of these parameters (`train.acceptance`) or null}
 
-The seed is all the randomness there is: batches, anchors and first weights are functions of it and of the step. A
-step's directory appears under its name only when it is whole; what a killed run left half-written is removed by the
-next one. The last `keep` checkpoints and the one with the highest tau stay.
+The seed is all the randomness there is: batches, anchors and first weights are functions of it, of the step and of
+when blocks grew. A step's directory appears under its name only when it is whole; what a killed run left half-written
+is removed by the next one. The last `keep` checkpoints and the one with the highest tau stay.
 """
 
 import contextlib

@@ -27,6 +27,7 @@ from configs.files import replacing, write_atomic, write_json
 from models.drafters.artifact import Artifact, artifact_class, interrupted, kind_of, read_artifact, write_artifact
 from models.drafters.artifact_config import is_drafter, origin_of, read_config
 from models.drafters.gguf import write_gguf
+from models.drafters.mixing import resized
 from models.layers import RopeScaling
 from models.sources import EMBEDDED
 from models.sources.gguf import embedded_file
@@ -94,13 +95,26 @@ def export(run: str | Path, out: str | Path, which: str | int = "best", how: For
     if how.plain:
         kind(config, {}, vocab, origin).plain(run)  # refused before anything is read
     params, metadata, step = load_params(run / "checkpoints", which)
+    config, weights = trained_width(config, drafter_weights(params), metadata.get("width", config.width))
     acceptance = metadata.get("acceptance")  # of these parameters, if they were measured
     origin |= {"step": step} | ({} if acceptance is None else measured_of(acceptance))
-    artifact = write(kind(config, drafter_weights(params), vocab, origin), out, how, run)
+    artifact = write(kind(config, weights, vocab, origin), out, how, run)
     if how.kind == "dflash":
         write_atomic(out / "README.md", card(run, out, dtype=str(how.dtype), acceptance=acceptance))
     size = sum(np.asarray(value).size for value in _leaves(artifact.weights))
     say(f"export: step {step} of {run}: {config.num_layers} layers, {size / 1e6:.1f} M parameters -> {out}")
+
+
+def trained_width(config: Any, weights: dict[str, Any], width: int) -> tuple[Any, dict[str, Any]]:
+    """The drafter `width` wide: a curriculum may have ended before its last width, and no slot beyond was trained."""
+    if width == config.width:
+        return config, weights
+    say(f"export: blocks grew to {width} in training, not to drafter.width={config.width}: the drafter is {width} wide")
+    config = dataclasses.replace(config, width=width)
+    mixing = weights.get("mixing", {})
+    if "mix_l" in mixing:
+        weights = weights | {"mixing": mixing | {"mix_l": resized(mixing["mix_l"], config.slots(width))}}
+    return config, weights
 
 
 def convert(drafter: Path, out: Path, how: Form) -> None:

@@ -34,7 +34,7 @@ from models.sharding import make_mesh, own_mesh, part_of_rows
 from models.sources import load_target
 from models.target import Target, TargetConfig
 from models.tokenizer import Tokenizer, load_tokenizer
-from pipelines.batches import RowSource, batches_of
+from pipelines.batches import RowSource, TrainBatches
 from pipelines.prepare import Prepared, describe_vocabulary, draft_vocabulary, prepare
 from train.acceptance import Acceptance, heldout_acceptance
 from train.checkpoint import LAYOUT, check_identity, whole_steps
@@ -159,13 +159,13 @@ def _fit(recipe: Recipe, assembly: Assembly, identity: Mapping[str, Any]) -> sig
         say(f"draft vocabulary: {describe_vocabulary(heldout.responses, assembly.draft_vocab)}")
 
     def evaluate(model: nnx.Module, step: int) -> Acceptance:
-        acceptance = heldout_acceptance(objective, model, heldout, recipe.loss.head_chunk)
+        acceptance = heldout_acceptance(objective, model, heldout, batches.widest, recipe.loss.head_chunk)
         say(f"train: step {step}: held-out tau {acceptance.tau:.3f} ({_per_task(acceptance)})")
         if acceptance.confidence is not None:
             say(f"train: step {step}: confidence: {acceptance.confidence}")
         return acceptance
 
-    batches = batches_of(recipe, rows, part_of_rows(make_mesh(recipe.mesh)))
+    batches = TrainBatches(recipe, rows, part_of_rows(make_mesh(recipe.mesh)))
     say(f"train: {recipe.train.steps} steps into {folder} (metrics.jsonl, events/ for TensorBoard, checkpoints/)")
 
     outcome = fit(

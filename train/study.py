@@ -20,6 +20,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -38,7 +39,7 @@ from configs.study import Study
 from models.decode import make_engine
 from models.drafters.artifact import read_artifact
 from models.target import Target
-from pipelines.batches import RowSource, stages, train_batches
+from pipelines.batches import RowSource, TrainBatches, widest_in_turn
 from pipelines.prepare import draft_vocabulary
 from pipelines.records import Responses
 from pipelines.supervision import supervision
@@ -110,7 +111,9 @@ def _measured(study: Study, recipe: Recipe, target: Target, answers: Responses) 
     material, section = gather(recipe, target), recipe.batches
     prepared = material.prepared
     rows = RowSource(Responses(prepared.responses / "train"), None, section.row_length, section.responses)
-    each = slots_per_step(recipe, rows, draft_vocabulary(recipe, prepared, target.config))
+    slots = partial(slots_per_step, recipe, rows, draft_vocabulary(recipe, prepared, target.config))
+    widths = list(widest_in_turn(section))
+    each = slots(widths[0])  # where a curriculum begins
     if study.positions is not None:
         steps = max(1, round(study.positions / each))
         recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, steps=steps))
@@ -126,31 +129,31 @@ def _measured(study: Study, recipe: Recipe, target: Target, answers: Responses) 
     export(folder / "run", folder / "artifact", "last")
     artifact = read_artifact(folder / "artifact")
     walked = task_acceptance(make_engine(target, artifact), answers)
+    metadata = read_metadata(folder / "run" / "checkpoints" / str(steps))
+    at_width = np.diff([0, *metadata["grown"], steps])  # steps at each width in turn
     return {
         "asked": asked,
         "failed": None,
         "steps": steps,
-        "positions": round(steps * each),
+        "positions": round(sum(slots(width) * taken for width, taken in zip(widths, at_width, strict=False))),
+        "grown": metadata["grown"],
         "seconds_per_step": seconds_per_step(read_metrics(folder / "run")),
         "parameters": sum(np.size(leaf) for leaf in jax.tree.leaves(artifact.weights)),
         "responses": prepared.responses.name,
         "answers": answers.folder.parent.name,
-        "heldout": read_metadata(folder / "run" / "checkpoints" / str(steps))["acceptance"],
+        "heldout": metadata["acceptance"],
         "tasks": walked.to_dict(),
         "decoding_steps": [len(walk.runs) for walk in walked.walks],
         "provenance": provenance(["python", "-m", "train", "study"]),
     }
 
 
-def slots_per_step(recipe: Recipe, rows: RowSource, draft_vocab: np.ndarray | None) -> float:
-    """Supervised slots of an update, the mean over the first batches as every stage of the training draws them."""
-    section, total = recipe.batches, recipe.train.steps * recipe.optimizer.accumulation
-    begun, mean = 0, 0.0
-    for end, blocks in [*stages(recipe), (total, section.blocks)]:
-        drawn = itertools.islice(train_batches(rows, blocks, rows=section.rows, seed=recipe.run.seed), COUNTED)
-        counts = [supervision(batch, draft_vocab).supervised for batch in drawn]
-        begun, mean = end, mean + (end - begun) / total * float(np.mean(counts))
-    return mean * recipe.optimizer.accumulation
+def slots_per_step(recipe: Recipe, rows: RowSource, draft_vocab: np.ndarray | None, widest: int) -> float:
+    """Supervised slots of an update whose widest blocks are so wide, the mean over the first batches."""
+    batches = TrainBatches(recipe, rows)
+    batches.widest = widest
+    counts = [supervision(batch, draft_vocab).supervised for batch in itertools.islice(batches, COUNTED)]
+    return float(np.mean(counts)) * recipe.optimizer.accumulation
 
 
 def seconds_per_step(lines: Sequence[Mapping[str, Any]]) -> float | None:

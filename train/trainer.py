@@ -24,8 +24,10 @@ from configs.console import progress, say
 from configs.errors import UserError
 from configs.processes import alone, stop_agreed
 from models.sharding import global_rows, make_mesh, placed, shard
+from pipelines.batches import TrainBatches
 from train.acceptance import Acceptance
-from train.checkpoint import Checkpoints
+from train.checkpoint import Checkpoints, read_metadata
+from train.curriculum import Curriculum
 from train.metrics import Metrics
 
 FINAL_RATE = 0.02  # of the peak learning rate, at the last update
@@ -196,7 +198,7 @@ class _Between(hooks.DataHooks):
 def fit(
     trainee: nnx.Module,
     loss_fn: LossFn,
-    batches: Iterator[Any],
+    batches: TrainBatches,
     *,
     recipe: schema.Recipe,
     identity: Mapping[str, Any],
@@ -205,6 +207,7 @@ def fit(
     """Trains `trainee` in place, from the run's last checkpoint where there is one.
 
     `loss_fn(trainee, batch)` returns (loss, scalars with "loss"); `evaluate(trainee, step)` its held-out acceptance.
+    The widest of `batches` grow as the recipe's curriculum has it.
     Writes checkpoints, metrics.jsonl and events under the run's directory. SIGTERM and SIGINT finish the step, save
     and return. Raises UserError for a checkpoint that does not fit and for an update that is not finite, OSError when
     the disk refuses; what was being saved is on disk before it does.
@@ -214,7 +217,9 @@ def fit(
     trainer = DrafterTrainer(trainee, make_optimizer(recipe.optimizer, plan.steps), plan, mesh)
     trainer.with_loss_fn(loss_fn, has_aux=True).with_gen_model_input_fn(lambda batch: {"batch": batch})
     with closing(Checkpoints(recipe.run_dir / "checkpoints", keep=plan.keep)) as checkpoints:
-        begun = _go_on(trainer, checkpoints, batches, identity)
+        curriculum = Curriculum(recipe.batches)
+        begun = _go_on(trainer, checkpoints, batches, identity, curriculum)
+        batches.widest = curriculum.width
         about, rate = {"seed": plan.seed, "identity": dict(identity)}, learning_rate(recipe.optimizer, plan.steps)
         saved, tau = begun, None
 
@@ -238,9 +243,12 @@ def fit(
             if acceptance is not None:
                 tau = acceptance.tau
                 metrics.write(step, "heldout", acceptance.scalars())
+                if step < plan.steps:
+                    curriculum.consider(step, acceptance)
             if saves:
-                checkpoints.save(step, _trees(trainer), batches, about | _measured(acceptance))
-                saved = step
+                trained = {"width": batches.widest, "grown": list(curriculum.grown)} | _measured(acceptance)
+                checkpoints.save(step, _trees(trainer), batches, about | trained)
+                saved, batches.widest = step, curriculum.width
             return not ends
 
         trainer.with_data_hooks(_Between(act, batches, mesh))
@@ -252,7 +260,11 @@ def fit(
 
 
 def _go_on(
-    trainer: DrafterTrainer, checkpoints: Checkpoints, batches: Iterator[Any], identity: Mapping[str, Any]
+    trainer: DrafterTrainer,
+    checkpoints: Checkpoints,
+    batches: TrainBatches,
+    identity: Mapping[str, Any],
+    curriculum: Curriculum,
 ) -> int:
     """The step to begin at: that of the last checkpoint, which is restored, or 0."""
     if checkpoints.last_step is None:
@@ -261,6 +273,7 @@ def _go_on(
     nnx.update(trainer.model, trees["params"])
     nnx.update(trainer.optimizer, trees["optimizer"])
     trainer.start_at(step)
+    curriculum.go_on(read_metadata(checkpoints.directory / str(step)).get("grown", []))
     say(f"train: going on from step {step} ({checkpoints.directory})")
     return step
 

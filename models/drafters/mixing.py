@@ -98,3 +98,10 @@ def refined(
     c = a + jnp.einsum("rkj,...jr->...kr", mixer, a)
     inner = jax.nn.silu(product(c, cast(mixing.mlp_gate), mesh)) * product(c, cast(mixing.mlp_up), mesh)
     return c + product(inner, cast(mixing.mlp_down), mesh)
+
+
+def resized(mixer: Float[Array, "R S S"], slots: int) -> Float[Array, "R T T"]:
+    """A refiner's mixer for blocks of so many slots: those that are new to it mix nothing yet."""
+    known = mixer[:, :slots, :slots]
+    more = slots - known.shape[1]
+    return jnp.pad(known, ((0, 0), (0, more), (0, more)))

@@ -27,9 +27,9 @@ class Objective(Protocol):
         """What the drafter reads of a batch's rows, whatever the anchors."""
         ...
 
-    def leading_hits(self, trainee: Any, batch: Any, context: Any, anchors: Any, *, head_chunk: int) -> Any:
-        """How many drafts of a block at each anchor [B, A] are the response's own, from the first on, and the chance
-        [B, A, W-1] that the drafter gives the likeliest token of each slot."""
+    def leading_hits(self, trainee: Any, batch: Any, context: Any, anchors: Any, *, width: int, head_chunk: int) -> Any:
+        """How many drafts of a block of `width` W at each anchor [B, A] are the response's own, from the first on, and
+        the chance [B, A, W-1] that the drafter gives the likeliest token of each slot."""
         ...
 
 

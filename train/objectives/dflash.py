@@ -139,14 +139,20 @@ def read_rows(trainee: Trainee, batch: dict[str, Array]) -> Slots:
     return draft_context(trainee, batch, row_features(trainee, batch, final=False))
 
 
-@partial(jax.jit, static_argnames="head_chunk")
+@partial(jax.jit, static_argnames=("width", "head_chunk"))
 def leading_hits(
-    trainee: Trainee, batch: dict[str, Array], context: Slots, anchors: Int[Array, "B A"], *, head_chunk: int
+    trainee: Trainee,
+    batch: dict[str, Array],
+    context: Slots,
+    anchors: Int[Array, "B A"],
+    *,
+    width: int,
+    head_chunk: int,
 ) -> tuple[Int[Array, "B A"], Float[Array, "B A W1"]]:
     """How many slots from the first on would draft the response's own token, and the drafter's confidence
     in each slot's own draft (`models.drafters.confidence`), given the response's own token before it."""
-    labels, settings = slot_labels(batch, anchors, trainee.width), LossSettings.of_hits(head_chunk)
-    hidden = block_hidden(trainee, batch, anchors, trainee.drafter.config.slots(trainee.width), context=context)
+    labels, settings = slot_labels(batch, anchors, width), LossSettings.of_hits(head_chunk)
+    hidden = block_hidden(trainee, batch, anchors, trainee.drafter.config.slots(width), context=context)
     states = scored_states(trainee, batch, anchors, labels, hidden)
     if trainee.drafter.config.refines:  # its later slots may hang on guesses that are not the response's tokens
         found = own_rounds(trainee, batch, anchors, labels, hidden, None, settings, PASSES)[-1]

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from configs.errors import UserError
 from configs.schema import DFlash, Recipe
@@ -21,6 +20,7 @@ from models.drafters.dflash import (
     random_weights,
     target_weights,
 )
+from models.drafters.mixing import resized
 from models.target import Target
 from models.tokenizer import Tokenizer
 from pipelines.prepare import taps_of
@@ -125,10 +125,3 @@ def _weights_of(path: Path, config: DrafterConfig, target: Target, draft_vocab: 
     old, new = (everywhere if vocab is None else vocab for vocab in (artifact.draft_vocab, draft_vocab))
     w2 = jnp.zeros((config.vocab_size, config.markov_rank)).at[old].set(artifact.weights["markov_w2"])[new]
     return confidence | artifact.weights | {"markov_w2": w2} | ({"mixing": mixing} if mixing else {})
-
-
-def resized(mixer: Float[Array, "R S S"], slots: int) -> Float[Array, "R T T"]:
-    """A refiner's mixer for blocks of so many slots: those that are new to it mix nothing yet."""
-    known = mixer[:, :slots, :slots]
-    more = slots - known.shape[1]
-    return jnp.pad(known, ((0, 0), (0, more), (0, more)))

@@ -143,13 +143,13 @@ def read_rows(trainee: Trainee, batch: dict[str, Array]) -> Read:
     return read(trainee, batch, row_features(trainee, batch, final=False))
 
 
-@partial(jax.jit, static_argnames="head_chunk")
+@partial(jax.jit, static_argnames=("width", "head_chunk"))
 def leading_hits(
-    trainee: Trainee, batch: dict[str, Array], context: Read, anchors: Int[Array, "B A"], *, head_chunk: int
+    trainee: Trainee, batch: dict[str, Array], context: Read, anchors: Int[Array, "B A"], *, width: int, head_chunk: int
 ) -> tuple[Int[Array, "B A"], Float[Array, "B A W1"]]:
     """How many steps from the first on would draft the response's own token, and the chance of each step's likeliest
     token, given the response's own before it."""
-    labels = slot_labels(batch, anchors, trainee.width)
+    labels = slot_labels(batch, anchors, width)
     hidden = chain_hidden(trainee, batch, anchors, labels, context=context)
     rows = jnp.where(labels >= 0, trainee.draft_index[...][labels], -1)
     _, _, hit, sure = head_loss(trainee, hidden, rows, None, LossSettings.of_hits(head_chunk))
