@@ -25,7 +25,7 @@ Batch 1, greedy. Every ratio is of medians taken in turn within this process.
 import argparse
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,49 @@ def parser_of(
     if typed:
         parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="(default %(default)s)")
     return parser
+
+
+class Opened:
+    """The tasks, target and drafter that a bench's options name, and the `tokens` that the longest answer fills."""
+
+    def __init__(self, options: argparse.Namespace):
+        from configs.device import keep_compiled_programs, share_one_heap
+        from pipelines.prompt_files import load_tasks
+        from serve.evaluate import needed_context
+        from serve.load import load_engine
+
+        share_one_heap()
+        keep_compiled_programs()
+        self.options = options
+        self.tasks = load_tasks(options.tasks, options.task_dir, options.prompts)
+        self.engine, self.tokenizer, self.artifact = load_engine(options.target, options.drafter, options.dtype)
+        self.tokens = needed_context(self.tasks, self.engine.target, self.tokenizer, options.max_new_tokens)
+
+    def evaluator(self, *, widest: int | None = None, **how: Any) -> Any:
+        """An `Evaluator` of these that decodes as `how` says, with room for blocks of `widest` (the drafter's)."""
+        from serve.evaluate import Evaluator
+        from serve.session import context_capacity
+
+        capacity = context_capacity(self.tokens, widest or self.artifact.config.width)
+        given = {"prior": self.artifact.acceptance, "capacity": capacity, **how}
+        return Evaluator(self.engine, self.tokenizer, self.options.max_new_tokens, **given)
+
+    def greedily_and_sampled(self, measured: Callable[[Callable[..., Any], str], dict[str, Any]]) -> dict[str, Any]:
+        """What `measured` says of greedy decoding, and under "sampled" of decoding at temperature 1; it is given a
+        function that makes evaluators which choose by what steps cost, and a title."""
+        from configs.device import describe_device, drop_programs
+        from models.sampling import GREEDY, Sampling
+        from models.verify import Speculation
+        from serve.load import step_cost
+
+        found = []
+        for title, sampling in (("greedy", GREEDY), ("temperature 1", Sampling(temperature=1.0))):
+            speculation = Speculation(sampling)
+            cost = step_cost(self.engine, self.artifact, self.tokens, speculation)
+            drop_programs()
+            found.append(measured(partial(self.evaluator, cost=cost, speculation=speculation), title))
+        named = {name: str(getattr(self.options, name)) for name in ("dtype", "drafter")}
+        return {"device": describe_device(), **named, **found[0], "sampled": found[1]}
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

@@ -8,12 +8,12 @@ twice the width that would pay best, which may end at that width or at its ancho
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from configs.console import command
 from configs.errors import UserError
-from serve.bench import parser_of
+from serve.bench import Opened, parser_of
 
 
 @command
@@ -24,38 +24,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    from configs.device import describe_device, drop_programs, keep_compiled_programs, share_one_heap
-    from models.sampling import GREEDY, Sampling
-    from models.verify import Speculation
-    from pipelines.prompt_files import load_tasks
     from serve.bench_trees import compared
-    from serve.evaluate import Evaluator, needed_context
-    from serve.load import load_engine, step_cost
-    from serve.session import context_capacity
 
-    share_one_heap()
-    keep_compiled_programs()
-    tasks = load_tasks(options.tasks, options.task_dir, options.prompts)
-    engine, tokenizer, artifact = load_engine(options.target, options.drafter, options.dtype)
-    if getattr(engine.drafter, "temperature", None) is None:
+    opened = Opened(options)
+    if getattr(opened.engine.drafter, "temperature", None) is None:
         raise UserError(
             f"{options.drafter}: its confidence is not calibrated, so nothing is cut by it; expected a drafter that "
             "python -m train calibrate has been run on"
         )
-    tokens = needed_context(tasks, engine.target, tokenizer, options.max_new_tokens)
-    known = {"prior": artifact.acceptance, "capacity": context_capacity(tokens, artifact.config.width)}
-    found = []
-    for sampling in (GREEDY, Sampling(temperature=1.0)):
-        speculation = Speculation(sampling)
-        known |= {"cost": step_cost(engine, artifact, tokens, speculation), "speculation": speculation}
-        drop_programs()
-        ways = {
-            name: Evaluator(engine, tokenizer, options.max_new_tokens, who="drafter", cuts=cuts, **known)
-            for name, cuts in (("whole", False), ("cut", True))
-        }
-        found.append(compared(ways, tasks, "greedy" if sampling.greedy else "temperature 1"))
-    greedy, sampled = found
-    return {"device": describe_device(), "dtype": options.dtype, **greedy, "sampled": sampled}
+
+    def ways(evaluator: Callable[..., Any], title: str) -> dict[str, Any]:
+        cut = {name: evaluator(who="drafter", cuts=cuts) for name, cuts in (("whole", False), ("cut", True))}
+        return compared(cut, opened.tasks, title)
+
+    return opened.greedily_and_sampled(ways)
 
 
 if __name__ == "__main__":

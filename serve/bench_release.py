@@ -15,14 +15,13 @@ Batch 1, drafts chosen while decoding; a plain answer, both speculative ones and
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from configs.console import command, say
-from serve.bench import in_turn, parser_of
+from serve.bench import Opened, in_turn, parser_of
 
 
 @command
@@ -33,36 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    from configs.device import describe_device, drop_programs, keep_compiled_programs, share_one_heap
-    from models.sampling import GREEDY, Sampling
-    from models.verify import Speculation
-    from pipelines.prompt_files import load_tasks
-    from serve.evaluate import Evaluator, needed_context
-    from serve.load import load_engine, step_cost
-    from serve.session import context_capacity
+    opened = Opened(options)
 
-    share_one_heap()
-    keep_compiled_programs()
-    tasks = load_tasks(options.tasks, options.task_dir, options.prompts)
-    engine, tokenizer, artifact = load_engine(options.target, options.drafter, options.dtype)
-    tokens = needed_context(tasks, engine.target, tokenizer, options.max_new_tokens)
-    known = {"prior": artifact.acceptance, "capacity": context_capacity(tokens, artifact.config.width)}
-    found = []
-    for sampling in (GREEDY, Sampling(temperature=1.0)):
-        speculation = Speculation(sampling)
-        known |= {"cost": step_cost(engine, artifact, tokens, speculation), "speculation": speculation}
-        drop_programs()
-        evaluator = partial(Evaluator, engine, tokenizer, options.max_new_tokens, **known)
-        ways = {"alone": evaluator(who="drafter"), "beside copies": evaluator(who="both")}
-        found.append(per_task(ways, tasks, "greedy" if sampling.greedy else "temperature 1"))
-    greedy, sampled = found
-    return {
-        "device": describe_device(),
-        "dtype": options.dtype,
-        "drafter": str(options.drafter),
-        **greedy,
-        "sampled": sampled,
-    }
+    def ways(evaluator: Callable[..., Any], title: str) -> dict[str, Any]:
+        return per_task(
+            {"alone": evaluator(who="drafter"), "beside copies": evaluator(who="both")}, opened.tasks, title
+        )
+
+    return opened.greedily_and_sampled(ways)
 
 
 def per_task(ways: Mapping[str, Any], tasks: Mapping[str, Sequence[Any]], title: str) -> dict[str, Any]:

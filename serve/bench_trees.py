@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from configs.console import command, say
-from serve.bench import in_turn, parser_of
+from serve.bench import Opened, in_turn, parser_of
 
 CHAINS = (4, 8, 16)
 
@@ -31,30 +31,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    from configs.device import describe_device, keep_compiled_programs, share_one_heap
+    from configs.device import describe_device
     from models.drafters import Draft
-    from pipelines.prompt_files import load_tasks
     from serve.cost import Cost, tree_drafts
-    from serve.evaluate import Evaluator, needed_context
-    from serve.load import load_engine
-    from serve.session import context_capacity
 
-    share_one_heap()
-    keep_compiled_programs()
-    tasks = load_tasks(options.tasks, options.task_dir, options.prompts)
-    engine, tokenizer, artifact = load_engine(options.target, options.drafter, options.dtype)
-    trained = engine.drafter.width
-    drafts = [Draft("drafter", width) for width in CHAINS if width <= trained] + tree_drafts(engine.drafter)
-    tokens = needed_context(tasks, engine.target, tokenizer, options.max_new_tokens)
-    known = {"prior": artifact.acceptance, "cost": Cost(1.0, {}, {})}  # nothing is chosen here
-    known["capacity"] = context_capacity(tokens, max(draft.widest for draft in drafts))
+    opened = Opened(options)
+    drafter = opened.engine.drafter
+    drafts = [Draft("drafter", width) for width in CHAINS if width <= drafter.width] + tree_drafts(drafter)
+    known = {"cost": Cost(1.0, {}, {}), "widest": max(draft.widest for draft in drafts)}  # nothing is chosen here
     ways = {
-        f"{draft.name.replace('drafter', 'chain')}, width {draft.width}": Evaluator(
-            engine, tokenizer, options.max_new_tokens, draft=draft, **known
-        )
+        f"{draft.name.replace('drafter', 'chain')}, width {draft.width}": opened.evaluator(draft=draft, **known)
         for draft in drafts
     }
-    return {"device": describe_device(), "dtype": options.dtype, **compared(ways, tasks)}
+    return {"device": describe_device(), "dtype": options.dtype, **compared(ways, opened.tasks)}
 
 
 def compared(ways: Mapping[str, Any], tasks: Mapping[str, Sequence[Any]], title: str | None = None) -> dict[str, Any]:

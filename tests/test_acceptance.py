@@ -16,7 +16,8 @@ from tests.tiny import make_artifact, make_target
 from tests.tiny_run import on_disk
 from train.acceptance import heldout_acceptance, walk
 from train.objectives import objective_of
-from train.objectives.dflash import Trainee, block_hidden, draft_context
+from train.objectives.dflash import block_hidden, draft_context
+from train.objectives.trainee import Trainee
 
 
 def test_walk_by_hand():

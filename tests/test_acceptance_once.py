@@ -11,7 +11,7 @@ from tests.tiny import make_artifact, make_target
 from tests.tiny_run import on_disk
 from train import acceptance
 from train.objectives import dflash, objective_of
-from train.objectives.dflash import Trainee
+from train.objectives.trainee import Trainee
 
 
 def test_features_once_a_batch_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -12,7 +12,7 @@ import pytest
 
 from models.attention import BlockKernel, Blocks, attend
 from models.cache import Slots
-from train.objectives.dflash import LossSettings, head_loss
+from train.objectives.slots import LossSettings, head_loss
 
 UNIT = 2.0**-8
 

@@ -20,7 +20,8 @@ from train.acceptance import heldout_acceptance
 from train.calibration import calibration, ece
 from train.export import measured_of
 from train.objectives import objective_of
-from train.objectives.dflash import Trainee, leading_hits, read_rows
+from train.objectives.dflash import leading_hits, read_rows
+from train.objectives.trainee import Trainee
 
 
 def test_by_hand():

@@ -14,7 +14,8 @@ from models.drafters.artifact import read_artifact, write_artifact
 from tests.test_loss import labels_by_hand, make_batch, settings_of
 from tests.tiny import make_artifact, make_target
 from train.export import Form, convert
-from train.objectives.dflash import Trainee, block_loss
+from train.objectives.dflash import block_loss
+from train.objectives.trainee import Trainee
 
 
 def test_loss_by_hand():

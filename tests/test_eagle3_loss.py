@@ -9,8 +9,9 @@ from models.attention import Packed
 from models.target import packed_features
 from tests.test_train_serve_parity import packed_row
 from tests.tiny import make_eagle3, make_target
-from train.objectives.dflash import LossSettings, Trainee
 from train.objectives.eagle3 import chain_hidden, chain_loss, read
+from train.objectives.slots import LossSettings
+from train.objectives.trainee import Trainee
 
 SOFT, WIDTH = 0.7, 4
 

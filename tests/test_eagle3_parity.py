@@ -13,8 +13,8 @@ from models.target import packed_features
 from models.verify import GREEDILY
 from tests.test_train_serve_parity import decode, packed_row
 from tests.tiny import make_eagle3, make_target
-from train.objectives.dflash import Trainee
 from train.objectives.eagle3 import chain_hidden, read
+from train.objectives.trainee import Trainee
 
 CASES = {
     "published": {},

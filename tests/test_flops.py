@@ -11,8 +11,10 @@ from models.target import packed_features
 from tests.test_loss import make_batch
 from tests.tiny import make_artifact, make_eagle3, make_target
 from train.flops import step_flops
-from train.objectives.dflash import LossSettings, Trainee, block_loss
+from train.objectives.dflash import block_loss
 from train.objectives.eagle3 import chain_loss
+from train.objectives.slots import LossSettings
+from train.objectives.trainee import Trainee
 
 LARGE = {"hidden_size": 256, "num_heads": 8, "num_kv_heads": 4, "head_dim": 32, "mlp_size": 512, "vocab_size": 2048}
 CHUNK = 32

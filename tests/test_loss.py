@@ -12,16 +12,9 @@ from jax.extend import core as jax_core
 from models.attention import Packed
 from models.target import packed_features
 from tests.tiny import make_artifact, make_target
-from train.objectives.dflash import (
-    LossSettings,
-    Trainee,
-    block_hidden,
-    block_loss,
-    draft_context,
-    head_loss,
-    slot_labels,
-    slot_weights,
-)
+from train.objectives.dflash import block_hidden, block_loss, draft_context
+from train.objectives.slots import LossSettings, head_loss, slot_labels, slot_weights
+from train.objectives.trainee import Trainee
 
 CHUNK = 16
 LOSSES = {"ce": (1.0, 0.0, 0.0), "kl": (0.3, 0.7, 0.0), "tv": (0.0, 0.0, 1.0), "all": (0.2, 0.3, 0.5)}

@@ -37,7 +37,9 @@ from tests.tiny_run import EIGHT, on_disk, write_target
 from tests.tiny_scheduler import Asked, prompt, scheduler
 from train.acceptance import heldout_acceptance
 from train.objectives import objective_of
-from train.objectives.dflash import LossSettings, Trainee, block_loss
+from train.objectives.dflash import block_loss
+from train.objectives.slots import LossSettings
+from train.objectives.trainee import Trainee
 
 MESHES = ((8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 1, 8))
 SHAPE: dict[str, Any] = {"num_heads": 16, "num_kv_heads": 8, "head_dim": 4, "vocab_size": 64}

@@ -16,7 +16,8 @@ from models.target import packed_features
 from serve.bench_peers import torch_target
 from tests.test_peers_speculators import ANCHORS, LENGTH, WIDTH, backbone
 from tests.tiny import make_artifact, make_target
-from train.objectives.dflash import Trainee, draft_context, slot_states, tokens_before
+from train.objectives.dflash import draft_context, slot_states, tokens_before
+from train.objectives.trainee import Trainee
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
 FIELDS = ("draft_vocab_size", "markov_rank", "markov_head_type", "sample_from_anchor")

@@ -14,8 +14,8 @@ from models.drafters.artifact import check_fit, read_artifact, write_artifact
 from models.target import packed_features
 from serve.bench_peers import torch_target
 from tests.tiny import make_eagle3, make_target
-from train.objectives.dflash import Trainee
 from train.objectives.eagle3 import chain_hidden, read
+from train.objectives.trainee import Trainee
 
 # Speculators and torch warn about themselves: parts of torch that are deprecated, flex_attention on a CPU.
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]

@@ -16,7 +16,9 @@ from models.target import packed_features
 from serve.bench_peers import torch_target
 from tests.tiny import make_artifact, make_target
 from train.bench_peers import PLAIN, Theirs, make_batch
-from train.objectives.dflash import Trainee, block_hidden, block_loss, draft_context, loss_settings
+from train.objectives.dflash import block_hidden, block_loss, draft_context
+from train.objectives.slots import loss_settings
+from train.objectives.trainee import Trainee
 
 # Speculators and torch warn about themselves: parts of torch that are deprecated, flex_attention on a CPU.
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]

@@ -11,7 +11,7 @@ from models.attention import Packed
 from models.decode import make_engine
 from models.drafters import dflash_kind
 from models.drafters.artifact import read_artifact, write_artifact
-from models.drafters.mixing import refined, seen_of
+from models.drafters.mixing import refined, resized, seen_of
 from models.sampling import keys
 from models.target import packed_features
 from models.verify import GREEDILY
@@ -23,19 +23,16 @@ from train.objectives.dflash import (
     GIVEN_GUESSES,
     ROUNDS,
     WITHOUT_BIAS,
-    Trainee,
     block_hidden,
     block_loss,
     draft_context,
-    head_loss,
     scored_states,
-    slot_labels,
     slot_loss,
-    slot_teachers,
 )
-from train.objectives.dflash_build import resized
+from train.objectives.slots import LossSettings, head_loss, slot_labels, slot_teachers
+from train.objectives.trainee import Trainee
 
-PLAIN = objective.LossSettings.of_hits(64)
+PLAIN = LossSettings.of_hits(64)
 HEAD = {"markov_rank": 3, "markov_head_type": "xpress"}
 
 

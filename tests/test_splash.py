@@ -12,7 +12,7 @@ import pytest
 from models.attention import Packed
 from models.target import packed_features
 from tests.tiny import make_artifact, make_target
-from train.objectives.dflash import Trainee, row_features
+from train.objectives.trainee import Trainee, row_features
 
 LENGTH = 256
 

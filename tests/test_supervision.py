@@ -9,7 +9,7 @@ from rich.console import Console
 from pipelines.show import counted, text_of, written_out
 from pipelines.supervision import Supervision, supervision
 from tests.tiny import Letters
-from train.objectives.dflash import anchor_groups, slot_labels
+from train.objectives.slots import anchor_groups, slot_labels
 
 
 def batch_of(*, rows: int = 3, length: int = 24, anchors: dict[int, int]) -> dict[str, np.ndarray]:

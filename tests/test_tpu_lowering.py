@@ -14,8 +14,10 @@ from models.drafters import SINGLE, Draft
 from models.sampling import Sampling
 from models.verify import GREEDILY, Speculation
 from tests.tiny import make_artifact, make_eagle3, make_target
-from train.objectives.dflash import LossSettings, Trainee, block_loss
+from train.objectives.dflash import block_loss
 from train.objectives.eagle3 import chain_loss
+from train.objectives.slots import LossSettings
+from train.objectives.trainee import Trainee
 
 DTYPES = ("bfloat16", "float32")
 

@@ -14,7 +14,8 @@ from models.sampling import keys
 from models.target import packed_features
 from models.verify import GREEDILY
 from tests.tiny import make_artifact, make_target
-from train.objectives.dflash import Trainee, block_hidden, draft_context, slot_states
+from train.objectives.dflash import block_hidden, draft_context, slot_states
+from train.objectives.trainee import Trainee
 
 CASES = {
     "bidirectional": {},

@@ -112,8 +112,8 @@ def equal_blocks(recipe: Recipe) -> tuple[int, int]:
 
 def make_trainee(recipe: Recipe, target: Any, tokenizer: Any) -> Any:
     """Our trainee as the recipe has it, over an arbitrary draft vocabulary."""
-    from train.objectives.dflash import Trainee
     from train.objectives.dflash_build import drafter_config, new_drafter
+    from train.objectives.trainee import Trainee
 
     config = drafter_config(recipe, target, tokenizer)
     size = config.draft_vocab_size or config.vocab_size

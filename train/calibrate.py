@@ -22,7 +22,7 @@ from pipelines.responses import prepare_responses
 from train.acceptance import Acceptance, heldout_acceptance
 from train.export import measured_of
 from train.objectives import objective_of
-from train.objectives.dflash import Trainee
+from train.objectives.trainee import Trainee
 from train.run import target_of
 
 

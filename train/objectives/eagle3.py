@@ -34,18 +34,17 @@ from models.sharding import looked_up
 from models.target import Target
 from models.tokenizer import Tokenizer
 from pipelines.prepare import taps_of
-from train.objectives.dflash import (
+from train.objectives.slots import (
     LossSettings,
-    Trainee,
     anchor_groups,
     loss_settings,
-    row_features,
     slot_labels,
     slot_losses,
     slot_scalars,
     slot_teachers,
     slot_weights,
 )
+from train.objectives.trainee import Trainee, row_features
 
 __all__ = ["drafter_config", "leading_hits", "loss_of", "make_trainee", "read_rows"]  # `train.objectives.Objective`
 
