@@ -19,12 +19,13 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from models.attention import Drafting, attend
 from models.cache import Cache, Slots
-from models.drafters.mixing import HeadType, Mixing, mixing_shapes, new_mixing, refined, seen_of
+from models.drafters.mixing import HeadType, Mixing, mixing_shapes, new_mixing, refined, seen_of, silenced
 from models.layers import (
     RopeScaling,
     apply_rotary,
@@ -437,9 +438,10 @@ def markov_weights(config: DrafterConfig, rng: jax.Array) -> dict[str, Any]:
     return {}
 
 
-def target_weights(config: DrafterConfig, target: Target, rng: jax.Array) -> dict[str, Any]:
-    """Weights taken from the target's own last layers; fc passes the last tap through; `rng` is the head's, whose W1
-    begins as the target's embedding.
+def target_weights(
+    config: DrafterConfig, target: Target, rng: jax.Array, draft_vocab: np.ndarray | None = None
+) -> dict[str, Any]:
+    """Weights taken from the target's own last layers; fc passes the last tap through; `rng` is the head's.
 
     Context skips the layers' own attention norm, so all of them and `hidden_norm` get one common scale, and what a
     layer's norm has on top of it goes into its q/k/v: context makes the keys a block token would. Targets without
@@ -452,10 +454,22 @@ def target_weights(config: DrafterConfig, target: Target, rng: jax.Array) -> dic
     last = jnp.eye(config.target_hidden_size, config.hidden_size)
     fc = jnp.concatenate([jnp.zeros_like(last)] * (len(config.target_layer_ids) - 1) + [last])
     norm = jnp.asarray(target.norm[...], jnp.float32)
-    heads = head_weights(config, rng)
-    if config.markov_rank is not None:
-        heads["markov_w1"] = projected_embedding(target, config.markov_rank, rng)
+    heads = target_head_weights(config, target, rng, draft_vocab) | confidence_weights(config)
     return {"fc": fc, "hidden_norm": common, "layers": layers, "norm": norm} | heads
+
+
+def target_head_weights(
+    config: DrafterConfig, target: Target, rng: jax.Array, draft_vocab: np.ndarray | None
+) -> dict[str, Any]:
+    """`markov_weights` that know the target: W1 begins as its embedding, and W2 as its LM head where x sees hidden
+    states, and so has something to say of them at once."""
+    weights, rank = markov_weights(config, rng), config.markov_rank
+    if rank is not None:
+        weights["markov_w1"] = projected_embedding(target, rank, rng)
+        if config.markov_head_type in ("rnn", "xpress"):
+            weights["mixing"] = silenced(config.markov_head_type, weights["mixing"])
+            weights["markov_w2"] = projected_head(target, rank, draft_vocab)
+    return weights
 
 
 def projected_embedding(target: Target, rank: int, rng: jax.Array) -> Float[Array, "V R"]:
@@ -465,6 +479,19 @@ def projected_embedding(target: Target, rank: int, rng: jax.Array) -> Float[Arra
     d = embedding.shape[1]
     projection = jax.random.normal(jax.random.fold_in(rng, 3), (d, rank)) / d**0.5
     return rms_norm(embedding, jnp.ones(d), 1e-6) @ projection
+
+
+def projected_head(target: Target, rank: int, draft_vocab: np.ndarray | None) -> Float[Array, "Vd R"]:
+    """The rows of the target's LM head for a draft vocabulary, less their mean, which changes no distribution, along
+    their R principal directions, so that W2 @ x is about what a change of the hidden state along these would do to the
+    logits: one of its own root mean square in each, about, where x is 1."""
+    head = target.head if draft_vocab is None else target.head[draft_vocab]
+    head = jnp.asarray(head, jnp.float32)
+    head = head - head.mean(axis=0)
+    _, directions = jnp.linalg.eigh(head.T @ head)
+    usual = jnp.sqrt(jnp.mean(jnp.square(jnp.asarray(target.norm[...], jnp.float32))))
+    rows = usual * (head @ directions[:, -rank:])
+    return jnp.pad(rows, ((0, 0), (0, rank - rows.shape[1])))
 
 
 def _from_target_layer(layer: Any, common: Array, config: DrafterConfig) -> dict[str, Any]:

@@ -74,6 +74,14 @@ def new_mixing(shapes: Mapping[str, tuple[int, ...]], rng: jax.Array) -> dict[st
     }
 
 
+def silenced(kind: HeadType, mixing: Mapping[str, Array]) -> dict[str, Array]:
+    """The weights of a head that sees hidden states, `rnn` or `xpress`, such that x is 0 until it is trained."""
+    if kind == "rnn":
+        told = 2 * mixing["proj"].shape[1] // 3  # g and c; the rest is o
+        return {**mixing, "proj": mixing["proj"].at[:, told:].set(0)}
+    return {**mixing, "in_proj": jnp.zeros_like(mixing["in_proj"])}
+
+
 def seen_of(
     mixing: Mixing, cast: Callable[[nnx.Param], Array], hidden: Float[Array, "*b S D"], mesh: jax.sharding.Mesh | None
 ) -> Float[Array, "*b S R2"]:

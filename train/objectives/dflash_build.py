@@ -15,9 +15,8 @@ from models.drafters.dflash import (
     Drafter,
     DrafterConfig,
     confidence_weights,
-    markov_weights,
-    projected_embedding,
     random_weights,
+    target_head_weights,
     target_weights,
 )
 from models.drafters.mixing import resized
@@ -86,7 +85,7 @@ def new_drafter(recipe: Recipe, config: DrafterConfig, target: Target, draft_voc
         weights = _weights_of(Path(recipe.drafter.init_from), config, target, draft_vocab)
         return Drafter(config, weights, recipe.train.dtype, target.mesh)
     rng, taken = jax.random.key(recipe.run.seed), recipe.drafter.init == "target"
-    weights = target_weights(config, target, rng) if taken else random_weights(config, rng)
+    weights = target_weights(config, target, rng, draft_vocab) if taken else random_weights(config, rng)
     return Drafter(config, weights, recipe.train.dtype, target.mesh)
 
 
@@ -109,9 +108,7 @@ def _weights_of(path: Path, config: DrafterConfig, target: Target, draft_vocab: 
         listed = "; ".join(f"{name}: artifact {theirs[name]!r}, recipe {ours[name]!r}" for name in differing)
         raise UserError(f"drafter.init_from={path}: another shape than the recipe's ({listed}); change the recipe")
     if headless:
-        heads = markov_weights(config, jax.random.key(0))
-        if config.markov_rank is not None:
-            heads["markov_w1"] = projected_embedding(target, config.markov_rank, jax.random.key(0))
+        heads = target_head_weights(config, target, jax.random.key(0), draft_vocab)
         if theirs["confidence_head"] and config.confidence_head and config.markov_rank:
             known = artifact.weights["confidence"]
             heads["confidence"] = known | {"proj": jnp.pad(known["proj"], (0, config.markov_rank))}
