@@ -1,5 +1,6 @@
 """Drafters written by others load as the same drafter, however they spell it; what we do not compute is refused."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from models.drafters.artifact import read_artifact, write_artifact
-from tests.tiny import make_artifact
+from models.drafters.artifact import check_fit, read_artifact, write_artifact
+from tests.tiny import make_artifact, make_target
 
 
 @pytest.fixture
@@ -137,7 +138,89 @@ def test_plain_drafters_draft_from_the_slot_after_the_anchor(written: Path):
     assert_same(written)
 
 
-def test_checkpoints_of_speculators(written: Path):
-    edit(written, architectures=["DSparkSpeculator"], speculators_model_type="dspark")
-    with pytest.raises(ValueError, match="speculators' own checkpoints are written to, not read"):
+HEADS = {
+    "dflash": {},
+    "dspark": {"markov_rank": 3, "markov_head_type": "gated", "confidence_head": True, "sample_from_anchor": True},
+    "xpress": {"markov_rank": 3, "markov_head_type": "xpress"},
+}
+
+
+def as_speculators_writes(path: Path, kind: str, **changes) -> None:
+    """The artifact at `path` in the words of `speculators` 0.9, what its layers have at Qwen3's default left out."""
+    raw, tensors = json.loads((path / "config.json").read_text()), load_file(path / "model.safetensors")
+    dflash = raw["dflash_config"]
+    begins = ("num_", "rope_p", "max_pos", "vocab", "sliding", "use_sliding")
+    layers = {name: raw[name] for name in raw if name.startswith(begins)}
+    layers |= {
+        name: raw[name] for name in ("hidden_size", "intermediate_size", "head_dim", "rms_norm_eps", "layer_types")
+    }
+    heads = {
+        "dspark": ("markov_rank", "markov_head_type", "enable_confidence_head", "confidence_head_with_markov"),
+        "xpress": ("xpress_rank", "xpress_mlp_ratio", "num_jacobi_passes"),
+    }
+    config = {
+        "architectures": ["DFlashSpeculator"],
+        "speculators_model_type": kind,
+        "speculators_version": "0.9.0",
+        "speculators_config": {"algorithm": kind, "verifier": {"name_or_path": "tiny", "architectures": []}},
+        "transformer_layer_config": {"model_type": "qwen3", **layers},
+        "aux_hidden_state_layer_ids": [tap + 1 for tap in dflash["target_layer_ids"]],
+        "block_size": raw["block_size"],
+        "mask_token_id": dflash["mask_token_id"],
+        "sample_from_anchor": raw.get("sample_from_anchor", False),
+        "draft_vocab_size": raw.get("draft_vocab_size", raw["vocab_size"]),
+        "target_hidden_size": None,
+        "sliding_window_non_causal": False,
+        "dtype": "float32",
+        "tie_word_embeddings": False,
+        **{name: raw[name] for name in heads.get(kind, ())},
+    }
+    if "d2t" in tensors:
+        ids = tensors["d2t"] + np.arange(len(tensors["d2t"]))
+        tensors["lm_head.weight"] = np.asarray(make_target().head[...])[ids]
+    save_file(tensors, path / "model.safetensors")
+    (path / "config.json").write_text(json.dumps(config | changes))
+
+
+@pytest.mark.parametrize("draft_vocab_size", [None, 40])
+@pytest.mark.parametrize("kind", HEADS)
+def test_checkpoints_of_speculators(tmp_path: Path, kind: str, draft_vocab_size: int | None):
+    expected = make_artifact(**HEADS[kind], draft_vocab_size=draft_vocab_size)
+    write_artifact(expected, tmp_path)
+    as_speculators_writes(tmp_path, kind)
+    found = read_artifact(tmp_path)
+    assert found.config == dataclasses.replace(expected.config, num_target_layers=0)
+    assert jax.tree.all(jax.tree.map(np.array_equal, found.weights, expected.weights))
+    check_fit(found, make_target(), tmp_path)
+    if draft_vocab_size is not None:
+        assert np.array_equal(found.draft_vocab, expected.draft_vocab)
+        with pytest.raises(ValueError, match="LM head: the drafter brings one of its own"):
+            check_fit(found, make_target(seed=1), tmp_path)
+
+
+def test_windows_of_speculators(tmp_path: Path):
+    write_artifact(make_artifact(windows=(None, 7), causal=(False, True)), tmp_path)
+    as_speculators_writes(tmp_path, "dflash")
+    assert read_artifact(tmp_path).config.causal == (False, True)
+    edit(tmp_path, sliding_window_non_causal=True)
+    assert read_artifact(tmp_path).config.causal == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"speculators_model_type": "peagle"}, "speculators_model_type 'peagle'; expected dflash, dspark, xpress or"),
+        ({"aux_hidden_state_layer_ids": None}, "with aux_hidden_state_layer_ids None"),
+        ({"transformer_layer_config": {"model_type": "llama"}}, "transformer_layer_config of 'llama'"),
+        ({"residual_scale": 0.5}, "residual_scale is not known"),
+        ({"mask_token_id": None}, "mask_token_id: expected 0 to 60"),
+        ({"xpress_mlp_ratio": 4}, "xpress_mlp_ratio=4 is not supported"),
+    ],
+)
+def test_what_of_speculators_is_refused(written: Path, changes: dict, said: str):
+    as_speculators_writes(written, "dflash", **changes)
+    with pytest.raises(ValueError, match=said):
+        read_artifact(written)
+    edit(written, drop=("sample_from_anchor",), speculators_model_type="dflash")
+    with pytest.raises(ValueError, match="field 'sample_from_anchor' is missing"):
         read_artifact(written)

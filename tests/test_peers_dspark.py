@@ -1,16 +1,18 @@
 """Our drafter with a Markov head of every type, a draft vocabulary and a confidence head in the DSpark model of
 `speculators`, with a refiner in its XPress: config fields and tensors are found under their names, drafts and
-confidences are the same."""
+confidences are the same; and what they save is read back as the same drafter."""
 
+import dataclasses
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from models.attention import Packed
-from models.drafters.artifact import write_artifact
+from models.drafters.artifact import check_fit, read_artifact, write_artifact
 from models.drafters.mixing import HeadType
 from models.target import packed_features
 from serve.bench_peers import torch_target
@@ -61,6 +63,13 @@ def test_drafts_and_confidence(tmp_path: Path, head: HeadType, from_anchor: bool
     assert unexpected == [], "each of ours has its place"
     assert set(missing) <= {f"{name}.weight" for name in TARGETS} | {"t2d", "d2t"}
     theirs._load_verifier_weights(overwrite_embed_tokens=True, overwrite_lm_head=True)
+
+    theirs.save_pretrained(tmp_path / "theirs")
+    back = read_artifact(tmp_path / "theirs")
+    assert back.config == dataclasses.replace(artifact.config, num_target_layers=0), "they do not say"
+    assert jax.tree.all(jax.tree.map(np.array_equal, back.weights, artifact.weights))
+    assert np.array_equal(back.draft_vocab, artifact.draft_vocab)
+    check_fit(back, target, tmp_path)
 
     ids = np.random.default_rng(0).integers(3, 60, (1, LENGTH)).astype(np.int32)
     batch = {

@@ -1,9 +1,11 @@
 """Our artifact through the converter of `speculators` (vLLM's library of drafters) and in its DFlash model: the same
 logits at every slot, and the same gradients where `train.bench_peers` times the two."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from flax import nnx
 
 from configs.schema import load_recipe
 from models.attention import Packed
-from models.drafters.artifact import write_artifact
+from models.drafters.artifact import read_artifact, write_artifact
 from models.target import packed_features
 from serve.bench_peers import torch_target
 from tests.tiny import make_artifact, make_target
@@ -52,6 +54,9 @@ def test_logits(tmp_path: Path):
     DFlashConverter().convert(tmp_path / "ours", tmp_path / "theirs", str(tmp_path / "target"), validate=False)
     theirs = DFlashDraftModel.from_pretrained(str(tmp_path / "theirs"), dtype=torch.float32).eval()
     theirs.load_verifier_weights()
+    back = read_artifact(tmp_path / "theirs")
+    assert back.config == dataclasses.replace(artifact.config, num_target_layers=0), "they do not say"
+    assert jax.tree.all(jax.tree.map(np.array_equal, back.weights, artifact.weights))
 
     ids = np.random.default_rng(0).integers(3, 60, (1, LENGTH)).astype(np.int32)
     batch = {

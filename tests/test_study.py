@@ -86,6 +86,7 @@ def test_from_grid_to_table(
     lines = (out / "table.md").read_text().splitlines()
     assert "step 3: loss is nan" in lines[-1]
     assert [line.split(" | ")[0] for line in lines[2:4]] == ["| wide", "| narrow"]
+    assert sum("its own chances" in line for line in lines) == 2
 
     target, tokenizer = load_target(str(tiny.root / "target"), "float32"), load_tokenizer(str(tiny.root / "target"))
     answers = Responses(tiny.root / "data" / "responses" / found["wide.0"]["answers"] / "tasks")

@@ -29,9 +29,10 @@ def summary(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: a row per training in the study's order, the mean over seeds after several, then acceptance by slot."""
+    """Markdown: a row per training in the study's order, the mean over seeds after several, then acceptance by slot
+    and how far confidence can be believed."""
     done = [result for result in results if result["failed"] is None]
-    parts = [_trainings(results, done), _slots(done)] if done else []
+    parts = [_trainings(results, done), _slots(done), _confidence(done)] if done else []
     parts += [
         f"`{r['variant']}` seed {r['seed']} did not come to its end: {r['failed']}\n" for r in results if r["failed"]
     ]
@@ -84,6 +85,30 @@ def _slots(done: Sequence[Mapping[str, Any]]) -> str:
             rows.append([str(slot + 1), *_fixed(*shown)])
     note = (
         f"Conditional acceptance: the share of held-out steps that reached a slot and accepted it (of {LEAST} or more)."
+    )
+    return _markdown(rows) + f"\n{note}\n"
+
+
+def _confidence(done: Sequence[Mapping[str, Any]]) -> str:
+    """How far a draft's confidence is from the share of such drafts that are right, of those with any."""
+    rows = [["variant", "seed", "confidence of", "ECE as trained", "ECE scaled", "temperature", "drafts"]]
+    for result in done:
+        found = result["heldout"].get("confidence")
+        if found is not None:
+            own = "a head" if result["asked"]["recipe"]["drafter"].get("confidence_head") else "its own chances"
+            errors = (f"{found[name]:.3f}" for name in ("ece_before", "ece_after"))
+            rows.append(
+                [
+                    result["variant"],
+                    str(result["seed"]),
+                    own,
+                    *errors,
+                    *_fixed(found["temperature"]),
+                    str(found["drafts"]),
+                ]
+            )
+    note = (
+        "ECE: expected calibration error of held-out drafts, as trained and after the one temperature fitted to them."
     )
     return _markdown(rows) + f"\n{note}\n"
 

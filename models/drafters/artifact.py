@@ -23,8 +23,8 @@ carries its own architecture name, so that no loader takes it for the plain kind
                                            its kind, and where it comes from; other loaders ignore it
 
 Drafters that others trained are read too: names with or without `model.`, dflash_config nested or at the top level,
-both RoPE spellings, any float type, sharded files. A field that changes the computation and that we do not honour is
-refused by name.
+both RoPE spellings, any float type, sharded files, and what `speculators` itself writes (`.speculators_config`). A
+field that changes the computation and that we do not honour is refused by name.
 """
 
 import dataclasses
@@ -53,6 +53,7 @@ from models.drafters.artifact_config import (
 )
 from models.drafters.dflash import Drafter, DrafterConfig, turned_weights
 from models.drafters.dflash_kind import DFlash
+from models.drafters.speculators_config import TYPE
 from models.layers import reads_turned
 from models.sharding import constrain, shard
 from models.target import AXES, FINGERPRINT, Target
@@ -86,13 +87,15 @@ class Artifact:
     weights: dict[str, Any]
     draft_vocab: np.ndarray | None
     origin: dict[str, Any]
+    head: np.ndarray | None = None  # the LM head it brings of its draft vocabulary, if any
 
     @classmethod
     def read(cls, raw: Mapping[str, Any], path: Path) -> "Artifact":
         """That of config.json's content and the tensors beside it."""
         config, tensors = cls.parse(raw, path), read_tensors(path)
         draft_vocab = pop_vocabulary(config, tensors, path)
-        return cls(config, _from_tensors(config, tensors, path), draft_vocab, origin_of(raw, path))
+        head = tensors.pop("lm_head.weight", None) if TYPE in raw else None
+        return cls(config, _from_tensors(config, tensors, path), draft_vocab, origin_of(raw, path), head)
 
     def drafter(self, dtype: str, mesh: jax.sharding.Mesh | None = None) -> Any:
         """The network on `mesh`, computing in `dtype`, which its weights are kept in and as it reads them: a step need
@@ -133,7 +136,12 @@ class Artifact:
 
     def misfits(self, target: Target) -> list[str]:
         """What beside its shape keeps it from drafting for `target`."""
-        return []
+        if self.head is None:
+            return []
+        own = target.head if self.draft_vocab is None else target.head[self.draft_vocab]
+        if np.array_equal(np.asarray(self.head, np.float32), np.asarray(own, np.float32)):
+            return []
+        return [f"LM head: the drafter brings one of its own, which is not that of {target.config.name}"]
 
     def traits(self) -> dict[str, Any]:
         """What sets it apart from others of its size, for people."""

@@ -10,6 +10,7 @@ from configs.errors import UserError
 from configs.paths import read_object
 from models.drafters.dflash import DrafterConfig
 from models.drafters.mixing import MLP_RATIO, PASSES, HeadType
+from models.drafters.speculators_config import TYPE, in_public_words
 from models.layers import RopeScaling
 
 KIND, PLAIN, OWN = "dflash", "DFlashDraftModel", "WideblockDraftModel"
@@ -99,10 +100,11 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> DrafterConfig:
     where, kind = f"{path}/config.json", origin_of(raw, path).get("kind", KIND)
     if kind != KIND:
         raise UserError(f"{where}: a drafter of kind {kind!r}; expected dflash or eagle3, which decode here")
+    if TYPE in raw:
+        raw = in_public_words(raw, OWN, where)
     architecture = (raw.get("architectures") or [None])[0]
     if architecture not in (PLAIN, OWN):
-        theirs = "; speculators' own checkpoints are written to, not read" * ("speculators_model_type" in raw)
-        raise UserError(f"{where}: architectures {architecture!r}; expected a drafter ({PLAIN} or {OWN}){theirs}")
+        raise UserError(f"{where}: architectures {architecture!r}; expected a drafter ({PLAIN} or {OWN})")
     dflash = {name: raw[name] for name in (*_PLACED_EITHER_WAY, *_EXTRAS) if name in raw} | (
         raw.get("dflash_config") or {}
     )
@@ -277,4 +279,4 @@ def is_drafter(path: Path) -> bool:
         return False
     raw = read_config(path)
     names = raw.get("architectures") or []
-    return "dflash_config" in raw or any("Draft" in name or "Eagle3" in name for name in names)
+    return "dflash_config" in raw or TYPE in raw or any("Draft" in name or "Eagle3" in name for name in names)
