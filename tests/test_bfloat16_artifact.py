@@ -30,7 +30,7 @@ def test_same_tau(tmp_path: Path):
     tiny = make_tiny(tmp_path)
     write_prompts(tiny.root / "prompts.jsonl", PROMPTS + 4)
     long = ["train.steps=500", "train.eval_every=0", "train.checkpoint_every=500", f"prompts.limit={PROMPTS}"]
-    done = tiny.train(
+    done = tiny.called(
         tmp_path / "run",
         *long,
         "batches.blocks={4: 16}",

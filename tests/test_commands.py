@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 
 from models.drafters.artifact import read_artifact
-from tests.tiny_run import Tiny, called, command, make_tiny
+from tests.tiny_run import Tiny, called, make_tiny
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """A tiny world with a trained run and its artifact."""
     tiny = make_tiny(tmp_path_factory.mktemp("tiny"))
-    done = tiny.train(tiny.root / "run")
+    done = tiny.called(tiny.root / "run")
     assert done.returncode == 0, done.stderr
-    done = command(["train", "export", "--run", str(tiny.root / "run"), "--out", str(tiny.root / "artifact")])
+    done = called(["train", "export", "--run", str(tiny.root / "run"), "--out", str(tiny.root / "artifact")])
     assert done.returncode == 0, done.stderr
     return tiny
 
@@ -35,12 +35,11 @@ def evaluate(
     drafter: str = "artifact",
     target: str = "target",
     tasks: str | None = None,
-    run=command,
 ):
     tasks = tasks or str(tiny.root / "prompts.jsonl")
     call = ["serve", "eval", "--target", str(tiny.root / target), "--drafter", str(tiny.root / drafter)]
     call += ["--tasks", tasks, "--out", str(tiny.root / "report"), "--prompts", "2", "--max-new-tokens", "12"]
-    return run([*call, *arguments])
+    return called([*call, *arguments])
 
 
 def test_chain_and_its_report(tiny: Tiny):
@@ -68,20 +67,20 @@ def test_trees(tiny: Tiny):
     assert task["exact"] == task["prompts"] == 2
     assert {(way["drafts"], way["width"]) for way in task["ways"]} == {("tree of 16", 4)}
     assert "tree of 16" in (tiny.root / "report" / "report.html").read_text()
-    refused(evaluate(tiny, "--tree", "16", run=called), "width: expected 1 to 4", "got 8; name one with --width")
+    refused(evaluate(tiny, "--tree", "16"), "width: expected 1 to 4", "got 8; name one with --width")
     refused(
-        evaluate(tiny, "--tree", "32", "--drafts", "ngram", drafter="nowhere", run=called),
+        evaluate(tiny, "--tree", "32", "--drafts", "ngram", drafter="nowhere"),
         "--tree 32",
         "--drafts ngram",
     )
-    refused(evaluate(tiny, "--tree", "32", "--width", "1", drafter="nowhere", run=called), "--width 2 or more")
+    refused(evaluate(tiny, "--tree", "32", "--width", "1", drafter="nowhere"), "--width 2 or more")
 
 
 def test_widths_chosen_while_decoding_and_reports_compared(tiny: Tiny):
     out = tiny.root / "report"
     done = evaluate(tiny, "--temperature", "0")
     assert done.returncode == 0, done.stderr
-    shown = command(["serve", "compare", str(out), str(out / "report.json")])
+    shown = called(["serve", "compare", str(out), str(out / "report.json")])
     assert shown.returncode == 0, shown.stderr
     (average,) = [line.split() for line in shown.stdout.splitlines() if line.strip().startswith("average")]
     assert average[1:4] == average[4:7], "the same report twice"
@@ -106,7 +105,7 @@ def test_chat_answers_as_the_plain_loop(tiny: Tiny):
     call = ["serve", "chat", *engine, "--message", "what is it", "--max-new-tokens", "12"]
     answers = []
     for width in ("1", "4"):
-        done = command([*call, "--width", width])
+        done = called([*call, "--width", width])
         assert done.returncode == 0, done.stderr
         *answer, summary = done.stdout.splitlines()[1:]
         assert "tokens/s" in summary
@@ -142,7 +141,9 @@ def test_unwritable_places(tiny: Tiny):
 
 def test_too_high_a_rate_names_what_to_lower(tiny: Tiny):
     """What is kept of such a run: tests/test_only_finite_is_kept.py."""
-    refused(tiny.train(tiny.root / "nan", "optimizer.learning_rate=1.0e+30", "optimizer.clip=1.0e+30"), "learning_rate")
+    refused(
+        tiny.called(tiny.root / "nan", "optimizer.learning_rate=1.0e+30", "optimizer.clip=1.0e+30"), "learning_rate"
+    )
 
 
 def test_export_mistakes(tiny: Tiny, tmp_path: Path):
@@ -156,7 +157,7 @@ def test_export_mistakes(tiny: Tiny, tmp_path: Path):
     shutil.copytree(tiny.root / "target", tmp_path / "target")
     refused(called(["train", "export", "--run", run, "--out", str(tmp_path / "target")]), "not a drafter artifact")
     assert (tmp_path / "target" / "config.json").read_bytes() == (tiny.root / "target" / "config.json").read_bytes()
-    assert command(["train", "export", "--run", run, "--out", str(tmp_path / "o"), "--format", "orbax"]).returncode == 0
+    assert called(["train", "export", "--run", run, "--out", str(tmp_path / "o"), "--format", "orbax"]).returncode == 0
     refused(called(["train", "export", "--run", run, "--out", str(tmp_path / "o")]), "in another form (params)")
 
 
@@ -165,17 +166,17 @@ def test_card_and_plain_export(tiny: Tiny):
     assert 'num_speculative_tokens": 3' in card
     assert "--speculative-num-draft-tokens 4" in card
     assert "| task | tau |" in card
-    own = tiny.train(tiny.root / "own", "drafter.markov_rank=8", "drafter.draft_vocab_size=20")
+    own = tiny.called(tiny.root / "own", "drafter.markov_rank=8", "drafter.draft_vocab_size=20")
     assert own.returncode == 0, own.stderr
     export = ["train", "export", "--run", str(tiny.root / "own"), "--out"]
     refused(called([*export, str(tiny.root / "p"), "--plain"]), "--plain", "markov_rank", "train without")
-    assert command([*export, str(tiny.root / "own_artifact")]).returncode == 0
+    assert called([*export, str(tiny.root / "own_artifact")]).returncode == 0
     assert "a draft vocabulary and a Markov head" in (tiny.root / "own_artifact" / "README.md").read_text()
 
 
 def test_training_goes_on_from_an_artifact(tiny: Tiny):
     start = f"drafter.init_from={tiny.root}/artifact"
-    done = tiny.train(tiny.root / "further", start, "drafter.markov_rank=8")
+    done = tiny.called(tiny.root / "further", start, "drafter.markov_rank=8")
     assert done.returncode == 0, done.stderr
     refused(tiny.called(tiny.root / "x", start, "drafter.causal=true"), "init_from", "causal: artifact (False")
 
@@ -183,34 +184,34 @@ def test_training_goes_on_from_an_artifact(tiny: Tiny):
 def test_inspect_says_what_fits(tiny: Tiny):
     from tests.tiny_run import write_target
 
-    done = command(["serve", "inspect", str(tiny.root / "artifact"), str(tiny.root / "target")])
+    done = called(["serve", "inspect", str(tiny.root / "artifact"), str(tiny.root / "target")])
     assert done.returncode == 0, done.stderr
     assert "artifact: a drafter" in done.stdout
     assert "num_speculative_tokens=3" in done.stdout
     assert "artifact fits" in done.stdout
     shutil.copytree(tiny.root / "target", tiny.root / "moved")
-    done = command(["serve", "inspect", str(tiny.root / "artifact"), str(tiny.root / "moved")])
+    done = called(["serve", "inspect", str(tiny.root / "artifact"), str(tiny.root / "moved")])
     assert done.returncode == 0, "the same weights under another name"
     write_target(tiny.root / "stranger" / "target", seed=8)
-    done = command(["serve", "inspect", str(tiny.root / "artifact"), str(tiny.root / "stranger" / "target")])
+    done = called(["serve", "inspect", str(tiny.root / "artifact"), str(tiny.root / "stranger" / "target")])
     assert done.returncode == 1
     assert "made for another target" in done.stdout
     refused(called(["serve", "inspect", str(tiny.root)]), "directory with a config.json", "found none of them")
 
 
 def test_eval_mistakes(tiny: Tiny):
-    refused(evaluate(tiny, tasks="gsm9k", run=called), "gsm9k")
-    refused(evaluate(tiny, "--width", "9", run=called), "width", "1 to 4")
-    refused(evaluate(tiny, "--drafts", "both", "--width", "3", run=called), "--width 3", "drafter or ngram")
-    refused(evaluate(tiny, "--temperature", "-1", run=called), "temperature", "at least 0")
-    refused(evaluate(tiny, "--max-new-tokens", "250", run=called), "--max-new-tokens", "256")
-    refused(evaluate(tiny, drafter="run", run=called), "no config.json")
-    refused(evaluate(tiny, target="nowhere", run=called), "nowhere")
+    refused(evaluate(tiny, tasks="gsm9k"), "gsm9k")
+    refused(evaluate(tiny, "--width", "9"), "width", "1 to 4")
+    refused(evaluate(tiny, "--drafts", "both", "--width", "3"), "--width 3", "drafter or ngram")
+    refused(evaluate(tiny, "--temperature", "-1"), "temperature", "at least 0")
+    refused(evaluate(tiny, "--max-new-tokens", "250"), "--max-new-tokens", "256")
+    refused(evaluate(tiny, drafter="run"), "no config.json")
+    refused(evaluate(tiny, target="nowhere"), "nowhere")
     from tests.tiny_run import write_target
 
     write_target(tiny.root / "other" / "target", seed=7)  # of the same name: its weights alone are others
-    refused(evaluate(tiny, target="other/target", run=called), "made for another target", "weights")
+    refused(evaluate(tiny, target="other/target"), "made for another target", "weights")
     shutil.copytree(tiny.root / "artifact", tiny.root / "cut")
     file = tiny.root / "cut" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    refused(evaluate(tiny, drafter="cut", run=called), "not a whole safetensors file")
+    refused(evaluate(tiny, drafter="cut"), "not a whole safetensors file")

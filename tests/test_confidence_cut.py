@@ -36,9 +36,9 @@ SAMPLED = {
         {"markov_rank": 2, "confidence_head": True},
         PROMPT,
         None,
-        [0.55, 0.3],
+        [0.8, 0.6],
     ),
-    "tokens, refiner": (CUT, Speculation(WARM), REFINER, PROMPT, None, [0.36, 0.11]),
+    "tokens, refiner": (CUT, Speculation(WARM), REFINER, PROMPT, None, [0.5, 0.25]),
     "beside copies": (COPY, Speculation(WARM), {"markov_rank": 2}, COPYING, None, [0.55, 0.3]),
 }
 

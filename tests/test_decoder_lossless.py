@@ -18,11 +18,12 @@ from serve.choose import ngram_drafts
 from tests.tiny import make_artifact, make_eagle3, make_target
 
 NEW = 40
+PROMPTS = [np.random.default_rng(seed).integers(3, 60, 5 + 4 * seed).tolist() for seed in range(4)]
+LONGEST = max(map(len, PROMPTS))
 
 
 def padded(prompts):
-    size = max(map(len, prompts))
-    rows = np.zeros((len(prompts), size), np.int32)
+    rows = np.zeros((len(prompts), max(LONGEST, *map(len, prompts))), np.int32)  # one program reads all of PROMPTS
     for row, prompt in zip(rows, prompts, strict=True):
         row[: len(prompt)] = prompt
     return jnp.asarray(rows), jnp.asarray([len(p) for p in prompts], jnp.int32)
@@ -60,9 +61,6 @@ def shuffled(pages: Pages) -> Pages:
 
     keys, values = [moved(pool) for pool in pages.keys], [moved(pool) for pool in pages.values]
     return Pages(keys, values, jnp.asarray(places, jnp.int32)[pages.table])
-
-
-PROMPTS = [np.random.default_rng(seed).integers(3, 60, 5 + 4 * seed).tolist() for seed in range(4)]
 
 
 DRAFTS = {f"width {width}": Draft("drafter", width) for width in (1, 2, 3, 6)} | {

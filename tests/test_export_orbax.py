@@ -11,13 +11,13 @@ import pytest
 
 from models.drafters.artifact import Artifact, read_artifact, write_artifact
 from tests.tiny import make_artifact
-from tests.tiny_run import command
+from tests.tiny_run import called
 
 CASES = [{}, {"markov_size": 12}, {"markov_rank": 3, "draft_vocab_size": 20}]
 
 
 def export(source: Path, out: Path, *flags: str) -> None:
-    done = command(["train", "export", "--drafter", str(source), "--out", str(out), *flags])
+    done = called(["train", "export", "--drafter", str(source), "--out", str(out), *flags])
     assert done.returncode == 0, done.stderr
 
 
@@ -78,6 +78,6 @@ def test_bfloat16_and_plain(tmp_path: Path):
     plain = read_artifact(tmp_path / "plain")
     assert plain.draft_vocab is None
     assert json.loads((tmp_path / "plain" / "config.json").read_text())["architectures"] == ["DFlashDraftModel"]
-    done = command(["train", "export", "--drafter", str(tmp_path), "--out", str(tmp_path / "x")])
+    done = called(["train", "export", "--drafter", str(tmp_path), "--out", str(tmp_path / "x")])
     assert done.returncode == 2
     assert "no config.json" in done.stderr

@@ -90,7 +90,7 @@ def test_another_number_of_responses(tmp_path: Path):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     tiny = make_tiny(tmp_path_factory.mktemp("tiny"))
-    done = tiny.train(tiny.root / "run", "train.steps=2")
+    done = tiny.called(tiny.root / "run", "train.steps=2")
     assert done.returncode == 0, done.stderr
     return tiny
 

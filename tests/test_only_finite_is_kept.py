@@ -30,7 +30,7 @@ def refusal(done) -> str:
 def test_checkpoints_between_looks_at_the_log(tiny: Tiny, every: int):
     run = tiny.root / f"nan{every}"
     rare = ("train.log_every=100", "train.eval_every=0", f"train.checkpoint_every={every}", "train.keep=2")
-    line = refusal(tiny.train(run, *DIVERGES, *rare))
+    line = refusal(tiny.called(run, *DIVERGES, *rare))
     found = re.match(r"error: step (\d+): (loss|gradient_norm) is (nan|inf); (.*); lower optimizer.learning_rate", line)
     assert found, line
     kept = whole_steps(run / "checkpoints")
@@ -63,6 +63,6 @@ def test_the_checkpoint_that_is_kept_can_be_gone_on_from(tiny: Tiny):
     assert "step 10: loss is nan; the checkpoint of step 8 is kept" in refusal(done)
     assert whole_steps(run / "checkpoints") == [4, 8]
     assert all(np.isfinite(values).all() for values in checkpoint_arrays(run, 8).values())
-    done = tiny.train(run, *steps, "--resume")
+    done = tiny.called(run, *steps, "--resume")
     assert done.returncode == 0, done.stderr
     assert "going on from step 8" in done.stdout

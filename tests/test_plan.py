@@ -6,7 +6,7 @@ from configs.errors import UserError
 from configs.schema import load_recipe
 from models.aot import CHIPS
 from tests.tiny import TARGET
-from tests.tiny_run import command
+from tests.tiny_run import called
 from train.plan import Scale, answer_hours, chips_of, plan
 
 SCALE = Scale(responses=800_000, epochs=6, mfu=0.4, efficiency=0.5, rows=64)
@@ -46,14 +46,14 @@ def test_mistakes():
     for name in ("v9:2x2", "v5p", "v5p:2xx1", "v5p:0x2x1"):
         with pytest.raises(UserError, match="expected v5p, v5e, v6e and its chips"):
             chips_of(name)
-    done = command(["train", "plan", "--config", "tpu/llama31_8b_w16_v5p8", "--mfu", "1.5"])
+    done = called(["train", "plan", "--config", "tpu/llama31_8b_w16_v5p8", "--mfu", "1.5"])
     assert (done.returncode, done.stderr) == (2, "error: --mfu: expected above 0 and at most 1, got 1.5\n")
     for words, said in (
         (["--widths", "8,64"], "--widths 8,64: expected 1 among them"),
         (["--batches", "1,x"], "--batches 1,x: expected numbers of at least 1"),
         (["--acceptance", "nowhere"], "no report.json"),
     ):
-        done = command(["serve", "cost", "--target", "smollm2-135m", *words])
+        done = called(["serve", "cost", "--target", "smollm2-135m", *words])
         assert done.returncode == 2
         assert said in done.stderr
         assert done.stderr.count("\n") == 1

@@ -19,7 +19,7 @@ LONG = (f"train.steps={STEPS}", "train.checkpoint_every=10", "train.eval_every=4
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     tiny = make_tiny(tmp_path_factory.mktemp("tiny"))
-    assert tiny.train(tiny.root / "straight", *LONG).returncode == 0
+    assert tiny.called(tiny.root / "straight", *LONG).returncode == 0
     return tiny
 
 
@@ -40,7 +40,7 @@ def test_kill_9(tiny: Tiny):
     assert code == -signal.SIGKILL
     last = whole_steps(run / "checkpoints")[-1]
     assert 10 <= last < STEPS, "killed on the way"
-    done = tiny.train(run, *LONG, "--resume")
+    done = tiny.called(run, *LONG, "--resume")
     assert done.returncode == 0, done.stderr
     assert f"going on from step {last}" in done.stdout
     assert_same_arrays(checkpoint_arrays(run, STEPS), checkpoint_arrays(tiny.root / "straight", STEPS))
@@ -56,7 +56,7 @@ def test_a_half_written_checkpoint_does_not_count(tiny: Tiny):
     tmp = run / "checkpoints" / f"{last + 1}.orbax-checkpoint-tmp"
     shutil.copytree(run / "checkpoints" / str(last), tmp)
     shutil.rmtree(tmp / "params")
-    done = tiny.train(run, *LONG, "--resume")
+    done = tiny.called(run, *LONG, "--resume")
     assert done.returncode == 0, done.stderr
     assert f"going on from step {last}" in done.stdout
     assert_same_arrays(checkpoint_arrays(run, STEPS), checkpoint_arrays(tiny.root / "straight", STEPS))
@@ -68,20 +68,20 @@ def test_sigterm_saves_and_says_how_to_go_on(tiny: Tiny):
     assert code == 128 + signal.SIGTERM
     assert "saved step" in out
     assert "--resume" in out
-    done = tiny.train(run, *LONG, "--resume")
+    done = tiny.called(run, *LONG, "--resume")
     assert done.returncode == 0, done.stderr
     assert_same_arrays(checkpoint_arrays(run, STEPS), checkpoint_arrays(tiny.root / "straight", STEPS))
 
 
 def test_a_finished_run_is_not_overwritten(tiny: Tiny):
-    done = tiny.train(tiny.root / "straight", *LONG)
+    done = tiny.called(tiny.root / "straight", *LONG)
     assert done.returncode == 2
     assert "--resume" in done.stderr
     assert len(done.stderr.strip().split("\n")) == 1
 
 
 def test_another_recipe_is_refused_with_the_fields(tiny: Tiny):
-    done = tiny.train(
+    done = tiny.called(
         tiny.root / "straight",
         *LONG,
         "--resume",
@@ -145,5 +145,5 @@ def test_kill_9_with_accumulation(tiny: Tiny):
         if name.endswith("killed"):
             process = tiny.start(run, "optimizer.accumulation=2")
             signal_when(process, signal.SIGKILL, lambda run=run: logged_step(run) >= 5)
-        assert tiny.train(run, "optimizer.accumulation=2", "--resume").returncode == 0
+        assert tiny.called(run, "optimizer.accumulation=2", "--resume").returncode == 0
     assert_same_arrays(checkpoint_arrays(run, 12), checkpoint_arrays(tiny.root / "accumulated", 12))

@@ -45,10 +45,15 @@ CASES = {
 DRAFTS = {"ngram": Draft("ngram", 4), "tree": Draft("drafter", 4, tree=7)}
 
 
+HEADS = {"num_heads": 2, "num_kv_heads": 1}
+SHAPE = {"num_target_layers": 2, "target_hidden_size": 16, "hidden_size": 16, "vocab_size": VOCAB, **HEADS}
+
+
 def tiny(**head: Any):
-    target = make_target(vocab_size=VOCAB, hidden_size=16, num_layers=3)
-    layers = {"target_layer_ids": (0, 1), "num_target_layers": 3, "target_hidden_size": 16, "hidden_size": 16}
-    return target, make_artifact(vocab_size=VOCAB, mask_token_id=5, width=4, **layers, **(head or {"markov_size": 8}))
+    """What takes tens of thousands of rows a step is attention's many small products: few layers and heads."""
+    target = make_target(7, vocab_size=VOCAB, hidden_size=16, num_layers=2, **HEADS)
+    layers = {"target_layer_ids": (0, 1), "num_layers": len(head.get("windows", [None])), **SHAPE}
+    return target, make_artifact(7, mask_token_id=5, width=4, **layers, **(head or {"markov_size": 8}))
 
 
 def prefilled(engine, prompt: Sequence[int], seeds: jax.Array, new: int = NEW, page: int | None = None) -> DecodeState:
@@ -138,8 +143,8 @@ EAGLE3 = ("block, top-p", "deterministic")
 def test_eagle3(width: int, speculation: Speculation):
     """Each step's draft drawn given the one before; over a draft vocabulary that lacks tokens."""
     target, _ = tiny()
-    sizes = {"num_target_layers": 3, "target_hidden_size": 16, "hidden_size": 16, "vocab_size": VOCAB, "width": width}
-    engine, counts = make_engine(target, make_eagle3(**sizes, draft_vocab_size=4)), {}
+    drafter = make_eagle3(**SHAPE, target_layer_ids=(0, 1, 1), width=width, draft_vocab_size=4)
+    engine, counts = make_engine(target, drafter), {}
     for part in range(SAMPLES // ROWS):
         fresh = prefilled(engine, PROMPT, jnp.arange(ROWS) + part * ROWS)
         counted(segment(engine, fresh, 100, Draft("drafter", width), speculation).rows, counts)

@@ -86,7 +86,7 @@ def test_every_seed_samples(tiny: Tiny, world, tmp_path: Path, seed: int):
 
 def test_the_largest_seed_trains(tiny: Tiny, tmp_path: Path):
     """From first weights over batches to the last checkpoint."""
-    done = tiny.train(tmp_path / "run", f"run.seed={2**32 - 1}", "train.steps=2", f"run.data_dir={tmp_path}/data")
+    done = tiny.called(tmp_path / "run", f"run.seed={2**32 - 1}", "train.steps=2", f"run.data_dir={tmp_path}/data")
     assert done.returncode == 0, done.stderr
 
 

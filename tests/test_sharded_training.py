@@ -56,6 +56,6 @@ def splits(run: Path) -> dict[str, list[str | None]]:
 
 
 def test_more_devices_than_there_are(tiny: Tiny):
-    done = tiny.train(tiny.root / "many", "mesh.tensor=64")
+    done = tiny.called(tiny.root / "many", "mesh.tensor=64")
     assert done.returncode == 2
     assert "mesh.data=1 x mesh.fsdp=1 x mesh.tensor=64: expected 64 devices" in done.stderr

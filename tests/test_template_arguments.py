@@ -10,7 +10,7 @@ from models.tokenizer import load_tokenizer
 from serve.__main__ import template_args_of
 from serve.load import load_engine
 from tests.test_digests import THINKING
-from tests.tiny_run import Tiny, command, make_tiny, write_tokenizer
+from tests.tiny_run import Tiny, called, make_tiny, write_tokenizer
 
 CHAT = [{"role": "user", "content": "say 37"}]
 OFF = "target.chat_template_args={enable_thinking: false}"
@@ -22,9 +22,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     tiny = make_tiny(tmp_path_factory.mktemp("tiny"))
     write_tokenizer(tiny.root / "target", template=THINKING)
     small = ("train.steps=2", "train.eval_every=0", "responses.max_new_tokens=4", "responses.max_prompt_tokens=56")
-    done = tiny.train(tiny.root / "run", OFF, *small)
+    done = tiny.called(tiny.root / "run", OFF, *small)
     assert done.returncode == 0, done.stderr
-    done = command(["train", "export", "--run", str(tiny.root / "run"), "--out", str(tiny.root / "artifact")])
+    done = called(["train", "export", "--run", str(tiny.root / "run"), "--out", str(tiny.root / "artifact")])
     assert done.returncode == 0, done.stderr
     return tiny
 
@@ -48,14 +48,14 @@ def test_decoders_take_the_drafters_unless_told_otherwise(tiny: Tiny):
 @pytest.mark.parametrize(("flags", "said"), [([], "False"), (["--chat-template-arg", "enable_thinking=true"], "True")])
 def test_the_command_says_what_it_renders_with(tiny: Tiny, flags: list[str], said: str):
     engine = ["--target", str(tiny.root / "target"), "--drafter", str(tiny.root / "artifact"), "--width", "1"]
-    done = command(["serve", "chat", *engine, "--message", "what", "--max-new-tokens", "2", *flags])
+    done = called(["serve", "chat", *engine, "--message", "what", "--max-new-tokens", "2", *flags])
     assert done.returncode == 0, done.stderr
     assert f"chat template with enable_thinking={said}" in done.stdout
 
 
 def test_a_run_goes_on_with_them_only(tiny: Tiny):
     run, template = tiny.root / "run", "responses.max_prompt_tokens=56"
-    done = tiny.train(run, "train.steps=2", "responses.max_new_tokens=4", template, "--resume")
+    done = tiny.called(run, "train.steps=2", "responses.max_new_tokens=4", template, "--resume")
     assert done.returncode == 2
     assert "chat_template_args: checkpoint {'enable_thinking': False}, recipe {}" in done.stderr
 

@@ -55,7 +55,7 @@ def test_a_run_has_one_writer(tiny: Tiny):
 def test_data_held_by_another_are_waited_for(tiny: Tiny, tmp_path: Path):
     """This process holds the folder of responses; the command says so, waits, and goes on when it is let go."""
     data = tmp_path / "data"
-    done = tiny.train(tmp_path / "a", "train.steps=1", f"run.data_dir={data}")
+    done = tiny.called(tmp_path / "a", "train.steps=1", f"run.data_dir={data}")
     assert done.returncode == 0, done.stderr
     (folder,) = (data / "responses").glob("*/train")
     expected = list(Responses(folder.parent / "train"))
