@@ -95,7 +95,7 @@ class Artifact:
         config, tensors = cls.parse(raw, path), read_tensors(path)
         draft_vocab = pop_vocabulary(config, tensors, path)
         head = tensors.pop("lm_head.weight", None) if TYPE in raw else None
-        return cls(config, _from_tensors(config, tensors, path), draft_vocab, origin_of(raw, path), head)
+        return cls(config, _from_tensors(config, tensors, path), draft_vocab, origin_of(raw, path), head=head)
 
     def drafter(self, dtype: str, mesh: jax.sharding.Mesh | None = None) -> Any:
         """The network on `mesh`, computing in `dtype`, which its weights are kept in and as it reads them: a step need

@@ -65,7 +65,7 @@ class Eagle3Artifact(Artifact):
         if config.draft_vocab_size is None and not np.any(tensors.get("d2t", 0)):
             tensors = {name: value for name, value in tensors.items() if name not in ("d2t", "t2d")}  # the whole one
         vocab = pop_vocabulary(config, tensors, path)
-        return cls(config, _from_tensors(config, tensors, path), vocab, origin_of(raw, path), embedding)
+        return cls(config, _from_tensors(config, tensors, path), vocab, origin_of(raw, path), embedding=embedding)
 
     def drafter(self, dtype: str, mesh: jax.sharding.Mesh | None = None) -> Eagle3Drafter:
         weights = jax.tree.map(lambda weight: weight.astype(dtype), self.weights)
