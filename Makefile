@@ -109,7 +109,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "setup: [4/4] done; the tools are in $(BIN)"
 
 test: setup
-	@echo "test: the default suite (a few minutes on two cores)"
+	@echo "test: the default suite (about a quarter of an hour on two cores)"
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not peers and not clients"
 
 test-slow: setup

@@ -45,7 +45,7 @@ def drafter_lines(artifact: Artifact) -> dict[str, Any]:
     return {
         "width": f"{config.width}: 1 anchor + {drafted} drafted (vLLM: num_speculative_tokens={drafted})",
         "layers": f"{config.num_layers} of hidden size {config.hidden_size}, {parameters / 1e6:.1f} M parameters",
-        "taps": f"{list(config.target_layer_ids)} of {config.num_target_layers} target layers",
+        "taps": f"{list(config.target_layer_ids)} of {config.num_target_layers or 'the'} target layers",
         "vocabulary": config.vocab_size,
         **artifact.details(),
         f"beyond plain {artifact.title}": ", ".join(artifact.beyond_plain().values()) or "nothing",

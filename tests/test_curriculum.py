@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from configs.errors import UserError
 from configs.schema import RecipeError, load_recipe
 from models.drafters.artifact import read_artifact
 from models.drafters.dflash import Drafter
@@ -101,6 +102,17 @@ def test_a_run_grows_and_hands_on_what_it_trained(tiny: Tiny, tmp_path: Path):
     assert done.returncode == 0, done.stderr
     assert "going on from step 8" in done.stdout
     assert_same_arrays(checkpoint_arrays(killed, 12), checkpoint_arrays(straight, 12))
+
+
+def test_a_curriculum_by_the_step_is_not_gone_on_with(tmp_path: Path):
+    """What an earlier revision wrote; without a curriculum it goes on."""
+    (tmp_path / "metadata").mkdir()
+    (tmp_path / "metadata" / "metadata").write_text('{"step": 8}')
+    with pytest.raises(UserError, match=r"its batches\.curriculum went by the step"):
+        Curriculum(load_recipe("smoke.yaml", GROWING).batches).go_on(tmp_path)
+    plain = Curriculum(load_recipe("smoke.yaml").batches)
+    plain.go_on(tmp_path)
+    assert (plain.grown, len(plain.widths)) == ([], 1)
 
 
 def test_a_refiner_is_cut_to_its_trained_width():

@@ -21,7 +21,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-@pytest.mark.parametrize("page", [pytest.param(None, marks=pytest.mark.slow), 5], ids=["in slots", "in pages"])
+@pytest.mark.parametrize("page", [None, 5])
 def test_random_drafter_of_every_kind(kind: dict[str, Any], page: int | None):
     same_text_alone_and_together(make_artifact(**kind), Draft("drafter", 6), page)
 

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from configs.schema import load_recipe
-from models.drafters.artifact import write_artifact
+from models.drafters.artifact import read_artifact, write_artifact
 from models.drafters.dflash import Drafter, projected_embedding, projected_head
 from tests.tiny import make_artifact, make_drafter_config, make_target
 from train.objectives.dflash_build import new_drafter
@@ -29,6 +29,14 @@ def test_rows_follow_their_tokens(tmp_path: Path):
         expected = [rows.get(token, np.zeros(3)) for token in tokens.tolist()]
         assert np.array_equal(drafter.markov_w2[...], expected)
         assert np.array_equal(drafter.markov_w1[...], old.weights["markov_w1"])
+
+
+def test_an_artifact_that_does_not_say_how_many_layers_its_target_has(tmp_path: Path):
+    """As `speculators` writes them."""
+    write_artifact(make_artifact(num_target_layers=None), tmp_path)
+    assert read_artifact(tmp_path).config.num_target_layers is None
+    recipe = load_recipe("smoke.yaml", [f"drafter.init_from={tmp_path}"])
+    assert new_drafter(recipe, make_drafter_config(), make_target(), None).config.num_target_layers == 4
 
 
 def test_a_projected_embedding_about_keeps_angles():

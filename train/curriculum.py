@@ -5,12 +5,14 @@ teach little, and widening too early hurts the first slots (DBloom), so a width 
 are accepted to the last slot. The checkpoint keeps the steps at which blocks grew, so a resumed run is the run.
 """
 
-from collections.abc import Iterable
+from pathlib import Path
 
 from configs.console import say
+from configs.errors import UserError
 from configs.schema import Batches
 from pipelines.batches import widest_in_turn
 from train.acceptance import Acceptance
+from train.checkpoint import read_metadata
 
 
 class Curriculum:
@@ -25,9 +27,19 @@ class Curriculum:
     def width(self) -> int:
         return self.widths[len(self.grown)]
 
-    def go_on(self, grown: Iterable[int]) -> None:
-        """Begins where a run stands whose blocks grew at these steps."""
-        self.grown = list(grown)
+    def go_on(self, checkpoint: Path) -> None:
+        """Begins where a run stands whose last checkpoint this is.
+
+        Raises:
+          UserError: it does not say when its blocks grew, and has a curriculum: one by the step, as there was before.
+        """
+        grown = read_metadata(checkpoint).get("grown")
+        if grown is None and self._least:
+            raise UserError(
+                f"{checkpoint}: its batches.curriculum went by the step, as earlier ones did; expected one that goes "
+                "by acceptance: go on with it by the revision that wrote it, or choose another run.dir"
+            )
+        self.grown = grown or []
 
     def consider(self, step: int, acceptance: Acceptance) -> None:
         """Grows where the blocks measured after `step` are accepted whole as often as the recipe asks."""

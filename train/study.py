@@ -130,13 +130,14 @@ def _measured(study: Study, recipe: Recipe, target: Target, answers: Responses) 
     artifact = read_artifact(folder / "artifact")
     walked = task_acceptance(make_engine(target, artifact), answers)
     metadata = read_metadata(folder / "run" / "checkpoints" / str(steps))
-    at_width = np.diff([0, *metadata["grown"], steps])  # steps at each width in turn
+    grown = metadata.get("grown", [])  # not there where an earlier revision trained it
+    at_width = np.diff([0, *grown, steps])  # steps at each width in turn
     return {
         "asked": asked,
         "failed": None,
         "steps": steps,
         "positions": round(sum(slots(width) * taken for width, taken in zip(widths, at_width, strict=False))),
-        "grown": metadata["grown"],
+        "grown": grown,
         "seconds_per_step": seconds_per_step(read_metrics(folder / "run")),
         "parameters": sum(np.size(leaf) for leaf in jax.tree.leaves(artifact.weights)),
         "responses": prepared.responses.name,

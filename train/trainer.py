@@ -26,7 +26,7 @@ from configs.processes import alone, stop_agreed
 from models.sharding import global_rows, make_mesh, placed, shard
 from pipelines.batches import TrainBatches
 from train.acceptance import Acceptance
-from train.checkpoint import Checkpoints, read_metadata
+from train.checkpoint import Checkpoints
 from train.curriculum import Curriculum
 from train.metrics import Metrics
 
@@ -273,7 +273,7 @@ def _go_on(
     nnx.update(trainer.model, trees["params"])
     nnx.update(trainer.optimizer, trees["optimizer"])
     trainer.start_at(step)
-    curriculum.go_on(read_metadata(checkpoints.directory / str(step)).get("grown", []))
+    curriculum.go_on(checkpoints.directory / str(step))
     say(f"train: going on from step {step} ({checkpoints.directory})")
     return step
 

@@ -60,7 +60,7 @@ class DrafterConfig:
     width: int  # W: the anchor and W-1 drafted tokens
     num_layers: int
     target_layer_ids: tuple[int, ...]
-    num_target_layers: int
+    num_target_layers: int | None  # None: the drafter does not say
     target_hidden_size: int
     hidden_size: int
     num_heads: int

@@ -95,7 +95,7 @@ def _check_shapes(config: DrafterConfig, target: TargetConfig, path: Path) -> No
     """Raises UserError, naming the first that differs, when the drafter was made for a target of another shape."""
     pairs = {
         "hidden size": (config.hidden_size, target.hidden_size),
-        "target layers": (config.num_target_layers, target.num_layers),
+        "target layers": (config.num_target_layers or target.num_layers, target.num_layers),
         "vocabulary": (config.vocab_size, target.vocab_size),
     }
     for name, (made, has) in pairs.items():

@@ -62,7 +62,7 @@ def in_public_words(raw: Mapping[str, Any], architecture: str, where: str) -> di
         del others["draft_vocab_size"]  # the whole one
     if raw.get("sliding_window_non_causal") and "sliding_attention" in (layers["layer_types"] or ()):
         others["is_causal"] = False
-    named = {"architectures": [architecture], "num_target_layers": 0, "target_layer_ids": [tap - 1 for tap in taps]}
+    named = {"architectures": [architecture], "num_target_layers": None, "target_layer_ids": [tap - 1 for tap in taps]}
     return {name: layers[name] for name in _OF_LAYERS if layers.get(name) is not None} | others | sizes | named
 
 

@@ -102,6 +102,7 @@ def _weights_of(path: Path, config: DrafterConfig, target: Target, draft_vocab: 
     confidence = confidence_weights(config)  # new where the artifact has none
     free = {"confidence_head"} if "confidence" not in artifact.weights else set()
     free |= {"width", "draft_vocab_size", "max_positions"}
+    free |= {"num_target_layers"}  # `check_fit` compares it, where the artifact says it
     free |= {"markov_size", "markov_rank", "markov_head_type"} if headless else set()
     differing = [name for name in ours if name not in free and theirs[name] != ours[name]]
     if differing:
