@@ -139,6 +139,7 @@ class Loss:
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Optimizer:
     learning_rate: float = Field(ge=0.0)
+    muon_learning_rate: float | None = Field(ge=0.0)  # of the layers' matrices under Muon; null: AdamW for all
     weight_decay: float = Field(ge=0.0)
     warmup_fraction: float = Field(ge=0.0, le=1.0)
     clip: float = Field(ge=1e-9)

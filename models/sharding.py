@@ -202,6 +202,8 @@ def shard(module: Any, mesh: jax.sharding.Mesh | None) -> None:
 
     def put(variable: Any) -> Any:
         value = variable.get_value()
+        if not jax.tree.leaves(value):  # an optimizer's place for a parameter that another part of it updates
+            return variable
         where = sharding_of(value.shape, variable.get_metadata().get("axes", ()), mesh)
         if where.is_fully_addressable or not value.is_fully_addressable:
             return variable.replace(jax.device_put(value, where))
@@ -224,6 +226,8 @@ def placed(tree: Tree, mesh: jax.sharding.Mesh) -> Tree:
     def put(leaf: Any) -> Any:
         if not isinstance(leaf, nnx.Variable):
             return abstract(leaf, (), mesh)
+        if not jax.tree.leaves(leaf.get_value()):
+            return leaf
         return leaf.replace(abstract(leaf.get_value(), leaf.get_metadata().get("axes", ()), mesh))
 
     return jax.tree.map(put, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))

@@ -31,7 +31,8 @@ from models.attention import CHUNK, FEW
 from models.decode import Engine, abstract_state, segment
 from models.drafters import TREES, Draft, Nothing
 from models.drafters.artifact import Artifact, check_fit, read_artifact
-from models.drafters.dflash import DrafterConfig, random_weights
+from models.drafters.dflash import DrafterConfig
+from models.drafters.dflash_weights import random_weights
 from models.sharding import abstract, placed
 from models.sources import abstract_target
 from models.target import AXES, Target, TargetConfig, default_taps

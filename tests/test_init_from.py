@@ -11,7 +11,8 @@ from flax import nnx
 
 from configs.schema import load_recipe
 from models.drafters.artifact import read_artifact, write_artifact
-from models.drafters.dflash import Drafter, projected_embedding, projected_head
+from models.drafters.dflash import Drafter
+from models.drafters.dflash_weights import projected_embedding, projected_head
 from tests.tiny import make_artifact, make_drafter_config, make_target
 from train.objectives.dflash_build import new_drafter
 

@@ -30,7 +30,7 @@ from pipelines.batches import RowSource
 from pipelines.prompt_files import Prompt
 from pipelines.records import Response
 from pipelines.responses import Job, generate_many
-from serve.__main__ import mesh_of
+from serve.options import mesh_of
 from serve.session import Decoder
 from tests.tiny import Letters, make_artifact, make_target
 from tests.tiny_run import EIGHT, on_disk, write_target

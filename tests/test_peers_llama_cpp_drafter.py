@@ -14,7 +14,7 @@ from configs.schema import load_recipe
 from models.decode import make_engine
 from models.drafters import Draft
 from models.drafters.artifact import Artifact, read_artifact
-from models.drafters.dflash import target_weights
+from models.drafters.dflash_weights import target_weights
 from models.sources import EMBEDDED, load_target
 from models.sources.gguf import embedded_file
 from models.tokenizer import load_tokenizer

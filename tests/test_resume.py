@@ -139,11 +139,12 @@ def test_a_truncated_checkpoint_is_one_line(tiny: Tiny, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_kill_9_with_accumulation(tiny: Tiny):
-    for name in ("accumulated", "accumulated-killed"):
-        run = tiny.root / name
-        if name.endswith("killed"):
-            process = tiny.start(run, "optimizer.accumulation=2")
+@pytest.mark.parametrize("change", ["optimizer.accumulation=2", "optimizer.muon_learning_rate=0.003"])
+def test_kill_9_with_another_optimizer(tiny: Tiny, change: str):
+    for name in ("straight", "killed"):
+        run = tiny.root / f"{change}-{name}"
+        if name == "killed":
+            process = tiny.start(run, change)
             signal_when(process, signal.SIGKILL, lambda run=run: logged_step(run) >= 5)
-        assert tiny.called(run, "optimizer.accumulation=2", "--resume").returncode == 0
-    assert_same_arrays(checkpoint_arrays(run, 12), checkpoint_arrays(tiny.root / "accumulated", 12))
+        assert tiny.called(run, change, "--resume").returncode == 0
+    assert_same_arrays(checkpoint_arrays(run, 12), checkpoint_arrays(tiny.root / f"{change}-straight", 12))

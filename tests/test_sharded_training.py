@@ -21,9 +21,11 @@ def losses(run: Path) -> list[float]:
     return [line["values"]["loss"] for line in lines if line["kind"] == "train"]
 
 
-def test_eight_devices_equal_one(tiny: Tiny):
-    shape = ("batches.rows=8", "train.eval_every=0")
-    one, eight = tiny.root / "one", tiny.root / "eight"
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_eight_devices_equal_one(tiny: Tiny, optimizer: str):
+    rate = "0.003" if optimizer == "muon" else "null"
+    shape = ("batches.rows=8", "train.eval_every=0", f"optimizer.muon_learning_rate={rate}")
+    one, eight = tiny.root / f"{optimizer}-one", tiny.root / f"{optimizer}-eight"
     done = tiny.train(one, *shape)
     assert done.returncode == 0, done.stderr
     done = tiny.train(eight, *shape, "mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2", environment=EIGHT)

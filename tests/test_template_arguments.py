@@ -7,8 +7,8 @@ import pytest
 
 from models.sources import EMBEDDED
 from models.tokenizer import load_tokenizer
-from serve.__main__ import template_args_of
 from serve.load import load_engine
+from serve.options import template_args_of
 from tests.test_digests import THINKING
 from tests.tiny_run import Tiny, called, make_tiny, write_tokenizer
 

@@ -159,6 +159,7 @@ def recipe(root: Path) -> dict[str, dict[str, Any]]:
         "loss": {"weighting": "dpace", "gamma": 4.0, "ce": 0.5, "kl": 0.5, "tv": 0.0, "head_chunk": 64},
         "optimizer": {
             "learning_rate": 3.0e-3,
+            "muon_learning_rate": None,
             "weight_decay": 0.01,
             "warmup_fraction": 0.1,
             "clip": 1.0,

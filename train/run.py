@@ -201,7 +201,7 @@ def identity_of(recipe: Recipe, assembly: Assembly) -> dict[str, Any]:
         "responses": assembly.prepared.responses.name,
         "batches": recipe.to_dict()["batches"],
         "loss": {name: getattr(recipe.loss, name) for name in ("weighting", "gamma", "ce", "kl", "tv")},
-        "optimizer": recipe.to_dict()["optimizer"],
+        "optimizer": {name: value for name, value in recipe.to_dict()["optimizer"].items() if value is not None},
         "steps": recipe.train.steps,
         "seed": recipe.run.seed,
         "target.dtype": recipe.target.dtype,

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 from flax import nnx
 from tunix.sft import hooks, peft_trainer
 
@@ -31,6 +32,8 @@ from train.curriculum import Curriculum
 from train.metrics import Metrics
 
 FINAL_RATE = 0.02  # of the peak learning rate, at the last update
+MUON_MOMENTUM, MUON_RMS = 0.95, 0.2  # as `speculators` has them; the second is AdamW's usual update at a rate of 1
+VOCABULARY = frozenset({"markov_w1", "markov_w2", "lm_head"})  # matrices with a row for every token
 LossFn = Callable[..., tuple[Any, dict[str, Any]]]
 CHECKED = ("loss", "gradient_norm")  # of every update
 Evaluate = Callable[[nnx.Module, int], Acceptance]
@@ -58,31 +61,58 @@ class Outcome:
 
 
 def learning_rate(section: schema.Optimizer, steps: int) -> optax.Schedule:
-    """The rate of update 0, 1, ...: up in equal parts over `warmup_fraction` of them, then along a cosine.
+    """AdamW's rate of update 0, 1, ...: up in equal parts over `warmup_fraction` of them, then along a cosine.
 
     Example, 10 updates, 4 of them warm-up: 1/4, 2/4, 3/4 and the peak itself, ..., FINAL_RATE of the peak at update 9.
     """
-    peak, warmup = section.learning_rate, max(1, round(section.warmup_fraction * steps))
-    return optax.warmup_cosine_decay_schedule(
-        peak / warmup, peak, warmup - 1, max(warmup, steps - 1), FINAL_RATE * peak
-    )
+    return _schedule(section.learning_rate, section, steps)
 
 
 def make_optimizer(section: schema.Optimizer, steps: int) -> optax.GradientTransformation:
-    """AdamW with clipping by global norm; norm scales (1-D) are not decayed."""
+    """Clipping by global norm, then AdamW; or Muon for the layers' matrices and AdamW for the rest.
+
+    Norm scales (1-D) are not decayed. Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) turns a matrix's
+    momentum M = U S V^T into about U V^T; scaled by 0.2 sqrt(max(in, out)) its entries are as large as AdamW's
+    (Moonlight, arXiv 2502.16982), as `speculators` and MaxText have it.
+    """
 
     def decayed(params: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
+    adamw = optax.adamw(
+        learning_rate(section, steps),
+        b1=section.b1,
+        b2=section.b2,
+        weight_decay=section.weight_decay,
+        mask=decayed,
+    )
+    if section.muon_learning_rate is None:
+        return optax.chain(optax.clip_by_global_norm(section.clip), adamw)
+    muon = optax.contrib.muon(
+        _schedule(section.muon_learning_rate, section, steps),
+        beta=MUON_MOMENTUM,
+        weight_decay=section.weight_decay,
+        consistent_rms=MUON_RMS,
+    )
     return optax.chain(
-        optax.clip_by_global_norm(section.clip),
-        optax.adamw(
-            learning_rate(section, steps),
-            b1=section.b1,
-            b2=section.b2,
-            weight_decay=section.weight_decay,
-            mask=decayed,
-        ),
+        optax.clip_by_global_norm(section.clip), optax.partition({"muon": muon, "adamw": adamw}, _optimized_by)
+    )
+
+
+def _optimized_by(params: Any) -> Any:
+    """Which of Muon and AdamW each array of `params` is for: matrices, but for those with a row for every token."""
+
+    def label(path: Any, leaf: Any) -> str:
+        names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        return "adamw" if leaf.ndim != 2 or min(leaf.shape) == 1 or VOCABULARY.intersection(names) else "muon"
+
+    return jax.tree_util.tree_map_with_path(label, params)
+
+
+def _schedule(peak: float, section: schema.Optimizer, steps: int) -> optax.Schedule:
+    warmup = max(1, round(section.warmup_fraction * steps))
+    return optax.warmup_cosine_decay_schedule(
+        peak / warmup, peak, warmup - 1, max(warmup, steps - 1), FINAL_RATE * peak
     )
 
 

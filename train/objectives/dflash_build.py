@@ -11,14 +11,8 @@ import numpy as np
 from configs.errors import UserError
 from configs.schema import DFlash, Recipe
 from models.drafters.artifact import check_fit, read_artifact
-from models.drafters.dflash import (
-    Drafter,
-    DrafterConfig,
-    confidence_weights,
-    random_weights,
-    target_head_weights,
-    target_weights,
-)
+from models.drafters.dflash import Drafter, DrafterConfig
+from models.drafters.dflash_weights import confidence_weights, random_weights, target_head_weights, target_weights
 from models.drafters.mixing import resized
 from models.target import Target
 from models.tokenizer import Tokenizer
