@@ -264,7 +264,7 @@ def _cut_ms(cost: Cost, draft: Draft, width: int) -> float:
 
 def worthwhile_drafts(cost: Cost, prior: Sequence[float], who: Who = "both", *, cuts: bool = False) -> list[Draft]:
     """SINGLE, copying beside it, and copying beside the drafter at the widths, and with the tree, that would pay best
-    if its drafts were accepted as often as the prior says, or far more often; the first of these without copying too,
+    if its drafts were accepted as often as the prior says, or far more often; the best of these without copying too,
     for texts that repeat words and go on differently; without those that `who` leaves out.
     With `cuts`, for a drafter whose confidence is calibrated, the chain that would pay best may go on to twice its
     width, or end at the anchor.
@@ -293,8 +293,9 @@ def worthwhile_drafts(cost: Cost, prior: Sequence[float], who: Who = "both", *, 
             draft, gain = best(drafts, prior, power)
             found += [draft] if gain > 1 else []
     chain = next((draft for draft in found if draft.width > 1 and not draft.tree), None)
-    if chain is not None and copy:
-        found.append(dataclasses.replace(chain, copy=0))
+    drafting = [draft for draft in found if draft.width > 1]
+    if drafting and copy:
+        found.append(dataclasses.replace(best(drafting, prior)[0], copy=0))
     if cuts and chain is not None and 2 * chain.width in cost.verify_ms:
         found.append(Draft("drafter", 2 * chain.width, copy, cuts=(1, chain.width)))
     return list(dict.fromkeys(found))

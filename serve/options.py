@@ -54,7 +54,7 @@ def add_draft(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tree",
         type=int,
-        choices=[16, 32, 64],
+        choices=[7, 16, 32, 64],
         help="draft trees of so many tokens from a block, of --width if given (default: chosen while decoding)",
     )
 

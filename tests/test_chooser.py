@@ -136,6 +136,13 @@ def test_acceptance_by_hand():
     assert known.tau(3) == pytest.approx(1 + first + first * second)
 
 
+def test_the_best_drafts_are_tried_without_copying_too():
+    """A chain, or a tree where its steps cost what the chain's do."""
+    chains, trees = (worthwhile_drafts(dataclasses.replace(COST, tree_ms=ms), [0.5]) for ms in ({}, {7: 15.0}))
+    assert [draft.tree for draft in chains if draft.width > 1 and not draft.copy] == [0]
+    assert [draft.tree for draft in trees if draft.width > 1 and not draft.copy] == [7]
+
+
 def test_a_tree_is_drafted_where_verifying_it_is_cheap():
     """And dropped for the chain where its branches turn out to add nothing: acceptance is its own."""
     cheap, dear = (dataclasses.replace(COST, tree_ms={16: ms}) for ms in (16.0, 40.0))

@@ -129,7 +129,7 @@ def test_parts_add_up_to_steps_and_hold_no_call(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_trees_are_timed_while_they_are_cheap(monkeypatch: pytest.MonkeyPatch):
-    """16 slots within two plain steps: a tree of 16 is timed; its steps take more, so that no larger one is."""
+    """A block within two plain steps: a tree of 7 is timed; its steps take more, so that no larger one is."""
     engine, timed = make_engine(make_target(), make_artifact(width=20)), []
 
     def by(verify_ms: float):
@@ -140,7 +140,7 @@ def test_trees_are_timed_while_they_are_cheap(monkeypatch: pytest.MonkeyPatch):
 
         return measured
 
-    for verify_ms, expected in ((21.0, []), (19.0, [16])):
+    for verify_ms, expected in ((21.0, []), (19.0, [7])):
         timed.clear()
         monkeypatch.setattr(serve.cost, "measure_cost", by(verify_ms))
         assert list(serve.cost.time_steps(engine, 256, [1, 2, 16, 20]).tree_ms) == timed == expected

@@ -17,7 +17,7 @@ from models.target import Target
 from models.verify import Speculation
 
 ABSENT = -1  # a node that is none
-TREES = {16: 8, 32: 16, 64: 16}  # nodes of the trees a step may draft, and the width of the block they come from
+TREES = {7: 4, 16: 8, 32: 16, 64: 16}  # nodes of the trees a step may draft, and the width of the block they come from
 
 
 @struct.dataclass
