@@ -87,7 +87,7 @@ def test_a_family_that_is_not_computed(tmp_path: Path, chips: aot.Topology, caps
     [
         "dflash",
         "dflash/1",
-        "dflash/16/tree=7",
+        "dflash/16/tree=5",
         "dflash/16/wide",
         "nothing/16",
         "dflash/16/vocab=0",
