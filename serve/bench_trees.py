@@ -5,7 +5,7 @@ A table, and as the last line one JSON object with, for each way of drafting ("c
     tau      tokens committed per verify step, the bonus token included
     step_ms  milliseconds of a step, drafting and verification
     speedup  the plain loop's time over its own, all answers together; speedup_spread: the 95 % interval over prompts
-    exact    answers that equal the plain loop's, of `answers`
+    exact    answers that equal the plain loop's, of `answers`; mismatches: the target's logit gaps where one does not
     widths   {width: steps that drafted a block so wide}
 
 and plain_ms, a step of the plain loop. Batch 1, greedy, every way on the same prompts in turn within this process.
@@ -57,7 +57,7 @@ def compared(ways: Mapping[str, Any], tasks: Mapping[str, Sequence[Any]], title:
         for name, found in in_turn(ways, prompts).items():
             answers[name] += found
         say(f"bench: {task}: " + ", ".join(f"{name} {summary(found)['tau']:.2f}" for name, found in answers.items()))
-    found = {name: summary(pairs) for name, pairs in answers.items()}
+    found = {name: summary(pairs) | {"mismatches": mismatches(ways[name], pairs)} for name, pairs in answers.items()}
     table = Table(title=title, box=SIMPLE_HEAD)
     for column in ("drafts", "tau", "ms a step", "speedup (95 % interval)", "exact"):
         table.add_column(column, justify="left" if column == "drafts" else "right")
@@ -69,6 +69,15 @@ def compared(ways: Mapping[str, Any], tasks: Mapping[str, Sequence[Any]], title:
     plain = [plain for _, plain, _ in next(iter(answers.values()))]
     plain_ms = sum(answer.decode_ms for answer in plain) / sum(len(answer.ids) for answer in plain)
     return {"plain_ms": round(plain_ms, 2), "ways": found}
+
+
+def mismatches(evaluator: Any, pairs: Sequence[tuple[Any, Any, Any]]) -> list[dict[str, Any]]:
+    """Where greedy answers part from the plain loop's, and how near a tie that was."""
+    from serve.summary import mismatch
+
+    if not evaluator.sampling.greedy:
+        return []
+    return [mismatch(each) for each in evaluator.at_full_width([pair for pair in pairs if pair[1].ids != pair[2].ids])]
 
 
 def summary(pairs: Sequence[tuple[Any, Any, Any]]) -> dict[str, Any]:
