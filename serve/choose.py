@@ -27,7 +27,8 @@ decoder says how long its segments took, a draft's steps are priced at what they
 to, and drafts not used for a while at what plain steps did.
 
 The c_i and s start from a prior (for the drafter its held-out acceptance, kept in its artifact) and follow what the
-last hundred steps or so accepted. What copying would have got is read off the text without copying. Width 1 is
+last hundred steps or so accepted; a tree's prior is what the chain's acceptance now makes of it, so that a text on
+which chains do well has trees tried. What copying would have got is read off the text without copying. Width 1 is
 a plain step that keeps the drafter's context: where no draft pays, none is made, and the drafter is tried again as its
 old failures fade into the prior.
 """
@@ -60,9 +61,13 @@ class SlotAcceptance:
     """Running conditional acceptance of slots 1..W-1."""
 
     def __init__(self, prior: Sequence[float], num_slots: int):
-        known = np.array([prior[min(slot, len(prior) - 1)] for slot in range(num_slots)])
-        self.prior = np.clip(known, 0.01, 0.99)
         self.passed, self.reached = np.zeros(num_slots), np.zeros(num_slots)
+        self.suppose(prior)
+
+    def suppose(self, prior: Sequence[float]) -> None:
+        """Another prior under what was seen; its last entry holds for all slots after it."""
+        known = np.array([prior[min(slot, len(prior) - 1)] for slot in range(len(self.passed))])
+        self.prior = np.clip(known, 0.01, 0.99)
 
     @property
     def conditional(self) -> np.ndarray:
@@ -220,6 +225,9 @@ class Chooser:
         known = [(run - 1, min(run, most)) for run, most in steps] if draft.width > 1 else []
         for shape, acceptance in self.drafted.items():
             acceptance.observe(known if shape == (draft.tree, draft.cuts) else [])
+        for (nodes, _), acceptance in self.drafted.items():
+            if nodes:
+                acceptance.suppose(supposed(self.drafted[0, ()].conditional.tolist(), nodes))
         for other, sums in self.cut.items():
             taken = [(1, _cut_ms(self.cost(1), draft, most + 1), run) for run, most in steps] if other == draft else []
             self.cut[other] = (FADE if taken else FORGET) * sums + np.sum(taken or [(0, 0, 0)], axis=0)
@@ -303,9 +311,11 @@ def worthwhile_drafts(cost: Cost, prior: Sequence[float], who: Who = "both", *, 
 
 def supposed(prior: Sequence[float], nodes: int) -> Sequence[float]:
     """What is supposed of the levels of a tree of so many nodes, given the acceptance of its block's slots as a chain
-    (0 nodes): where a slot misses with chance m, a tree does with m^(1 + log2(nodes) / 8). By `serve.bench_trees` the
-    exponents of 16, 32 and 64 nodes were 1.55, 1.72 and 1.91 for a drafter of tau 1.5."""
-    return [1 - (1 - chance) ** (1 + np.log2(nodes or 1) / 8) for chance in prior]
+    (0 nodes): where a slot misses with chance m, a tree does with m^(1 + log2(nodes) / 8), of 16 nodes at least. By
+    `serve.bench_trees` the exponents of 7, 16, 32 and 64 nodes were 1.7, 1.6 to 1.75, 1.7 to 1.9 and 1.9 to 2.1 for a
+    drafter of tau 1.6: seven lie on three levels, the others on many."""
+    exponent = 1 + np.log2(max(nodes, 16)) / 8 if nodes else 1.0
+    return [1 - (1 - chance) ** exponent for chance in prior]
 
 
 def copying(text: Sequence[int], begin: int, width: int) -> tuple[list[tuple[int, int]], int]:

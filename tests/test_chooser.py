@@ -159,6 +159,20 @@ def test_a_tree_is_drafted_where_verifying_it_is_cheap():
     assert np.mean([draft.width > 1 and not draft.tree for draft in picked[20:]]) > 0.8
 
 
+def test_a_tree_is_tried_where_chains_turn_out_to_do_well():
+    """At the prior the chain is a little quicker. Where its slots are accepted with 0.7, the tree, which was not seen to
+    do anything, is supposed to miss with 0.3^1.5 and is worth its 18 ms."""
+    chain, tree = Draft("drafter", 4), Draft("drafter", 4, tree=7)
+    chooser = Chooser(dataclasses.replace(COST, tree_ms={7: 18.0}), [0.2], [chain, tree])
+    assert chooser.token_ms(chain) < chooser.token_ms(tree)
+    rng, text = np.random.default_rng(0), list(range(1000))
+    for _ in range(20):
+        runs = [int(np.cumprod(rng.random(3) < 0.7).sum()) + 1 for _ in range(8)]
+        text += range(len(text), len(text) + sum(runs))
+        chooser.observe(chain, [Seen(runs, [False] * 8, text)])
+    assert chooser.pick() == tree
+
+
 def test_worthwhile_drafts_are_few_and_hold_the_plain_loop():
     drafts = worthwhile_drafts(COST, [0.5])
     assert drafts[0] == SINGLE
