@@ -375,7 +375,21 @@ def _partial(
     top = scores.max(axis=-1, keepdims=True)
     weights = jnp.exp(scores - top)
     mixed = jnp.einsum("bkqs,bksh->bkqh", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
-    return Partial(top, weights.sum(axis=-1, keepdims=True), mixed)
+    return Partial(top, jax.lax.platform_dependent(weights, cpu=_summed_in_order, default=_summed), mixed)
+
+
+def _summed(weights: Float[Array, "B K Q S"]) -> Float[Array, "B K Q 1"]:
+    return weights.sum(axis=-1, keepdims=True)
+
+
+def _summed_in_order(weights: Float[Array, "B K Q S"]) -> Float[Array, "B K Q 1"]:
+    """The same, added up from the first position to the last: what is hidden between changes no bit.
+
+    XLA's CPU backend reduces in lanes, so that a token's sum hangs on where in a tree its ancestors lie. Its products,
+    which mix the values, add up in order; of fewer columns than 16 not all do.
+    """
+    ones = jnp.ones((weights.shape[-1], 16), weights.dtype)
+    return jnp.einsum("bkqs,sn->bkqn", weights, ones)[..., :1]
 
 
 def _joined(first: Partial, second: Partial) -> Partial:

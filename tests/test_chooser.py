@@ -160,8 +160,8 @@ def test_a_tree_is_drafted_where_verifying_it_is_cheap():
 
 
 def test_a_tree_is_tried_where_chains_turn_out_to_do_well():
-    """At the prior the chain is a little quicker. Where its slots are accepted with 0.7, the tree, which was not seen to
-    do anything, is supposed to miss with 0.3^1.5 and is worth its 18 ms."""
+    """At the prior the chain is a little quicker. Where its slots are accepted with 0.7, the tree, which was never
+    drafted, is supposed to miss with 0.3^1.5 and is worth its 18 ms."""
     chain, tree = Draft("drafter", 4), Draft("drafter", 4, tree=7)
     chooser = Chooser(dataclasses.replace(COST, tree_ms={7: 18.0}), [0.2], [chain, tree])
     assert chooser.token_ms(chain) < chooser.token_ms(tree)

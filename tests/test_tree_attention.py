@@ -1,12 +1,15 @@
 """A node of a tree sees what it would see at the end of its own branch, written as a text: hidden states agree, and a
-chain of nodes is what consecutive tokens are, to the bit."""
+chain of nodes is what consecutive tokens are, to the bit; so is a branch whose nodes lie apart, on a CPU."""
+
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.attention import Chain, Tree, whole
+from models.attention import Chain, Tree, attend, whole
+from models.cache import Slots
 from tests.tiny import make_target
 
 PARENTS = {
@@ -69,3 +72,31 @@ def test_by_hand():
     before = list(range(7))
     assert seen == [[*before, 7], [*before, 7, 8], [*before, 7, 9], [*before, 7, 8, 10]]
     assert where.positions.tolist() == [[7, 8, 8, 9]]
+
+
+@pytest.mark.slow  # of the machine's own kernels
+@pytest.mark.parametrize(
+    ("path", "nodes"), [((0, 2, 3, 6), 7), ((0, 3, 6, 10, 16), 16), ((0, 9, 30, 44, 64), 64)], ids=str
+)
+def test_attention_has_the_same_bits_wherever_a_branch_lies(path: tuple[int, ...], nodes: int):
+    """A token's own keys, values and query, as the next of a text and as a node among others: with near-ties, what
+    keeps trees at what the plain loop writes."""
+    rng = np.random.default_rng(0)
+    values, queries = rng.standard_normal((1, 3, 256, 64)), rng.standard_normal((1, nodes + 1, 9, 64))
+    keys = rng.standard_normal((1, 3, 64, 256))
+    parents = np.zeros((1, nodes), int)
+    for above, node in pairwise(path):
+        parents[0, node - 1] = above
+
+    @jax.jit
+    def found(where: Chain | Tree, keys: jax.Array, values: jax.Array, queries: jax.Array) -> jax.Array:
+        return attend(queries, Slots([keys], [values]), where)
+
+    for root in range(20, 180, 5):
+        after, places = root + np.arange(len(path)), root + np.array(path)
+        own = keys.copy(), values.copy(), queries.copy()
+        own[0][..., places], own[1][:, :, places] = keys[..., after], values[:, :, after]
+        own[2][:, list(path)] = queries[:, : len(path)]
+        chain = found(Chain(root + jnp.arange(nodes + 1)[None]), *map(jnp.float32, (keys, values, queries)))
+        tree = found(Tree(jnp.array([root]), jnp.asarray(parents)), *map(jnp.float32, own))
+        np.testing.assert_array_equal(tree[0, np.array(path)], chain[0, : len(path)], err_msg=f"root {root}")
