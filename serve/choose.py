@@ -312,8 +312,8 @@ def worthwhile_drafts(cost: Cost, prior: Sequence[float], who: Who = "both", *, 
 def supposed(prior: Sequence[float], nodes: int) -> Sequence[float]:
     """What is supposed of the levels of a tree of so many nodes, given the acceptance of its block's slots as a chain
     (0 nodes): where a slot misses with chance m, a tree does with m^(1 + log2(nodes) / 8), of 16 nodes at least. By
-    `serve.bench_trees` the exponents of 7, 16, 32 and 64 nodes were 1.7, 1.6 to 1.75, 1.7 to 1.9 and 1.9 to 2.1 for a
-    drafter of tau 1.6: seven lie on three levels, the others on many."""
+    `serve.bench_trees`, on six answers each time, the exponents of 7, 16, 32 and 64 nodes were about 1.7, 1.6 to 1.75,
+    1.7 to 1.9 and 1.9 to 2.1 for a drafter of tau 1.6: seven lie on three levels, the others on many."""
     exponent = 1 + np.log2(max(nodes, 16)) / 8 if nodes else 1.0
     return [1 - (1 - chance) ** exponent for chance in prior]
 
