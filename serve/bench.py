@@ -35,6 +35,7 @@ import numpy as np
 from configs.console import command, say
 
 FIXED = (1, 2, 4, 8)
+HALVES = {"greedy": "greedy", "sampled": "temperature 1"}  # of a bench -> its table's title
 FEW = 2  # prompts of each task for the comparisons of widths and with llama.cpp
 
 
@@ -47,10 +48,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser_of(
-    name: str, text: str, *, prompts: int, new: int = 128, tasks: str | None = None, typed: bool = True
+    name: str,
+    text: str,
+    *,
+    prompts: int,
+    new: int = 128,
+    tasks: str | None = None,
+    typed: bool = True,
+    halves: bool = False,
 ) -> argparse.ArgumentParser:
     """The options of the benches that decode tasks, by the names that python -m serve eval has for them; `tasks` are
-    those that need not be named, --dtype is there where it is `typed`."""
+    those that need not be named, --dtype is there where it is `typed`, --only where it measures `halves`: greedily and
+    sampled."""
     parser = argparse.ArgumentParser(prog=f"python -m serve.{name}", description=text)
     parser.add_argument("--target", default="smollm2-135m")
     parser.add_argument("--drafter", type=Path, required=True)
@@ -60,6 +69,8 @@ def parser_of(
     parser.add_argument("--task-dir", type=Path)
     parser.add_argument("--prompts", type=int, default=prompts, help="of each task (default %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=new, help="(default %(default)s)")
+    if halves:
+        parser.add_argument("--only", choices=list(HALVES), help="greedy decoding or at temperature 1 (default both)")
     if typed:
         parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="(default %(default)s)")
     return parser
@@ -91,21 +102,22 @@ class Opened:
         return Evaluator(self.engine, self.tokenizer, self.options.max_new_tokens, **given)
 
     def greedily_and_sampled(self, measured: Callable[[Callable[..., Any], str], dict[str, Any]]) -> dict[str, Any]:
-        """What `measured` says of greedy decoding, and under "sampled" of decoding at temperature 1; it is given a
-        function that makes evaluators which choose by what steps cost, and a title."""
+        """What `measured` says of greedy decoding, and under "sampled" of decoding at temperature 1, or of the one that
+        `--only` names; it is given a function that makes evaluators which choose by what steps cost, and a title."""
         from configs.device import describe_device, drop_programs
         from models.sampling import GREEDY, Sampling
         from models.verify import Speculation
         from serve.load import step_cost
 
-        found = []
-        for title, sampling in (("greedy", GREEDY), ("temperature 1", Sampling(temperature=1.0))):
-            speculation = Speculation(sampling)
+        samplings = {"greedy": GREEDY, "sampled": Sampling(temperature=1.0)}
+        found = {}
+        for half in [self.options.only] if self.options.only else samplings:
+            speculation = Speculation(samplings[half])
             cost = step_cost(self.engine, self.artifact, self.tokens, speculation)
             drop_programs()
-            found.append(measured(partial(self.evaluator, cost=cost, speculation=speculation), title))
+            found[half] = measured(partial(self.evaluator, cost=cost, speculation=speculation), HALVES[half])
         named = {name: str(getattr(self.options, name)) for name in ("dtype", "drafter")}
-        return {"device": describe_device(), **named, **found[0], "sampled": found[1]}
+        return {"device": describe_device(), **named, **found.pop("greedy", {}), **found}
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

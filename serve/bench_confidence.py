@@ -18,7 +18,7 @@ from serve.bench import Opened, parser_of
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = parser_of("bench_confidence", "Blocks cut by confidence against whole ones.", prompts=4)
+    parser = parser_of("bench_confidence", "Blocks cut by confidence against whole ones.", prompts=4, halves=True)
     print(json.dumps(measure(parser.parse_args(arguments))))
     return 0
 

@@ -8,7 +8,7 @@ Two tables, and as the last line one JSON object with, greedily,
                with mismatches the target's logit gaps where one does not; repetition the share of answers that repeat
                themselves, tau_without_repetition the tau of the others
     average    means over tasks, exact and prompts summed; plain_ms the plain loop's milliseconds a token
-    sampled    the same object at temperature 1, where no answer is expected to equal another
+    sampled    the same object at temperature 1, where no answer is expected to equal another; --only leaves out one
 
 Batch 1, drafts chosen while decoding; a plain answer, both speculative ones and a second plain one take turns.
 """
@@ -26,7 +26,7 @@ from serve.bench import Opened, in_turn, parser_of
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = parser_of("bench_release", "What a drafter gains.", prompts=20)
+    parser = parser_of("bench_release", "What a drafter gains.", prompts=20, halves=True)
     print(json.dumps(measure(parser.parse_args(arguments))))
     return 0
 
